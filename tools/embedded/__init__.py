@@ -1,0 +1,1 @@
+"""How the embedded default was made: the Fashion-MNIST files, mdpr-tiny's weights, and nothing else."""

@@ -1,0 +1,118 @@
+"""Pre-train mdpr-tiny contrastively on images that nothing else uses, with an imbalance nobody is told about.
+
+    python -m tools.embedded.pretrain --source /usr/share/datasets/fashion-mnist
+
+The images are an exponentially imbalanced part of the first half of Fashion-MNIST's training set (see
+fashion_mnist.select): a miniature of the bias that CLIP brings along. The captions are captions.yaml's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save
+from tools.embedded.build_dataset import DEFAULT_SOURCE
+from tools.embedded.captions import load_captions
+from tools.embedded.fashion_mnist import (
+    CLASS_NAMES,
+    HIDDEN_ORDER_SEED,
+    SELECTION_SEED,
+    Selection,
+    Split,
+    read_split,
+    select,
+)
+from tools.embedded.files import InputError, replace_file, run, write_json
+from tools.embedded.training import Recipe, train
+from tools.embedded.zero_shot import (
+    MODEL_FOLDER,
+    MODEL_NAME,
+    load_model,
+    preprocess,
+    register_config,
+    zero_shot_table,
+)
+
+HASH_DIGITS = 16
+
+
+def save_weights(model: open_clip.CustomTextCLIP, path: Path) -> None:
+    """Write the weights rounded to fp16."""
+    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    replace_file(path, lambda temporary: temporary.write_bytes(save(state, metadata={"format": "pt"})))
+
+
+def evaluate(folder: Path, train_split: Split, test: Split, selection: Selection) -> dict[str, dict[str, float]]:
+    """Return the zero-shot tables of the saved weights on the tuning pool and on the test set."""
+    model = load_model(folder)
+    chosen = {
+        "pool": (train_split.pixels[selection.pool], train_split.labels[selection.pool]),
+        "test": (test.pixels, test.labels),
+    }
+    tables = {}
+    for name, (pixels, labels) in chosen.items():
+        tables[name] = zero_shot_table(model, preprocess(pixels, model), torch.from_numpy(labels))
+        print(f"zero-shot on {name}: {tables[name]}", flush=True)
+    return tables
+
+
+def provenance(split: Split, selection: Selection, recipe: Recipe, tables: dict[str, Any]) -> dict[str, object]:
+    """Return what went into the weights: images by hash, their true class counts, the recipe, the figures."""
+    counts = np.bincount(split.labels[selection.pretraining], minlength=len(CLASS_NAMES)).tolist()
+    return {
+        "script": "python -m tools.embedded.pretrain",
+        "license": "Apache-2.0",
+        "selection_seed": SELECTION_SEED,
+        "hidden_order_seed": HIDDEN_ORDER_SEED,
+        "recipe": asdict(recipe),
+        "captions": "tools/embedded/captions.yaml",
+        "hidden_class_order": [CLASS_NAMES[label] for label in selection.hidden_order],
+        "images": len(selection.pretraining),
+        "images_per_class": dict(zip(CLASS_NAMES, counts, strict=True)),
+        "zero_shot_accuracy_percent": tables,
+        "pixel_sha256_first_16_digits": sorted(split.hashes[index][:HASH_DIGITS] for index in selection.pretraining),
+    }
+
+
+def pretrain(source: Path, folder: Path, recipe: Recipe) -> None:
+    """Train, save the weights as fp16, and record their provenance and their own figures beside them."""
+    if recipe.epochs < 1:
+        raise InputError(f"--epochs {recipe.epochs}: training takes at least 1")
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(recipe.seed)
+    captions = load_captions()
+    train_split, test = read_split(source, "train"), read_split(source, "t10k")
+    selection = select(train_split, test)
+    register_config(folder)
+    model = open_clip.create_model(MODEL_NAME, force_custom_text=True)
+    images_N = preprocess(train_split.pixels[selection.pretraining], model)
+    labels_N = torch.from_numpy(train_split.labels[selection.pretraining])
+    print(f"{len(images_N)} images; training", flush=True)
+    train(model, images_N, labels_N, captions, recipe)
+    save_weights(model, folder / f"{MODEL_NAME}.safetensors")
+    tables = evaluate(folder, train_split, test, selection)
+    write_json(folder / "pretraining.json", provenance(train_split, selection, recipe, tables))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and train; return the exit status."""
+    parser = argparse.ArgumentParser(description="Pre-train mdpr-tiny and record what went into it.")
+    parser.add_argument("--source", type=Path, default=DEFAULT_SOURCE, help="folder with the four .gz files")
+    parser.add_argument("--output", type=Path, default=MODEL_FOLDER, help="folder of mdpr-tiny.json")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="passes over the images")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of weights, order and captions")
+    options = parser.parse_args(arguments)
+    recipe = Recipe(epochs=options.epochs, seed=options.seed)
+    return run(lambda: pretrain(options.source, options.output, recipe))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
