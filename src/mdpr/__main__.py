@@ -1,0 +1,5 @@
+"""`python -m mdpr`, as torchrun needs it."""
+
+from mdpr.cli import main
+
+main()

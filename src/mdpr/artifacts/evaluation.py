@@ -1,0 +1,87 @@
+"""evaluation/: predictions, metrics and their intervals on the test set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mdpr.artifacts.formats import Format, parse, read_json
+from mdpr.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_predictions(evaluation: Path, predictions: pd.DataFrame) -> None:
+    """predictions.parquet, one row a test image; the columns are listed in `mdpr.evaluation.predictions`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"top5": pa.list_(pa.int64()), "routing": pa.list_(pa.float32()), "probability": pa.float32()}
+    fields = [(name, types.get(name.rsplit("_", 1)[-1], pa.int64())) for name in predictions.columns]
+    table = pa.Table.from_pandas(predictions, schema=pa.schema(fields), preserve_index=False)
+    table = table.replace_schema_metadata({"format": "mdpr-predictions/1"})
+    pq.write_table(table, evaluation / "predictions.parquet")
+
+
+def read_predictions(evaluation: Path) -> pd.DataFrame:
+    """The table of `write_predictions`; raises `ArtifactError` where it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = evaluation / "predictions.parquet"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run evaluate first") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable Parquet file: {error}") from None
+    if (table.schema.metadata or {}).get(b"format") != b"mdpr-predictions/1":
+        raise ArtifactError(f"{path} is not a table of predictions (mdpr-predictions/1): run evaluate again")
+    return table.to_pandas()
+
+
+class Intervals(Format):
+    """Intervals (low, high) of class-balanced accuracy as fractions: branch -> all, many, medium, few -> interval.
+
+    gain_of_fused    fused minus the named branch, on the same images
+    """
+
+    format: Literal["mdpr-intervals/1"] = "mdpr-intervals/1"
+    method: str
+    level: float
+    resamplings: int
+    seed: int
+    accuracy: dict[str, dict[str, tuple[float, float]]]
+    gain_of_fused: dict[str, dict[str, tuple[float, float]]]
+
+
+def read_intervals(evaluation: Path) -> Intervals:
+    path = evaluation / "intervals.json"
+    return parse(path, Intervals, read_json(path))
+
+
+def read_metrics(evaluation: Path) -> dict[str, dict[str, float]]:
+    """metrics.json: branch -> figure -> value; zero_shot, base and fused always, routed where there is one.
+
+    Accuracies are fractions. A shot group without classes has no entry.
+    """
+    path = evaluation / "metrics.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"zero_shot", "base", "fused"} <= content.keys():
+        raise ArtifactError(f"{path} must hold the branches zero_shot, base and fused: run evaluate again")
+    return content
+
+
+def read_shots(evaluation: Path) -> list[str]:
+    """The shot group of each class in order of index, from per_class.csv."""
+    import pandas as pd
+
+    path = evaluation / "per_class.csv"
+    try:
+        table = pd.read_csv(path, usecols=["index", "shot"])
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run evaluate first") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a table of classes: {error}") from None
+    return [str(shot) for shot in table.sort_values("index")["shot"]]

@@ -1,0 +1,67 @@
+"""probe/: what the frozen CLIP makes of the training images. C classes, d joint embedding width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdpr.artifacts.formats import class_digest, read_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the frozen CLIP makes of the training images, before anything is tuned.
+
+    confusion_CC       row c: share of class c's images predicted as each class (rows sum to 1)
+    rival_C            int64, the class that c is most confused with
+    zero_shot_C        accuracy a class, 0..1
+    log_prior_C        log of the estimated pre-training prior (METHOD: hidden bias), sums to 1 after exp
+    text_Cd            unit-length class features of the zero-shot classifier (an ensemble of templates)
+    logit_scale        exp of CLIP's own temperature parameter
+    fingerprint        of the backbone
+    """
+
+    confusion_CC: np.ndarray
+    rival_C: np.ndarray
+    zero_shot_C: np.ndarray
+    log_prior_C: np.ndarray
+    text_Cd: np.ndarray
+    logit_scale: float
+    fingerprint: str
+
+
+def write_probe(probe: Path, content: Probe, class_names: Sequence[str]) -> None:
+    """probe.safetensors for the machine, zero_shot.csv for people."""
+    import numpy as np
+    import pandas as pd
+    from safetensors.numpy import save_file
+
+    arrays = {
+        name: np.ascontiguousarray(getattr(content, name))
+        for name in ("confusion_CC", "rival_C", "zero_shot_C", "log_prior_C", "text_Cd")
+    }
+    metadata = {
+        "format": "mdpr-probe/1",
+        "fingerprint": content.fingerprint,
+        "logit_scale": repr(content.logit_scale),
+        "classes": class_digest(class_names),
+    }
+    save_file(arrays, probe / "probe.safetensors", metadata)
+    pd.DataFrame(
+        {
+            "class": list(class_names),
+            "zero_shot_accuracy": content.zero_shot_C,
+            "rival": [class_names[index] for index in content.rival_C],
+            "hidden_prior": np.exp(content.log_prior_C),
+        }
+    ).to_csv(probe / "zero_shot.csv", index_label="index", float_format="%.6f")
+
+
+def read_probe(probe: Path, class_names: Sequence[str]) -> Probe:
+    arrays, metadata = read_tensors(probe / "probe.safetensors", "mdpr-probe/1", class_names)
+    return Probe(**arrays, logit_scale=float(metadata["logit_scale"]), fingerprint=metadata["fingerprint"])

@@ -1,0 +1,50 @@
+"""registration.json and promotion.json: a version in the registry, and what the gate decided about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mdpr.artifacts.formats import Format, parse, read_json
+
+
+class Registration(Format):
+    """One version in the MLflow model registry; `model_digest` is of what it computes with, not of its run."""
+
+    format: Literal["mdpr-registration/1"] = "mdpr-registration/1"
+    model_name: str
+    version: str
+    run_id: str
+    model_digest: str
+    alias: str
+    source: str
+
+
+def read_registration(path: Path) -> Registration:
+    return parse(path, Registration, read_json(path))
+
+
+class Check(Format):
+    """One test of the gate: passed where `value` is above `threshold`."""
+
+    name: str
+    value: float
+    threshold: float
+    passed: bool
+
+
+class Promotion(Format):
+    """What the gate decided; the versions behind the alias `champion` before and after (None: no champion)."""
+
+    format: Literal["mdpr-promotion/1"] = "mdpr-promotion/1"
+    decision: Literal["promoted", "kept"]
+    reason: str
+    model_name: str
+    version: str
+    champion_before: str | None
+    champion_after: str | None
+    checks: tuple[Check, ...]
+
+
+def read_promotion(path: Path) -> Promotion:
+    return parse(path, Promotion, read_json(path))

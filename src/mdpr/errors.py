@@ -1,0 +1,54 @@
+"""Every error a user can cause, drawn as a tree.
+
+    MdprError                 exit code 2: one line that names the thing and the fix
+    ├── ConfigError           params.yaml, a --set override, a value outside its range
+    ├── ArtifactError         a file between two stages is missing, damaged or of another kind
+    ├── DataError             an image, a label, a class, a list file
+    ├── KnowledgeError        a sentence that is missing or empty, a knowledge base of other classes
+    ├── BackboneError         a model open_clip does not know, weights that are not there, prompts it cannot take
+    ├── TrainingError         a loss that is no longer a number
+    ├── TrackingError         MLflow: the store, the run, the registry
+    └── CheckFailed           a check did its work and said no; what it wrote is kept beside the output
+
+A programmer's mistake is an assert, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class MdprError(Exception):
+    """A mistake the user can mend. The message is one line: what is wrong, then what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(MdprError):
+    """A key or a value in params.yaml (or in an override) is not allowed."""
+
+
+class ArtifactError(MdprError):
+    """A file handed from one stage to the next is missing, damaged, or does not belong to its neighbours."""
+
+
+class DataError(MdprError):
+    """An image, a label or a class of the source cannot be used."""
+
+
+class KnowledgeError(MdprError):
+    """The knowledge base is incomplete or speaks of other classes."""
+
+
+class BackboneError(MdprError):
+    """The CLIP model cannot be built, its weights are missing, or it cannot do what was asked of it."""
+
+
+class TrainingError(MdprError):
+    """Training cannot go on."""
+
+
+class TrackingError(MdprError):
+    """The MLflow store or registry refused, or does not hold what was asked for."""
+
+
+class CheckFailed(MdprError):
+    """A stage's check found faults. Its outputs are kept under ``<output>.failed`` for the user to look at."""

@@ -1,0 +1,18 @@
+"""prepare: from a source to three splits in one form."""
+
+from __future__ import annotations
+
+from mdpr.config import PrepareParams
+from mdpr.stages.definition import Out
+
+
+def prepare(prepared: Out, *, params: PrepareParams) -> None:
+    """Write train, val and test as Parquet, classes.json and card.json. The test split is never cut."""
+    from pathlib import Path
+
+    from mdpr.data.preparation import write_prepared
+    from mdpr.data.sources import open_source
+
+    source = open_source(params.source, Path(params.root))
+    prepared.mkdir()
+    write_prepared(prepared, source, params)

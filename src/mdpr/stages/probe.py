@@ -1,0 +1,46 @@
+"""probe: the frozen model's own bias, read from the training images."""
+
+from __future__ import annotations
+
+from mdpr.config import BackboneParams, ProbeParams
+from mdpr.stages.definition import In, Out
+
+
+def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackboneParams) -> None:
+    """Write the zero-shot confusion, each class's rival and accuracy, and the estimated hidden prior."""
+    import torch
+
+    from mdpr.artifacts import Probe, read_classes, read_images, write_probe
+    from mdpr.data.loading import ImageTable, eval_transform, make_loader
+    from mdpr.knowledge.confusion import confusion_matrix, rivals
+    from mdpr.knowledge.prior import estimate_log_prior
+    from mdpr.model.backbone import Backbone
+    from mdpr.model.zero_shot import class_features
+    from mdpr.progress import track
+
+    names = [item.name for item in read_classes(prepared)]
+    frozen = Backbone.load(backbone)
+    text_Cd = class_features(frozen, names, params.templates)
+
+    transform = eval_transform(frozen.image_size_px, frozen.image_mean, frozen.image_std)
+    dataset = ImageTable(read_images(prepared / "train.parquet"), transform)
+    logits, labels = [], []
+    for image_B3HW, label_B in track(make_loader(dataset, params.batch_size), "probe"):
+        image_Bd = frozen.encode_image(image_B3HW.to(frozen.device))
+        logits.append((frozen.logit_scale * image_Bd @ text_Cd.T).cpu())
+        labels.append(label_B)
+    logits_NC, label_N = torch.cat(logits), torch.cat(labels)
+
+    confusion_CC = confusion_matrix(label_N.numpy(), logits_NC.argmax(dim=1).numpy(), len(names))
+    text = text_Cd.cpu().numpy()
+    content = Probe(
+        confusion_CC=confusion_CC.astype("float32"),
+        rival_C=rivals(confusion_CC, text),
+        zero_shot_C=confusion_CC.diagonal().astype("float32"),
+        log_prior_C=estimate_log_prior(logits_NC, label_N, params.prior_shrinkage).float().numpy(),
+        text_Cd=text,
+        logit_scale=frozen.logit_scale.item(),
+        fingerprint=frozen.fingerprint,
+    )
+    probe.mkdir()
+    write_probe(probe, content, names)

@@ -1,0 +1,24 @@
+"""register: a version in the model registry."""
+
+from __future__ import annotations
+
+from mdpr.config import RegisterParams, TrackingParams
+from mdpr.stages.definition import In, Out
+
+
+def register(
+    knowledge: In,
+    features: In,
+    model: In,
+    evaluation: In,
+    registration: Out,
+    *,
+    params: RegisterParams,
+    tracking: TrackingParams,
+) -> None:
+    """Log the servable model to its run, register it, set the alias, and write registration.json."""
+    from mdpr.artifacts import write_json
+    from mdpr.registry import releases
+    from mdpr.registry.served_model import Parts
+
+    write_json(registration, releases.register(Parts(knowledge, features, model), evaluation, tracking, params))

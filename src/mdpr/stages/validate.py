@@ -1,0 +1,26 @@
+"""validate: a broken data set stops here."""
+
+from __future__ import annotations
+
+from mdpr.config import ValidateParams
+from mdpr.stages.definition import In, Out
+
+
+def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
+    """Write result.json and Data Docs (index.html); raises `CheckFailed` where an expectation is not met."""
+    from mdpr.artifacts import read_card, read_classes, write_json
+    from mdpr.data.data_docs import write_data_docs
+    from mdpr.data.expectations import expectations, raise_for_errors, run_expectations
+    from mdpr.data.inventory import class_table, profile_table, split_tables
+
+    classes, card = read_classes(prepared), read_card(prepared)
+    splits = split_tables(prepared, classes)
+    counts = class_table(classes, splits)
+    profile = profile_table(counts, card)
+    suites = expectations(len(classes), card, params, profile["declared_imbalance_ratio"].item())
+    tables = {"classes": counts, "profile": profile, **{str(split): rows for split, rows in splits.items()}}
+    findings, results = run_expectations(tables, suites)
+    validation.mkdir()
+    write_json(validation / "result.json", findings)
+    write_data_docs(validation, findings, results, card)
+    raise_for_errors(findings)

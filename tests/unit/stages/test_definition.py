@@ -1,0 +1,116 @@
+"""The runner of stages: outputs whole or not at all."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mdpr.config import Section, parse_params
+from mdpr.errors import ArtifactError, CheckFailed, ConfigError, MdprError
+from mdpr.stages.definition import STAGES, Stage, load_stage, run_stage
+
+
+def stage(function: Callable[..., None]) -> Stage:
+    return Stage("tune", function, ("source",), ("made",), {"params": "tune"})
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    (tmp_path / "source").write_text("in")
+    return {"source": tmp_path / "source", "made": tmp_path / "folder" / "made"}
+
+
+@pytest.fixture
+def params() -> dict[str, Section]:
+    return dict(parse_params({}))
+
+
+def write(source: Path, made: Path, params: Section) -> None:
+    made.mkdir()
+    (made / "file").write_text(source.read_text())
+
+
+def test_an_output_is_renamed_into_place(paths: dict[str, Path], params: dict[str, Section]) -> None:
+    run_stage(stage(write), paths, params)
+    assert (paths["made"] / "file").read_text() == "in"
+    assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
+
+
+def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: dict[str, Section]) -> None:
+    paths["made"].mkdir(parents=True)
+    (paths["made"] / "stale").write_text("old")
+    run_stage(stage(write), paths, params)
+    assert [path.name for path in paths["made"].iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MdprError("no"), ZeroDivisionError])
+def test_a_stage_that_stops_leaves_the_old_output_and_nothing_else(
+    paths: dict[str, Path], params: dict[str, Section], error: BaseException
+) -> None:
+    paths["made"].mkdir(parents=True)
+    (paths["made"] / "good").write_text("old")
+
+    def stops(source: Path, made: Path, params: Section) -> None:
+        write(source, made, params)
+        raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        run_stage(stage(stops), paths, params)
+    assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
+    assert [path.name for path in paths["made"].iterdir()] == ["good"]
+
+
+def test_what_a_failed_check_wrote_is_kept_beside_the_output(
+    paths: dict[str, Path], params: dict[str, Section]
+) -> None:
+    def fails(source: Path, made: Path, params: Section) -> None:
+        write(source, made, params)
+        raise CheckFailed("class 3 has no image")
+
+    with pytest.raises(CheckFailed, match=r"class 3 has no image; see .*made\.failed"):
+        run_stage(stage(fails), paths, params)
+    assert not paths["made"].exists()
+    assert (paths["made"].parent / "made.failed" / "file").read_text() == "in"
+    run_stage(stage(write), paths, params)
+    assert not (paths["made"].parent / "made.failed").exists()
+
+
+def test_what_a_killed_run_left_does_not_stop_the_next(paths: dict[str, Path], params: dict[str, Section]) -> None:
+    left = paths["made"].with_name(".made.partial")
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    run_stage(stage(write), paths, params)
+    assert [path.name for path in paths["made"].iterdir()] == ["file"]
+
+
+def test_a_missing_input_is_named(paths: dict[str, Path], params: dict[str, Section]) -> None:
+    paths["source"].unlink()
+    with pytest.raises(ArtifactError, match=r"tune needs source at .*source, which does not exist"):
+        run_stage(stage(write), paths, params)
+
+
+def test_a_full_disk_is_one_line(paths: dict[str, Path], params: dict[str, Section]) -> None:
+    def full(source: Path, made: Path, params: Section) -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x" * 100_000)
+
+    with pytest.raises(MdprError, match="No space left on device"):
+        run_stage(stage(full), paths, params)
+
+
+def test_a_library_that_is_not_installed_is_named(paths: dict[str, Path], params: dict[str, Section]) -> None:
+    def imports(source: Path, made: Path, params: Section) -> None:
+        importlib.import_module("no_such_library")
+
+    with pytest.raises(MdprError, match=r"tune needs the package no_such_library, which is not installed: pip install"):
+        run_stage(stage(imports), paths, params)
+
+
+def test_there_are_nine_stages_and_no_other() -> None:
+    assert [load_stage(name).name for name in STAGES] == list(STAGES)
+    assert len(STAGES) == 9
+    with pytest.raises(ConfigError, match="there is no stage tuna"):
+        load_stage("tuna")

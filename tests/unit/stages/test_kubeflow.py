@@ -1,0 +1,107 @@
+"""What the components call: merging of parameters, one-line errors, what the UI is shown."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mdpr.artifacts import write_json
+from mdpr.errors import ConfigError
+from mdpr.stages import kubeflow
+from mdpr.stages.definition import STAGES
+from mdpr.stages.kubeflow import configure_stages, merge_params, run_component, show_confusion, show_metrics, summarise
+
+
+@dataclass
+class Port:
+    """An artifact as Kubeflow hands it over."""
+
+    path: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    matrix: tuple[list[str], list[list[int]]] | None = None
+
+    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None:
+        self.matrix = (categories, matrix)
+
+
+def test_overrides_have_the_last_word_and_leave_their_neighbours() -> None:
+    base = "tune: {epochs: 1, seed: 1, loss: {tau: 0.5, base: 2.0}}"
+    texts = merge_params(base, {"tune": {"epochs": 2, "seed": 2}}, "tune: {epochs: 3, loss: {tau: 0.7}}")
+    tune = yaml.safe_load(texts["tune"])["tune"]
+    assert (tune["epochs"], tune["seed"], tune["loss"]["tau"], tune["loss"]["base"]) == (3, 2, 0.7, 2.0)
+
+
+def test_whole_numbers_stay_whole() -> None:
+    (text,) = (text for name, text in merge_params("", {"tune": {"epochs": 4}}, "").items() if name == "tune")
+    assert "epochs: 4\n" in text
+
+
+def test_there_is_one_text_a_stage_in_order() -> None:
+    texts = configure_stages("", {}, "")
+    assert len(texts) == len(STAGES)
+    assert all(name in yaml.safe_load(text) for name, text in zip(STAGES, texts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("tune: {epoch: 3}", "did you mean epochs"),
+        ("tune: {epochs: many}", "tune.epochs = 'many'"),
+        ("tunes: {epochs: 3}", "did you mean tune"),
+        ("tune: {epochs: 3", "overrides is not valid YAML"),
+        ("tune.epochs=3", "overrides must hold sections"),
+        ("- 1", "overrides must hold sections"),
+    ],
+)
+def test_a_wrong_override_names_the_key_and_the_fix(overrides: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        merge_params("", {}, overrides)
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_component("encode", "", knowledge=Port(str(tmp_path / "no")), features=Port(str(tmp_path / "features")))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: encode needs knowledge at ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_come_from_the_file_or_from_run_json_inside(tmp_path: Path) -> None:
+    write_json(tmp_path / "registration", {"version": "3", "alias": "challenger", "checks": [1]})
+    assert summarise(tmp_path / "registration") == {"version": "3", "alias": "challenger"}
+    (tmp_path / "model").mkdir()
+    assert summarise(tmp_path / "model") == {}
+    write_json(tmp_path / "model" / "run.json", {"run_id": "abc"})
+    assert summarise(tmp_path / "model") == {"run_id": "abc"}
+
+
+def test_metrics_are_flat_numbers(tmp_path: Path) -> None:
+    write_json(tmp_path / "metrics.json", {"zero_shot": {"all": 0.7}, "base": {}, "fused": {"all": 0.8, "few": 0.6}})
+    view = Port("")
+    show_metrics(Port(str(tmp_path)), view)
+    assert view.metadata == {"zero_shot.all": 0.7, "fused.all": 0.8, "fused.few": 0.6}
+
+
+def test_confusion_counts_pairs_with_rows_actual(tmp_path: Path) -> None:
+    (tmp_path / "confusion.csv").write_text("actual,predicted\nNA,bag\nNA,NA\nbag,bag\nNA,bag\n", "utf-8")
+    view = Port("")
+    show_confusion(Port(str(tmp_path)), view)
+    assert view.matrix == (["NA", "bag"], [[1, 2], [0, 1]])
+
+
+def test_a_confusion_matrix_too_large_to_draw_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "confusion.csv").write_text("actual,predicted\na,b\nc,a\n", "utf-8")
+    monkeypatch.setattr(kubeflow, "CONFUSION_MAX_CLASSES", 2)
+    view = Port("")
+    with caplog.at_level(logging.INFO, logger="mdpr"):
+        show_confusion(Port(str(tmp_path)), view)
+    assert view.matrix is None
+    assert "3 classes, at most 2" in caplog.text

@@ -1,0 +1,53 @@
+"""The command line as a user meets it, in processes of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from mdpr.stages.definition import STAGES, load_stage
+
+
+def mdpr(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mdpr", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_lists_the_stages_in_order(tmp_path: Path) -> None:
+    done = mdpr("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    places = [done.stdout.index(f"\n  {name} ") for name in STAGES]
+    assert places == sorted(places)
+
+
+def test_a_stages_help_explains_ports_and_settings(tmp_path: Path) -> None:
+    done = mdpr("tune", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for port in load_stage("tune").ports:
+        assert f"--{port} PATH" in done.stdout
+    assert "base_loss ['ce']: loss of the base branch" in done.stdout
+
+
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = mdpr("prepare", "--prepared", "out", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: params.yaml does not exist: run from the project folder, or name another file\n"
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "params.yaml").write_text("prepare: {sead: 1}")
+    done = mdpr("prepare", "--prepared", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: prepare.sead is not a setting; did you mean seed?\n"
+
+    done = mdpr("prepair", "--prepared", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such command 'prepair'" in done.stderr
+
+
+def test_verbose_adds_the_traceback_and_keeps_the_line(tmp_path: Path) -> None:
+    done = mdpr("--verbose", "prepare", "--prepared", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: params.yaml does not exist")
