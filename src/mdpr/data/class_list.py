@@ -1,0 +1,78 @@
+"""classes.json of a source, and labels as people write them: a class name or an index."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mdpr.errors import DataError
+
+
+class ClassName(BaseModel):
+    """One class of a source. `disambiguation` tells two classes of the same name apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int = Field(ge=0)
+    name: str = Field(min_length=1, pattern=r"\S")
+    disambiguation: str | None = None
+
+
+class _ClassList(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: tuple[ClassName, ...]
+
+
+def read_class_list(file: Path) -> tuple[ClassName, ...]:
+    """{"classes": [{"index": 0, "name": "..."}, ...]}, indices without gaps; `DataError` names the fault."""
+    try:
+        classes = _ClassList.model_validate(json.loads(file.read_text(encoding="utf-8-sig"))).classes
+    except FileNotFoundError:
+        raise DataError(f'{file} is missing: {{"classes": [{{"index": 0, "name": "..."}}, ...]}}') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not valid JSON: {error}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise DataError(f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    for position, item in enumerate(classes):
+        if item.index != position:
+            raise DataError(f"{file}: class {item.name!r} has index {item.index}, expected {position}")
+    return classes
+
+
+class LabelReader:
+    """Turns label texts of a list file into class indices.
+
+    Without a class list the classes are the names that occur, sorted; numbers need a list that names them.
+    """
+
+    def __init__(self, classes: tuple[ClassName, ...] | None, labels: Sequence[str], file: Path) -> None:
+        self._file = file
+        self._accepts_indices = classes is not None
+        self.classes = classes or tuple(
+            ClassName(index=index, name=name) for index, name in enumerate(sorted(set(labels) - {""}))
+        )
+        self._by_name: dict[str, list[int]] = {}
+        for item in self.classes:
+            self._by_name.setdefault(item.name, []).append(item.index)
+
+    def index(self, label: str, line: int) -> int:
+        """Raises `DataError` naming the line for a label that is empty, unknown or means two classes."""
+        where = f"{self._file} line {line}: label {label!r}"
+        if label.isdecimal() and not self._accepts_indices:
+            raise DataError(f"{where} is a number: add classes.json, which names the classes")
+        matches = self._by_name.get(label, [])
+        if len(matches) > 1:
+            raise DataError(f"{where} is the name of classes {matches}: use the index")
+        if matches:
+            return matches[0]
+        if label.isdecimal() and int(label) < len(self.classes):
+            return int(label)
+        close = difflib.get_close_matches(label, self._by_name, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "correct it or add the class to classes.json"
+        raise DataError(f"{where} is not in the class list: {hint}")

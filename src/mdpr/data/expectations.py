@@ -1,0 +1,168 @@
+"""What a usable data set looks like, as Great Expectations over the tables of `mdpr.data.inventory`.
+
+Importing Great Expectations takes seconds: only the stage `validate` loads this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import numpy as np
+import pandas as pd
+from great_expectations.core import ExpectationSuiteValidationResult
+from great_expectations.data_context.types.base import (
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
+from pydantic import Field
+
+from mdpr.artifacts import DataCard, Format
+from mdpr.config import ValidateParams
+from mdpr.errors import CheckFailed
+
+Level = Literal["error", "warning"]
+EXAMPLES = 5
+
+
+class Finding(Format):
+    """One expectation, what level it has, and what was observed."""
+
+    name: str
+    table: str
+    level: Level
+    success: bool
+    observed: str
+
+
+class Findings(Format):
+    """result.json."""
+
+    format: Literal["mdpr-validation/1"] = "mdpr-validation/1"
+    success: bool
+    expectations: tuple[Finding, ...] = Field(min_length=1)
+
+
+def expectations(
+    class_count: int, card: DataCard, params: ValidateParams, declared_ratio: float
+) -> dict[str, list[gxe.Expectation]]:
+    """The expectations on each table. Each carries its name and its level in `meta`."""
+    splits = {split: _on_images(class_count, params) for split in ("train", "val", "test")}
+    for split in ("val", "test"):
+        splits[split].append(
+            gxe.ExpectColumnValuesToBeNull(column="duplicate_of", meta=_meta("no_duplicate_across_splits"))
+        )
+    balanced = gxe.ExpectColumnMaxToBeBetween(
+        column="val_imbalance_ratio",
+        min_value=1,
+        max_value=1,
+        # a split that a source brought, or a share of the training images, may be as it is
+        meta=_meta("val_is_balanced", "error" if card.validation == "left_over" else "warning"),
+    )
+    ratio = gxe.ExpectColumnMaxToBeBetween(
+        column="imbalance_ratio",
+        min_value=declared_ratio * (1 - params.profile_tolerance),
+        max_value=declared_ratio * (1 + params.profile_tolerance),
+        meta=_meta("imbalance_ratio_as_declared"),
+    )
+    return {**splits, "classes": _on_classes(), "profile": [ratio, balanced]}
+
+
+def _meta(name: str, level: Level = "error") -> dict[str, str]:
+    return {"name": name, "level": level}
+
+
+def _on_images(class_count: int, params: ValidateParams) -> list[gxe.Expectation]:
+    sides = {"min_value": params.min_side_px, "max_value": params.max_side_px}
+    return [
+        gxe.ExpectTableRowCountToBeBetween(min_value=1, meta=_meta("has_images")),
+        gxe.ExpectColumnValuesToNotBeNull(column="label", meta=_meta("has_label")),
+        gxe.ExpectColumnValuesToBeOfType(column="label", type_="int64", meta=_meta("label_type")),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="label", min_value=0, max_value=class_count - 1, meta=_meta("label_in_class_list")
+        ),
+        gxe.ExpectColumnValuesToBeNull(column="fault", meta=_meta("decodes")),
+        gxe.ExpectColumnValuesToBeBetween(column="width_px", **sides, meta=_meta("width_within_bounds")),
+        gxe.ExpectColumnValuesToBeBetween(column="height_px", **sides, meta=_meta("height_within_bounds")),
+        gxe.ExpectColumnValuesToBeNull(column="repeats_row", meta=_meta("no_repeated_image", "warning")),
+    ]
+
+
+def _on_classes() -> list[gxe.Expectation]:
+    every_split = [
+        gxe.ExpectColumnValuesToBeBetween(column=f"{split}_images", min_value=1, meta=_meta(f"every_class_in_{split}"))
+        for split in ("train", "val", "test")
+    ]
+    return [
+        gxe.ExpectColumnValuesToBeUnique(column="display_name", meta=_meta("class_names_distinct")),
+        *every_split,
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="train_images", column_B="train_images_declared", meta=_meta("class_counts_as_declared")
+        ),
+    ]
+
+
+def run_expectations(
+    tables: Mapping[str, pd.DataFrame], suites: Mapping[str, Sequence[gxe.Expectation]]
+) -> tuple[Findings, dict[str, ExpectationSuiteValidationResult]]:
+    """Check every table: findings in the order of the expectations, and Great Expectations' own results."""
+    context = gx.get_context(
+        mode="ephemeral",
+        project_config=DataContextConfig(
+            store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+            analytics_enabled=False,
+            progress_bars=ProgressBarsConfig(globally=False),
+        ),
+    )
+    source = context.data_sources.add_pandas("prepared")
+    results: dict[str, ExpectationSuiteValidationResult] = {}
+    findings: list[Finding] = []
+    for name, suite in suites.items():
+        whole = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
+        batch = whole.get_batch({"dataframe": tables[name]})
+        results[name] = batch.validate(
+            gx.ExpectationSuite(name, expectations=list(suite)),
+            result_format={"result_format": "SUMMARY", "partial_unexpected_count": EXAMPLES},
+        )
+        for result in results[name].results:  # the renderer cannot print NumPy's numbers
+            if isinstance(value := result.result.get("observed_value"), np.generic):
+                result.result["observed_value"] = value.item()
+        by_name = {result.expectation_config.meta["name"]: result for result in results[name].results}
+        for expectation in suite:
+            meta, result = expectation.meta, by_name[expectation.meta["name"]]
+            findings.append(
+                Finding(
+                    name=meta["name"],
+                    table=name,
+                    level=meta["level"],
+                    success=bool(result.success),
+                    observed=observed(result.result, result.exception_info),
+                )
+            )
+    failed = [finding for finding in findings if not finding.success and finding.level == "error"]
+    return Findings(success=not failed, expectations=tuple(findings)), results
+
+
+def observed(result: Mapping[str, Any], exception_info: Mapping[str, Any]) -> str:
+    """In one line what an expectation saw: a value, or how many rows are unexpected and the first of them."""
+    if "observed_value" in result:
+        return str(result["observed_value"])
+    if "unexpected_count" not in result:
+        return f"could not be evaluated: {exception_info}"[:300]
+    count = f"{result['unexpected_count']} of {result['element_count']} unexpected"
+    values = result.get("partial_unexpected_list", ())
+    rows = result.get("partial_unexpected_index_list", ())
+    examples = [f"row {row}: {value}" for row, value in zip(rows, values, strict=False)]
+    return count + (f" ({'; '.join(examples)})" if examples else "")
+
+
+def raise_for_errors(findings: Findings) -> None:
+    """Raises `CheckFailed` that names the first failed expectation of level error and counts the others."""
+    failed = [item for item in findings.expectations if not item.success and item.level == "error"]
+    if failed:
+        first = failed[0]
+        more = f"; {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise CheckFailed(f"{first.name} fails in {first.table}: {first.observed}{more}")

@@ -1,0 +1,143 @@
+"""What torch sees: the same numbers as open_clip's preprocessing, and chance that hangs on nothing else."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from mdpr.artifacts import read_images, write_images
+from mdpr.data.images import decode_image
+from mdpr.data.loading import Augment, ImageTable, eval_transform, labels, make_loader, train_transform
+from mdpr.errors import DataError
+
+MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+COUNT = 40
+
+
+@pytest.fixture
+def table(tmp_path: Path, png: Callable[..., bytes]) -> pa.Table:
+    file = tmp_path / "train.parquet"
+    write_images(file, [png(row) for row in range(COUNT)], [f"{row}.png" for row in range(COUNT)], [*range(COUNT)])
+    return read_images(file)
+
+
+def dataset(table: pa.Table, augment: Augment = "flip", **options: int) -> ImageTable:
+    return ImageTable(table, train_transform(32, MEAN, STD, augment), **options)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (40, 90), (300, 200), (33, 31)])
+def test_eval_transform_is_that_of_open_clip(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
+    stock = open_clip.image_transform(32, is_train=False, mean=MEAN, std=STD)
+    assert torch.equal(eval_transform(32, MEAN, STD)(image), stock(image))
+
+
+def test_training_without_augmentation_is_evaluation(table: pa.Table, png: Callable[..., bytes]) -> None:
+    image, label = dataset(table, "none")[3]
+    assert torch.equal(image, eval_transform(32, MEAN, STD)(decode_image(png(3), "")))
+    assert label == 3
+
+
+def test_flip_mirrors_about_half_of_the_images(table: pa.Table) -> None:
+    plain, flipped = dataset(table, "none"), dataset(table, "flip")
+    mirrored = 0
+    for index in range(COUNT):
+        shown, original = flipped[index][0], plain[index][0]
+        assert torch.equal(shown, original) or torch.equal(shown, original.flip(-1))
+        mirrored += not torch.equal(shown, original)
+    assert 10 < mirrored < 30
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop_flip"])
+def test_augmentation_hangs_on_seed_epoch_and_index_alone(table: pa.Table, augment: Augment) -> None:
+    first = everything(dataset(table, augment, seed=7), epoch=2)
+    torch.manual_seed(123)
+    torch.rand(17)
+    reordered = everything(dataset(table, augment, seed=7), epoch=2, order_seed=9)
+    uncached = everything(dataset(table, augment, seed=7, cache_max_bytes=0), epoch=2)
+    in_workers = everything(dataset(table, augment, seed=7), epoch=2, workers=2)
+    assert torch.equal(first, reordered)
+    assert torch.equal(first, uncached)
+    assert torch.equal(first, in_workers)
+    assert not torch.equal(first, everything(dataset(table, augment, seed=7), epoch=3))
+    assert not torch.equal(first, everything(dataset(table, augment, seed=8), epoch=2))
+
+
+def test_one_image_and_a_batch_are_the_same(table: pa.Table) -> None:
+    images = dataset(table, "crop_flip", seed=1)
+    batch, batch_labels = next(iter(make_loader(images, COUNT, epoch=4)))
+    assert torch.equal(batch, torch.stack([images[index][0] for index in range(COUNT)]))
+    assert batch_labels.tolist() == [images[index][1] for index in range(COUNT)]
+    assert (batch.shape, batch.dtype, batch_labels.dtype) == ((COUNT, 3, 32, 32), torch.float32, torch.int64)
+
+
+def test_order_is_the_table_s_without_a_seed(table: pa.Table) -> None:
+    assert order(dataset(table)) == list(range(COUNT))
+
+
+def test_order_hangs_on_seed_and_epoch_alone(table: pa.Table) -> None:
+    shuffled = order(dataset(table), seed=1, epoch=1)
+    torch.manual_seed(99)
+    assert order(dataset(table, seed=5), seed=1, epoch=1, batch_size=3, workers=1) == shuffled
+    assert sorted(shuffled) == list(range(COUNT))
+    others = [order(dataset(table), seed=seed, epoch=epoch) for seed, epoch in ((1, 2), (2, 1), (1, 0))]
+    assert shuffled not in others
+    assert shuffled != list(range(COUNT))
+
+
+def test_the_trainer_s_generator_is_not_touched(table: pa.Table) -> None:
+    before = torch.get_rng_state()
+    order(dataset(table, "crop_flip"), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_cache_stays_within_its_bound(table: pa.Table) -> None:
+    images = dataset(table, cache_max_bytes=10 * 3 * 32 * 32 + 5)
+    order(images)
+    assert len(images._cache) == 10
+
+
+def test_drop_last_and_length(table: pa.Table) -> None:
+    assert [len(batch[1]) for batch in make_loader(dataset(table), 15)] == [15, 15, 10]
+    assert [len(batch[1]) for batch in make_loader(dataset(table), 15, drop_last=True)] == [15, 15]
+
+
+def test_labels_are_int64(table: pa.Table) -> None:
+    narrow = table.set_column(1, "label", table["label"].cast(pa.int8()))
+    assert labels(narrow).dtype == np.int64
+    assert labels(narrow).tolist() == list(range(COUNT))
+
+
+def test_a_damaged_image_is_named(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    write_images(tmp_path / "x.parquet", [png(0), png(1)[:200]], ["a.png", "b.png"], [0, 1])
+    with pytest.raises(DataError, match=r"row 1 \(b\.png\) cannot be decoded"):
+        dataset(read_images(tmp_path / "x.parquet"))[1]
+
+
+def test_pictures_of_any_shape_are_cropped_to_one_size(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (50, 20)).save(stream, "JPEG")
+    write_images(tmp_path / "x.parquet", [stream.getvalue()], ["a.jpg"], [0])
+    table = read_images(tmp_path / "x.parquet")
+    augments: tuple[Augment, ...] = ("none", "flip", "crop_flip")
+    assert {tuple(dataset(table, augment)[0][0].shape) for augment in augments} == {(3, 32, 32)}
+
+
+def everything(images: ImageTable, epoch: int, order_seed: int | None = None, workers: int = 0) -> torch.Tensor:
+    """All images of an epoch in the table's order, whatever the order they were asked for in."""
+    batches = list(make_loader(images, 7, seed=order_seed, epoch=epoch, workers=workers))
+    rows = torch.cat([batch[1] for batch in batches])
+    return torch.cat([batch[0] for batch in batches])[rows.argsort()]
+
+
+def order(
+    images: ImageTable, seed: int | None = None, epoch: int = 0, batch_size: int = 8, workers: int = 0
+) -> list[int]:
+    loader = make_loader(images, batch_size, seed=seed, epoch=epoch, workers=workers)
+    return torch.cat([batch[1] for batch in loader]).tolist()

@@ -1,0 +1,149 @@
+"""The stage prepare, run as the command line runs it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mdpr.artifacts import SPLITS, read_card, read_classes, read_images, sha256, write_images
+from mdpr.config import PrepareParams
+from mdpr.data.loading import labels
+from mdpr.data.long_tail import cut_pool
+from mdpr.data.sources import open_source
+from mdpr.errors import DataError, MdprError
+from mdpr.stages.definition import load_stage, run_stage
+
+MakeSource = Callable[..., Path]
+CUT = {
+    "max_images_per_class": 20,
+    "imbalance_ratio": 4,
+    "val_images_per_class": 5,
+    "many_above": 15,
+    "few_below": 10,
+}
+
+
+def prepare(source: str, root: Path, prepared: Path, **changes: object) -> Path:
+    params = PrepareParams.model_validate({"source": source, "root": str(root), **CUT, **changes})
+    run_stage(load_stage("prepare"), {"prepared": prepared}, {"prepare": params})
+    return prepared
+
+
+def test_files_and_card_agree(make_parquet: MakeSource, tmp_path: Path) -> None:
+    prepared = prepare("parquet", make_parquet(), tmp_path / "prepared")
+    card = read_card(prepared)
+    assert card.images_per_class == {"train": (20, 10, 5), "val": (5, 5, 5), "test": (4, 4, 4)}
+    assert [(item.train_images, item.shot) for item in read_classes(prepared)] == [
+        (20, "many"),
+        (10, "medium"),
+        (5, "few"),
+    ]
+    for split in SPLITS:
+        file = prepared / f"{split}.parquet"
+        assert tuple(np.bincount(labels(read_images(file)))) == card.images_per_class[split]
+        assert sha256(file) == card.sha256[file.name]
+    assert (card.validation, card.seed, card.imbalance_ratio) == ("left_over", 0, 4)
+
+
+def test_images_keep_their_bytes_and_their_class(make_parquet: MakeSource, tmp_path: Path) -> None:
+    root = make_parquet()
+    prepared = prepare("parquet", root, tmp_path / "prepared")
+    pool = {row["image"]["bytes"]: row for row in pq.read_table(root / "pool.parquet").to_pylist()}
+    kept = [row for split in ("train", "val") for row in read_images(prepared / f"{split}.parquet").to_pylist()]
+    assert len({row["image"]["bytes"] for row in kept}) == 50
+    assert all(pool[row["image"]["bytes"]] == row for row in kept)
+    test = read_images(prepared / "test.parquet")
+    assert test.to_pylist() == pq.read_table(root / "test.parquet").to_pylist()
+
+
+def test_same_parameters_same_bytes_wherever_the_source_lies(make_parquet: MakeSource, tmp_path: Path) -> None:
+    first = prepare("parquet", make_parquet(), tmp_path / "first")
+    again = prepare("parquet", make_parquet(folder="elsewhere"), tmp_path / "again")
+    other = prepare("parquet", make_parquet(folder="third"), tmp_path / "other", seed=1)
+    assert sha256(first) == sha256(again)
+    assert sha256(first / "train.parquet") != sha256(other / "train.parquet")
+    assert sha256(first / "test.parquet") == sha256(other / "test.parquet")
+
+
+def test_the_shipped_set_gives_the_benchmark_s_cut(project_root: Path) -> None:
+    root = project_root / "data" / "embedded" / "fashion-mnist"
+    source = open_source("embedded", root)
+    cut = cut_pool(source.pool.labels_N, [item.name for item in source.classes], PrepareParams(), with_val=True)
+    train_C = np.bincount(source.pool.labels_N[cut.train])
+    assert train_C.tolist() == [1000, 599, 359, 215, 129, 77, 46, 27, 16, 10]
+    assert np.bincount(source.pool.labels_N[cut.val]).tolist() == [200] * 10
+    assert len(source.test.labels_N) == 10_000
+
+
+def test_own_validation_split_is_taken_whole(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (20, 10, 5), "val": (3, 2, 1), "test": (1, 1, 1)})
+    card = read_card(prepare("folder", root, tmp_path / "prepared"))
+    assert card.images_per_class["val"] == (3, 2, 1)
+    assert card.validation == "source"
+
+
+def test_natural_profile(make_csv: MakeSource, tmp_path: Path) -> None:
+    card = read_card(prepare("csv", make_csv(), tmp_path / "prepared", profile="natural"))
+    assert card.images_per_class["train"] == (25, 16, 12)
+    assert card.images_per_class["val"] == (5, 4, 3)
+    assert card.validation == "train_share"
+
+
+def test_row_groups_hold_at_most_a_thousand_images(
+    make_parquet: MakeSource, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    root = make_parquet()
+    write_images(root / "test.parquet", [png(0)] * 2300, ["x"] * 2300, [row % 3 for row in range(2300)])
+    metadata = pq.read_metadata(prepare("parquet", root, tmp_path / "prepared") / "test.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1000, 1000, 300]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"train/bee/007\.png is empty"),
+        (b"GIF89a", r"train/bee/007\.png"),
+        (None, r"train/bee/007\.png cannot be decoded"),
+    ],
+    ids=["empty", "text", "truncated"],
+)
+def test_a_bad_image_stops_it_and_leaves_nothing(
+    data: bytes | None, message: str, make_folder: MakeSource, tmp_path: Path
+) -> None:
+    root = make_folder()
+    image = root / "train" / "bee" / "007.png"
+    image.write_bytes(image.read_bytes()[:-60] if data is None else data)
+    with pytest.raises(DataError, match=message) as error:
+        prepare("folder", root, tmp_path / "prepared", profile="natural")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_bad_row_of_a_parquet_file_is_named(make_parquet: MakeSource, tmp_path: Path) -> None:
+    root = make_parquet()
+    write_images(root / "test.parquet", [b"?", b"?", b"?"], ["a", "b", "c"], [0, 1, 2])
+    with pytest.raises(DataError, match=r"test\.parquet row 0 \(a\) is not an image"):
+        prepare("parquet", root, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train": (30, 20, 15), "test": (0, 0, 0)}, "test has 0 images"),
+        ({"train": (30, 20, 15), "test": (4, 0, 4)}, r"test: class 1 \(bee\) has no image"),
+        ({"train": (30, 20, 0), "test": (4, 4, 4)}, r"train: class 2 \(cat\) has no image"),
+        ({"train": (30, 20, 9), "test": (4, 4, 4)}, r"class 2 \(cat\) has 9 images, but 5 for training and 5"),
+        (
+            {"train": (30, 20, 15), "val": (1, 0, 1), "test": (4, 4, 4)},
+            r"val: class 1 \(bee\) has no image",
+        ),
+    ],
+)
+def test_too_few_images_are_named(
+    counts: dict[str, tuple[int, ...]], message: str, make_folder: MakeSource, tmp_path: Path
+) -> None:
+    with pytest.raises(MdprError, match=message):
+        prepare("folder", make_folder(counts), tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()

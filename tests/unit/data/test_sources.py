@@ -1,0 +1,198 @@
+"""Every source gives the same thing; every mistake in one is named by file and row."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mdpr.artifacts import write_images
+from mdpr.data.sources import SOURCES, open_source
+from mdpr.data.splits import SourceSplit
+from mdpr.errors import ArtifactError, DataError
+
+MakeSource = Callable[..., Path]
+
+
+def images_of(split: SourceSplit) -> set[tuple[bytes, int]]:
+    rows = np.arange(len(split.labels_N))
+    return {(record.image, record.label) for record, _ in split.records(rows)}
+
+
+def test_folder_and_csv_of_the_same_images_are_the_same_source(make_csv: MakeSource) -> None:
+    root = make_csv()
+    folder, listed = open_source("folder", root), open_source("csv", root)
+    assert [item.name for item in folder.classes] == ["ant", "bee", "cat"]
+    assert folder.classes == listed.classes
+    assert images_of(folder.pool) == images_of(listed.pool)
+    assert images_of(folder.test) == images_of(listed.test)
+    assert len(images_of(folder.pool)) == 65
+    assert (folder.val, listed.val) == (None, None)
+
+
+@pytest.mark.parametrize("kind", sorted(set(SOURCES) - {"embedded"}))
+def test_a_validation_split_is_found(kind: str, make_csv: MakeSource, make_parquet: MakeSource) -> None:
+    make = make_parquet if kind == "parquet" else make_csv
+    source = open_source(kind, make(counts={"train": (9, 8, 7), "val": (3, 2, 1), "test": (1, 1, 1)}))
+    assert source.val is not None
+    assert np.bincount(source.val.labels_N).tolist() == [3, 2, 1]
+
+
+def test_parquet_rows_stream_in_any_selection(make_parquet: MakeSource, png: Callable[..., bytes]) -> None:
+    pool = open_source("parquet", make_parquet()).pool
+    chosen = np.array([0, 7, 64])
+    found = [(record.image, record.path, record.label) for record, _ in pool.records(chosen)]
+    assert found == [(png(row), f"train/{row}", pool.labels_N[row]) for row in chosen.tolist()]
+
+
+def test_selection_crosses_row_groups_and_batches(tmp_path: Path, make_parquet: MakeSource) -> None:
+    root = make_parquet()
+    count = 2500
+    write_images(root / "pool.parquet", [str(i).encode() for i in range(count)], [""] * count, [0] * count)
+    pool = open_source("parquet", root).pool
+    chosen = np.arange(0, count, 499)
+    assert [int(record.image) for record, _ in pool.records(chosen)] == chosen.tolist()
+
+
+def test_csv_with_byte_order_mark_quotes_and_other_column_order(make_csv: MakeSource) -> None:
+    root = make_csv(
+        ["split,label,path", 'train,"big, red ant",train/ant/000.png', 'test,bee,"train/ant/001.png"'],
+        encoding="utf-8-sig",
+    )
+    source = open_source("csv", root)
+    assert [item.name for item in source.classes] == ["bee", "big, red ant"]
+    assert images_of(source.pool) == {((root / "train/ant/000.png").read_bytes(), 1)}
+
+
+def test_csv_takes_indices_and_names_of_a_class_list(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label,split", "a,1,train", "b,crane,train", "c,0,test"])
+    write_class_list(root, "drake", "crane")
+    source = open_source("csv", root)
+    assert source.pool.labels_N.tolist() == [1, 1]
+    assert source.test.labels_N.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,label,split,fold", "a,ant,train,1"], r"images\.csv has an unknown column 'fold'"),
+        (["path,split", "a,train"], r"images\.csv must have one column 'label'"),
+        (["path,label,split", "a,ant"], r"images\.csv line 2: expected 3 values"),
+        (["path,label,split", "a,ant,train,9"], r"images\.csv line 2: expected 3 values"),
+        (["path,label,split", "a,ant,train", "b,bee,dev"], r"line 3: split 'dev' must be train, val or test"),
+        (["path,label,split", "a,beee,train"], r"line 2: label 'beee' is not in .* did you mean 'bee'\?"),
+        (["path,label,split", "a,7,train"], r"line 2: label '7' is not in the class list"),
+        (["path,label,split", "a,ant,train", 'b,"ant,train'], r"images\.csv after line 2: unexpected end of data"),
+        ([], r"images\.csv must have one column 'path'"),
+    ],
+)
+def test_mistakes_in_a_csv_are_named(lines: list[str], message: str, make_csv: MakeSource) -> None:
+    root = make_csv(lines)
+    write_class_list(root, "ant", "bee", "cat")
+    with pytest.raises(DataError, match=message):
+        open_source("csv", root)
+
+
+def test_numbers_without_a_class_list_are_refused(make_csv: MakeSource) -> None:
+    with pytest.raises(DataError, match=r"line 2: label '3' is a number: add classes\.json"):
+        open_source("csv", make_csv(["path,label,split", "a,3,train", "b,4,test"]))
+
+
+def test_a_name_of_two_classes_needs_the_index(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label,split", "a,crane,train"])
+    write_class_list(root, "crane", "crane")
+    with pytest.raises(DataError, match=r"line 2: label 'crane' is the name of classes \[0, 1\]"):
+        open_source("csv", root)
+
+
+def test_a_file_that_is_not_there_is_named_with_its_line(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label,split", "train/ant/000.png,ant,train", "gone.png,bee,train"])
+    pool = open_source("csv", root).pool
+    with pytest.raises(DataError, match=r"gone\.png \(images\.csv line 3\) does not exist"):
+        list(pool.records(np.arange(2)))
+
+
+def test_csv_must_be_utf8(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label,split", "a,fourmi géante,train"], encoding="latin-1")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        open_source("csv", root)
+
+
+def test_folder_leaves_out_other_files_and_says_so(make_folder: MakeSource, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_folder()
+    (root / "train" / "bee" / "notes.txt").write_text("not an image")
+    (root / "train" / "bee" / ".hidden.png").write_text("nor this")
+    with caplog.at_level(logging.WARNING, logger="mdpr"):
+        source = open_source("folder", root)
+    assert np.bincount(source.pool.labels_N).tolist() == [30, 20, 15]
+    assert "left out 1 files" in caplog.text
+    assert "notes.txt" in caplog.text
+
+
+def test_folder_with_a_class_that_only_test_has(make_folder: MakeSource) -> None:
+    root = make_folder()
+    (root / "test" / "dog").mkdir()
+    with pytest.raises(DataError, match=r"test/dog is a class that .*train does not have"):
+        open_source("folder", root)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(3, r"test\.parquet row 1 has label 3, classes\.json ends at 2"), (-1, "row 1 has label -1")],
+)
+def test_parquet_label_outside_the_list(label: int, message: str, make_parquet: MakeSource) -> None:
+    root = make_parquet()
+    write_images(root / "test.parquet", [b"", b""], ["a", "b"], [0, label])
+    with pytest.raises(DataError, match=message):
+        open_source("parquet", root)
+
+
+def test_parquet_without_a_label(make_parquet: MakeSource) -> None:
+    root = make_parquet()
+    table = pq.read_table(root / "test.parquet")
+    table = table.set_column(1, "label", pa.array([0, None, *[1] * (len(table) - 2)], pa.int64()))
+    pq.write_table(table, root / "test.parquet")
+    with pytest.raises(DataError, match=r"test\.parquet row 1 has no label"):
+        open_source("parquet", root)
+
+
+def test_missing_things_are_named(tmp_path: Path, make_parquet: MakeSource) -> None:
+    with pytest.raises(DataError, match=r"prepare\.root = .*/nowhere: there is no such folder"):
+        open_source("embedded", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"images\.csv is missing"):
+        open_source("csv", tmp_path)
+    with pytest.raises(DataError, match="must hold the folders train and test"):
+        open_source("folder", tmp_path)
+    root = make_parquet()
+    (root / "test.parquet").unlink()
+    with pytest.raises(DataError, match=r"test\.parquet is missing"):
+        open_source("parquet", root)
+    (root / "test.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ArtifactError, match=r"test\.parquet is not a readable Parquet file"):
+        open_source("parquet", root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"classes\.json is not valid JSON"),
+        ('{"classes": [{"index": 1, "name": "ant"}]}', "class 'ant' has index 1, expected 0"),
+        ('{"classes": [{"index": 0, "name": " "}]}', r"classes\.0\.name"),
+        ('{"classes": [{"index": 0, "name": "ant"}]}', "has 1 class, at least 2"),
+        ('["ant", "bee"]', r"classes\.json"),
+    ],
+)
+def test_bad_class_lists(content: str, message: str, make_parquet: MakeSource) -> None:
+    root = make_parquet(counts={"train": (3, 0, 0), "test": (3, 0, 0)})
+    (root / "classes.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        open_source("parquet", root)
+
+
+def write_class_list(root: Path, *names: str) -> None:
+    classes = [{"index": index, "name": name} for index, name in enumerate(names)]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))

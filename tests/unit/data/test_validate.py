@@ -1,0 +1,168 @@
+"""Faults planted in a prepared data set, each found by the expectation that is there for it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdpr.artifacts import ClassInfo, read_classes, read_images, sha256, write_classes, write_images, write_json
+from mdpr.config import PrepareParams, ValidateParams
+from mdpr.data.expectations import Finding, Findings, raise_for_errors
+from mdpr.errors import ArtifactError, CheckFailed
+from mdpr.stages.definition import load_stage, run_stage
+
+MakeSource = Callable[..., Path]
+Row = dict[str, Any]
+
+
+@pytest.fixture
+def prepared(make_parquet: MakeSource, tmp_path: Path) -> Path:
+    params = PrepareParams(
+        source="parquet",
+        root=str(make_parquet()),
+        max_images_per_class=20,
+        imbalance_ratio=4,
+        val_images_per_class=5,
+    )
+    run_stage(load_stage("prepare"), {"prepared": tmp_path / "prepared"}, {"prepare": params})
+    return tmp_path / "prepared"
+
+
+def validate(prepared: Path, **params: Any) -> dict[str, Any]:
+    paths = {"prepared": prepared, "validation": prepared.parent / "validation"}
+    run_stage(load_stage("validate"), paths, {"validate": ValidateParams(**params)})
+    return json.loads((paths["validation"] / "result.json").read_text())
+
+
+def failures(prepared: Path) -> dict[tuple[str, str], str]:
+    """(table, expectation) -> what was observed, of all that failed."""
+    found = json.loads((prepared.parent / "validation.failed" / "result.json").read_text())
+    assert found["success"] is False
+    return {(item["table"], item["name"]): item["observed"] for item in found["expectations"] if not item["success"]}
+
+
+def edit(prepared: Path, split: str, change: Callable[[list[Row]], None]) -> None:
+    rows = read_images(prepared / f"{split}.parquet").to_pylist()
+    change(rows)
+    write_images(
+        prepared / f"{split}.parquet",
+        [row["image"]["bytes"] for row in rows],
+        [row["image"]["path"] for row in rows],
+        [row["label"] for row in rows],
+    )
+
+
+def test_a_sound_set_passes_with_the_same_bytes_each_time(prepared: Path) -> None:
+    result = validate(prepared)
+    first = sha256(prepared.parent / "validation")
+    assert result["success"] is True
+    assert all(item["success"] for item in result["expectations"])
+    assert {item["table"] for item in result["expectations"]} == {"train", "val", "test", "classes", "profile"}
+    validate(prepared)
+    assert sha256(prepared.parent / "validation") == first
+
+
+def test_data_docs_load_nothing_from_elsewhere(prepared: Path) -> None:
+    validate(prepared)
+    pages = sorted((prepared.parent / "validation").glob("*.html"))
+    assert [page.stem for page in pages] == ["classes", "index", "profile", "test", "train", "val"]
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r"https?://|<script|<link|<img|@import|url\(", text)
+        links = set(re.findall(r'href="([^"#]+)"', text))
+        assert links
+        assert all((page.parent / link).is_file() for link in links)
+    assert "✓" in (prepared.parent / "validation" / "index.html").read_text()
+
+
+def test_each_planted_fault_is_found_and_nothing_else(prepared: Path) -> None:
+    stolen = read_images(prepared / "train.parquet")["image"][3].as_py()
+    first, *others = read_classes(prepared)
+    edit(prepared, "test", lambda rows: rows[2].update(image=stolen))
+    edit(prepared, "test", lambda rows: rows[0].update(label=3))
+    edit(prepared, "test", lambda rows: rows[4]["image"].update(bytes=b"\x89PNG\r\n"))
+    edit(prepared, "val", lambda rows: rows.pop())
+    write_classes(prepared, [first.model_copy(update={"train_images": 19}), *others])
+    with pytest.raises(CheckFailed, match=r"^label_in_class_list fails in test: 1 of 12 .*; 4 more; see .*\.failed$"):
+        validate(prepared)
+    found = failures(prepared)
+    expected = {
+        ("test", "no_duplicate_across_splits"): r"1 of 12 unexpected \(row 2: train row 3\)",
+        ("test", "label_in_class_list"): r"1 of 12 unexpected \(row 0: 3\)",
+        ("test", "decodes"): r"1 of 12 unexpected \(row 4: the image .*\)",
+        ("profile", "val_is_balanced"): r"1\.25",
+        ("classes", "class_counts_as_declared"): r"1 of 3 unexpected \(row 0: .*20.*19.*\)",
+    }
+    assert found.keys() == expected.keys()
+    for key, pattern in expected.items():
+        assert re.fullmatch(pattern, found[key]), found[key]
+
+
+def test_missing_class_and_empty_split(prepared: Path) -> None:
+    edit(prepared, "val", lambda rows: rows.__setitem__(slice(None), [row for row in rows if row["label"] != 2]))
+    edit(prepared, "test", lambda rows: rows.clear())
+    with pytest.raises(CheckFailed):
+        validate(prepared)
+    found = failures(prepared)
+    assert found["classes", "every_class_in_val"] == "1 of 3 unexpected (row 2: 0)"
+    assert found["classes", "every_class_in_test"] == "3 of 3 unexpected (row 0: 0; row 1: 0; row 2: 0)"
+    assert found["test", "has_images"] == "0"
+    assert ("classes", "every_class_in_train") not in found
+
+
+def test_repeated_image_in_one_split_is_only_a_warning(prepared: Path) -> None:
+    edit(prepared, "train", lambda rows: rows[5].update(image=rows[1]["image"]))
+    result = validate(prepared)
+    assert [(item["table"], item["name"], item["level"]) for item in result["expectations"] if not item["success"]] == [
+        ("train", "no_repeated_image", "warning")
+    ]
+
+
+def test_wrong_declared_ratio(prepared: Path) -> None:
+    card = json.loads((prepared / "card.json").read_text())
+    write_json(prepared / "card.json", {**card, "imbalance_ratio": 5})
+    with pytest.raises(CheckFailed, match=r"imbalance_ratio_as_declared fails in profile: 4\.0"):
+        validate(prepared)
+    assert validate(prepared, profile_tolerance=0.3)["success"] is True
+
+
+def test_names_that_repeat_need_a_disambiguation(prepared: Path) -> None:
+    def rename(*disambiguations: str | None) -> None:
+        classes = [
+            ClassInfo(**{**item.model_dump(), "name": "crane", "disambiguation": text})
+            for item, text in zip(read_classes(prepared), disambiguations, strict=True)
+        ]
+        write_classes(prepared, classes)
+
+    rename("bird", None, None)
+    with pytest.raises(CheckFailed, match=r"class_names_distinct fails in classes: 2 of 3"):
+        validate(prepared)
+    rename("bird", "machine", None)
+    assert validate(prepared)["success"] is True
+
+
+def test_sides_out_of_bounds(prepared: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"width_within_bounds fails in train: 35 of 35 .*row 0: 20.*; 5 more"):
+        validate(prepared, min_side_px=21)
+
+
+def test_a_file_that_is_no_split(prepared: Path) -> None:
+    (prepared / "val.parquet").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"val\.parquet is not a readable Parquet file"):
+        validate(prepared)
+
+
+def test_only_errors_raise() -> None:
+    def findings(*levels: str) -> Findings:
+        items = [
+            Finding.model_validate({"name": f"n{i}", "table": "t", "level": level, "success": False, "observed": "x"})
+            for i, level in enumerate(levels)
+        ]
+        return Findings(success="error" not in levels, expectations=tuple(items))
+
+    raise_for_errors(findings("warning", "warning"))
+    with pytest.raises(CheckFailed, match=r"^n1 fails in t: x; 1 more$"):
+        raise_for_errors(findings("warning", "error", "error"))
