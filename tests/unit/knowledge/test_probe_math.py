@@ -1,0 +1,80 @@
+"""Confusion, rivals and the hidden prior on cases whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix as reference
+
+from mdpr.knowledge.confusion import confusion_matrix, rivals
+from mdpr.knowledge.prior import estimate_log_prior
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 2**16))
+def test_confusion_equals_scikit_learn(extra: list[int], seed: int) -> None:
+    label_N = np.array([0, 1, 2, 3, *extra])  # every class has an image
+    predicted_N = np.random.default_rng(seed).integers(0, 4, len(label_N))
+    ours = confusion_matrix(label_N, predicted_N, 4)
+    np.testing.assert_allclose(ours, reference(label_N, predicted_N, labels=range(4), normalize="true"))
+
+
+def test_rival_is_the_class_most_confused_with_and_never_the_class_itself() -> None:
+    confusion_CC = np.array([[0.9, 0.0, 0.1], [0.3, 0.4, 0.3], [0.0, 0.0, 1.0]])
+    nearest = np.eye(3) + 0.1  # class features: 0 and 2 are close
+    nearest[0] = nearest[2] + 0.2
+    text_Cd = nearest / np.linalg.norm(nearest, axis=1, keepdims=True)
+    found = rivals(confusion_CC, text_Cd)
+    assert found[0] == 2  # the only one it is confused with
+    assert found[1] in (0, 2)  # a tie: the nearer by text
+    assert found[2] == 0  # never confused: the nearest by text
+
+
+@given(st.integers(2, 8), st.integers(0, 2**16))
+def test_no_class_is_its_own_rival(classes: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    confusion_CC = generator.dirichlet(np.ones(classes), classes) * (generator.random((classes, classes)) > 0.5)
+    text_Cd = generator.normal(size=(classes, 4))
+    text_Cd /= np.linalg.norm(text_Cd, axis=1, keepdims=True)
+    assert (rivals(confusion_CC, text_Cd) != np.arange(classes)).all()
+
+
+def biased_logits(prior_C: torch.Tensor, per_class: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are log p(x | c) + log prior for Gaussian features: subtracting log prior is exactly optimal."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = len(prior_C)
+    means_Cd = 1.5 * torch.eye(classes)
+    label_N = torch.arange(classes).repeat_interleave(torch.tensor(per_class))
+    x_Nd = means_Cd[label_N] + torch.randn(len(label_N), classes, generator=generator)
+    return -((x_Nd[:, None] - means_Cd) ** 2).sum(-1) / 2 + prior_C.log(), label_N
+
+
+def test_prior_is_found_again_from_a_long_tailed_sample() -> None:
+    prior_C = torch.tensor([0.5, 0.05, 0.2, 0.02, 0.23])
+    logits_NC, label_N = biased_logits(prior_C, [4000, 2000, 1000, 500, 250], seed=0)
+    estimated = estimate_log_prior(logits_NC, label_N, shrinkage=0.0).exp()
+    assert estimated.sum().item() == pytest.approx(1)
+    torch.testing.assert_close(estimated.float(), prior_C, rtol=0.25, atol=0.02)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 1000))
+def test_shrinkage_pulls_towards_uniform_and_holds_classes_of_one_image(seed: int) -> None:
+    logits_NC, label_N = biased_logits(torch.tensor([0.6, 0.3, 0.1]), [50, 10, 1], seed)
+    loose = estimate_log_prior(logits_NC, label_N, shrinkage=0.01)
+    tight = estimate_log_prior(logits_NC, label_N, shrinkage=1.0)
+    assert tight.var() <= loose.var() + 1e-9
+    assert tight.isfinite().all()
+
+
+def test_prior_does_not_depend_on_the_order_of_images() -> None:
+    logits_NC, label_N = biased_logits(torch.tensor([0.6, 0.3, 0.1]), [50, 10, 5], seed=3)
+    order = torch.randperm(len(label_N), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        estimate_log_prior(logits_NC, label_N, 0.05),
+        estimate_log_prior(logits_NC[order], label_N[order], 0.05),
+        rtol=1e-5,
+        atol=1e-6,
+    )
