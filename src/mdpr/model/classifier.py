@@ -1,0 +1,146 @@
+"""MDPR: a prompt tuner on a frozen CLIP, with the routing branch on or off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mdpr.artifacts import Features, Probe
+from mdpr.config import TuneParams
+from mdpr.errors import ArtifactError
+from mdpr.model.backbone import Backbone
+from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
+from mdpr.model.prompting import Prompts, build_tuner
+from mdpr.model.routing import Router, RouterTable
+from mdpr.model.text import PromptedText, class_tokens
+from mdpr.model.vision import prompted_image_features
+
+ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (published code)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What depends on the classes alone: computed once a step while training, once for all in evaluation."""
+
+    text_Cd: Tensor
+    table: RouterTable | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One batch. Logits are scaled by s; routed parts are None where routing is off.
+
+    image_Bd     unit-length image features
+    base_BC      logits of the prompt tuner
+    fused_BC     log-probabilities, the model's answer
+    routed_BC    logits of the routing branch
+    weights_BCV  routing weights averaged over heads
+    true_Bd      z of the true class (where labels were given)
+    """
+
+    image_Bd: Tensor
+    base_BC: Tensor
+    fused_BC: Tensor
+    routed_BC: Tensor | None = None
+    weights_BCV: Tensor | None = None
+    true_Bd: Tensor | None = None
+
+
+class MDPR(nn.Module):
+    """Base branch (any tuner) and routing branch over the same image features.
+
+    Arguments: the frozen backbone; class names in order of index; the parameters of `tune`; the encoded knowledge
+    base (needed where routing is on); the probe (needed to train with tune.fusion = gla). Raises `ArtifactError`
+    where features or probe belong to another backbone.
+    Source: Jia et al., Findings of EMNLP 2025, section 3.
+    """
+
+    sentences_CVd: Tensor
+    plain_Cd: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        params: TuneParams,
+        features: Features | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.params = params
+        self.tuner = build_tuner(backbone, params)
+        self.prompted_text: PromptedText | None = None
+        template = params.context_init or "a photo of a"
+        if self.tuner.text is not None:
+            tokens_CT = class_tokens(
+                backbone.tokenize, class_names, params.context_tokens, backbone.text.context_length
+            )
+            self.prompted_text = PromptedText(backbone.text, tokens_CT, params.context_tokens)
+        else:  # no learned context: class features are constants
+            plain_Cd = backbone.encode_text([f"{template} {name}." for name in class_names])
+            self.register_buffer("plain_Cd", plain_Cd, persistent=False)
+        self.router: Router | None = None
+        self.align: nn.Linear | None = None
+        if params.routing:
+            if features is None:
+                raise ArtifactError("tune.routing = true needs the encoded knowledge base: run describe and encode")
+            if features.fingerprint != backbone.fingerprint:
+                raise ArtifactError(
+                    f"features were encoded by {features.fingerprint}, the backbone is {backbone.fingerprint}: "
+                    "rerun encode"
+                )
+            sentences_CVd = torch.as_tensor(features.sentences_CVd, dtype=torch.float32)
+            self.register_buffer("sentences_CVd", sentences_CVd, persistent=False)
+            self.router = Router(sentences_CVd.shape[-1], params.router_heads, params.router_dropout)
+            self.align = nn.Linear(sentences_CVd.shape[-1], ALIGNMENT_WIDTH)
+        self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone.embed_width, backbone.fingerprint)
+        self.to(backbone.device)
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """The learned parameters and what the fusion keeps, by name; the backbone's weights stay out."""
+        learned = {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+        return learned | {f"fusion.{name}": value for name, value in self.fusion.named_buffers()}
+
+    def load_learned_state(self, state: dict[str, Tensor]) -> None:
+        """Copy learned parameters in; raises `ArtifactError` that names the first one that does not fit."""
+        own = self.learned_state()
+        for name in sorted(own.keys() | state.keys()):
+            ours, theirs = own.get(name), state.get(name)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                expected = "nothing" if ours is None else tuple(ours.shape)
+                found = "nothing" if theirs is None else tuple(theirs.shape)
+                raise ArtifactError(f"learned weights do not fit: {name} has shape {found}, expected {expected}")
+            ours.copy_(theirs)
+
+    def constants(self, prompts: Prompts | None = None) -> Constants:
+        """Class features and the router's table for the present weights."""
+        prompts = prompts or self.tuner()
+        text_Cd = self.plain_Cd if self.prompted_text is None else self.prompted_text(prompts.text)
+        return Constants(text_Cd, self.router.table(self.sentences_CVd) if self.router is not None else None)
+
+    def forward(self, image_B3HW: Tensor, label_B: Tensor | None = None, constants: Constants | None = None) -> Outputs:
+        """Both branches of a batch. `label_B` adds what the losses need; `constants` spares computing them again."""
+        prompts = self.tuner()
+        if prompts.visual:
+            image_Bd = prompted_image_features(self.backbone.visual, image_B3HW, prompts.visual)
+        else:
+            image_Bd = self.backbone.encode_image(image_B3HW)
+        constants = constants or self.constants(prompts)
+        scale = self.backbone.logit_scale
+        base_BC = scale * image_Bd @ constants.text_Cd.T
+        expert_BC = None
+        if isinstance(self.fusion, GeneralizedLogitAdjustment):
+            frozen_Bd = self.backbone.encode_image(image_B3HW) if prompts.visual else image_Bd
+            expert_BC = self.fusion.expert(frozen_Bd, scale)
+        if self.router is None:
+            return Outputs(image_Bd, base_BC, self.fusion(base_BC, None, expert_BC))
+        assert constants.table is not None
+        routed = self.router(image_Bd, constants.table, label_B)
+        routed_BC = scale * routed.cosine_BC
+        # Detached: the fused answer trains its own weight at most, never the branches.
+        fused_BC = self.fusion(base_BC.detach(), routed_BC.detach(), expert_BC)
+        return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd)

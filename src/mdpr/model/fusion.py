@@ -1,0 +1,103 @@
+"""From the branches' logits to one answer, by name.
+
+    mean      softmax((base + routed) / 2): the paper's
+    weighted  softmax(w base + (1 - w) routed), one learned scalar w, 1/2 at the start
+    entropy   as weighted, with w of each image from how sure each branch is of it
+    gla       base, routed and the debiased zero-shot expert: softmax of the sum of their log-softmaxes
+              (Zhu et al., Generalized Logit Adjustment, NeurIPS 2023, for the expert)
+
+Every fusion gives log-probabilities (B, C). Where there is no router, base stands alone (for gla: with the expert).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdpr.artifacts import Probe
+from mdpr.errors import ArtifactError
+
+
+class Mean(nn.Module):
+    """The paper's fusion."""
+
+    needs_expert = False
+    learns = False
+
+    def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
+        return F.log_softmax(base_BC if routed_BC is None else (base_BC + routed_BC) / 2, dim=-1)
+
+
+class Weighted(Mean):
+    """One scalar for all images, learned on the fused loss with both branches detached."""
+
+    learns = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
+        if routed_BC is None:
+            return F.log_softmax(base_BC, dim=-1)
+        weight = self.logit_weight.sigmoid()
+        return F.log_softmax(weight * base_BC + (1 - weight) * routed_BC, dim=-1)
+
+
+class Entropy(Mean):
+    """Each image leans on the branch that is surer of it: weights softmax(1 - H(p) / log C) over branches."""
+
+    def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
+        if routed_BC is None:
+            return F.log_softmax(base_BC, dim=-1)
+        branches_2BC = torch.stack([base_BC, routed_BC])
+        log_p_2BC = F.log_softmax(branches_2BC, dim=-1)
+        sureness_2B = 1 + (log_p_2BC.exp() * log_p_2BC).sum(dim=-1) / math.log(base_BC.shape[-1])
+        weight_2B = sureness_2B.softmax(dim=0)
+        return F.log_softmax((weight_2B[..., None] * branches_2BC).sum(dim=0), dim=-1)
+
+
+class GeneralizedLogitAdjustment(Mean):
+    """A product of experts; the third is s <x_frozen, t_zero-shot> - log q, q the estimated pre-training prior."""
+
+    needs_expert = True
+    text_Cd: Tensor
+    log_prior_C: Tensor
+
+    def __init__(self, probe: Probe | None, classes: int, width: int) -> None:
+        super().__init__()
+        text_Cd = torch.zeros(classes, width) if probe is None else torch.as_tensor(probe.text_Cd)
+        log_prior_C = torch.zeros(classes) if probe is None else torch.as_tensor(probe.log_prior_C)
+        self.register_buffer("text_Cd", text_Cd.float())
+        self.register_buffer("log_prior_C", log_prior_C.float())
+
+    def expert(self, frozen_Bd: Tensor, scale: Tensor) -> Tensor:
+        """Debiased zero-shot logits (B, C) from unit-length features of the frozen tower."""
+        return scale * frozen_Bd @ self.text_Cd.T - self.log_prior_C
+
+    def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
+        assert expert_BC is not None
+        experts = [logits for logits in (base_BC, routed_BC, expert_BC) if logits is not None]
+        return F.log_softmax(torch.stack([F.log_softmax(logits, dim=-1) for logits in experts]).sum(dim=0), dim=-1)
+
+
+FUSIONS: dict[str, Callable[[Probe | None, int, int], Mean]] = {
+    "mean": lambda probe, classes, width: Mean(),
+    "weighted": lambda probe, classes, width: Weighted(),
+    "entropy": lambda probe, classes, width: Entropy(),
+    "gla": GeneralizedLogitAdjustment,
+}
+
+
+def build_fusion(name: str, probe: Probe | None, classes: int, width: int, fingerprint: str) -> Mean:
+    """The fusion called `name`. `probe` feeds gla's expert; without one its buffers wait for a saved state.
+
+    Raises `ArtifactError` where the probe belongs to another backbone.
+    """
+    if probe is not None and probe.fingerprint != fingerprint:
+        raise ArtifactError(f"probe was made with {probe.fingerprint}, the backbone is {fingerprint}: rerun probe")
+    return FUSIONS[name](probe, classes, width)
