@@ -1,0 +1,1 @@
+"""Losses, the loop, and what is kept of a training."""

@@ -1,0 +1,110 @@
+"""The terms of the loss. B images, C classes, V dimensions, d joint width.
+
+    L = w_base base(logits_base, y) + r w_sem CE(logits_sem + tau log pi, y)
+      + w_pa mean(1 - cos(A, M)) + r w_ka KL(softmax(g(m_y)/k) || softmax(g(z_y/||z_y||)/k))
+
+Source: Jia et al., Findings of EMNLP 2025, section 3 (losses); what the text leaves open follows its published
+settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BaseLoss = Callable[[Tensor, Tensor], Tensor]
+
+KNOWLEDGE_TEMPERATURE = 2.0  # k
+LDAM_MAX_MARGIN = 0.5  # Cao et al., NeurIPS 2019: on cosines, before the scale
+FOCAL_GAMMA = 2.0  # Lin et al., ICCV 2017
+CLASS_BALANCED_BETA = 0.9999  # Cui et al., CVPR 2019
+
+
+def log_class_prior(counts_C: Tensor) -> Tensor:
+    """log pi, (C,): training counts plus one, normalised."""
+    smoothed = counts_C.float() + 1
+    return (smoothed / smoothed.sum()).log()
+
+
+def _cross_entropy(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
+    return F.cross_entropy
+
+
+def _logit_adjusted(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
+    """Menon et al., ICLR 2021: logits + tau log pi."""
+    shift_C = tau * log_class_prior(counts_C)
+    return lambda logits_BC, label_B: F.cross_entropy(logits_BC + shift_C, label_B)
+
+
+def _balanced_softmax(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
+    """Ren et al., NeurIPS 2020: logits + log n_c."""
+    shift_C = counts_C.float().log()
+    return lambda logits_BC, label_B: F.cross_entropy(logits_BC + shift_C, label_B)
+
+
+def _ldam(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
+    """Cao et al., NeurIPS 2019: a margin proportional to n_c^(-1/4) on the true class's cosine."""
+    margin_C = counts_C.float().pow(-0.25)
+    margin_C = scale * LDAM_MAX_MARGIN * margin_C / margin_C.max()
+
+    def loss(logits_BC: Tensor, label_B: Tensor) -> Tensor:
+        true_BC = F.one_hot(label_B, logits_BC.shape[1])
+        return F.cross_entropy(logits_BC - true_BC * margin_C, label_B)
+
+    return loss
+
+
+def _focal(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
+    """Lin et al., ICCV 2017: (1 - p_y)^gamma times the cross entropy."""
+
+    def loss(logits_BC: Tensor, label_B: Tensor) -> Tensor:
+        cross_entropy_B = F.cross_entropy(logits_BC, label_B, reduction="none")
+        return ((1 - (-cross_entropy_B).exp()) ** FOCAL_GAMMA * cross_entropy_B).mean()
+
+    return loss
+
+
+def _class_balanced(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
+    """Cui et al., CVPR 2019: each class weighted by 1 / its effective number of images, weights of mean 1."""
+    weight_C = (1 - CLASS_BALANCED_BETA) / (1 - CLASS_BALANCED_BETA ** counts_C.float())
+    weight_C = weight_C * len(weight_C) / weight_C.sum()
+
+    def loss(logits_BC: Tensor, label_B: Tensor) -> Tensor:
+        return (weight_C[label_B] * F.cross_entropy(logits_BC, label_B, reduction="none")).mean()
+
+    return loss
+
+
+# name -> (training counts, tau, logit scale) -> loss of (logits, labels)
+BASE_LOSSES: dict[str, Callable[[Tensor, float, float], BaseLoss]] = {
+    "ce": _cross_entropy,
+    "logit_adjusted": _logit_adjusted,
+    "balanced_softmax": _balanced_softmax,
+    "ldam": _ldam,
+    "focal": _focal,
+    "class_balanced": _class_balanced,
+}
+
+
+def compensated_cross_entropy(logits_BC: Tensor, label_B: Tensor, log_prior_C: Tensor, tau: float) -> Tensor:
+    """Logit-adjusted cross entropy of the routed branch."""
+    return F.cross_entropy(logits_BC + tau * log_prior_C, label_B)
+
+
+def prior_alignment(weights_BCV: Tensor, prior_CV: Tensor) -> Tensor:
+    """Mean over images and classes of 1 - cos(A[b,c,:], M[c,:])."""
+    return (1 - F.cosine_similarity(weights_BCV, prior_CV[None], dim=-1)).mean()
+
+
+def knowledge_alignment(true_Bd: Tensor, summary_Bd: Tensor, align: nn.Linear) -> Tensor:
+    """KL from the class summary to the routed text of the true class, after g; the summary's side is detached."""
+    target = align(summary_Bd).detach().div(KNOWLEDGE_TEMPERATURE).log_softmax(dim=-1)
+    routed = align(F.normalize(true_Bd, dim=-1)).div(KNOWLEDGE_TEMPERATURE).log_softmax(dim=-1)
+    return F.kl_div(routed, target, reduction="batchmean", log_target=True)
+
+
+def ramp(epoch: int, epochs: int) -> float:
+    """r(epoch) = min(1, 0.01 + 0.99 epoch / epochs): the routed branch's terms grow with training."""
+    return min(1.0, 0.01 + 0.99 * epoch / epochs)
