@@ -1,0 +1,123 @@
+"""Altair charts as static SVG for a page: offline, without scripts, in colours that work on light and dark.
+
+Text takes the page's own colour (`currentColor`), grids are mid-grey and see-through, and the data colours are
+Okabe and Ito's, which people with colour-blindness can tell apart; a shape or a dash says the same once more.
+Legends are HTML: the page's font sets them, not a guess at its width made here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import altair as alt
+import vl_convert
+
+from mdpr.evaluation.predictions import BRANCHES
+
+Mark = Literal["circle", "square", "diamond", "triangle", "bar", "line", "dashed"]
+
+BRANCH_COLORS = {"zero_shot": "#999999", "base": "#E69F00", "routed": "#009E73", "fused": "#0072B2"}
+BRANCH_MARKS: dict[str, Mark] = {
+    "zero_shot": "diamond",
+    "base": "square",
+    "routed": "triangle",
+    "fused": "circle",
+}
+SHOT_COLORS = {"many": "#0072B2", "medium": "#E69F00", "few": "#CC79A7"}
+SHOT_MARKS: dict[str, Mark] = {"many": "circle", "medium": "square", "few": "triangle"}
+HEAT_COLOR = "#0B6FAE"  # not one of the data colours, which a dark page brightens
+NEUTRAL_COLOR = "#888888"
+GRID_COLOR = "#8888884d"
+FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
+PERCENT = ".0%"
+WIDTH_PX = 360  # plots are narrow, so that a phone need not shrink their text
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One sign of a chart's legend."""
+
+    label: str
+    color: str
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart on the page. `alternative` says in words, with numbers, what the picture shows."""
+
+    title: str
+    caption: str
+    alternative: str
+    svg: str
+    legend: Sequence[LegendEntry] = field(default_factory=tuple)
+
+
+def color_of(entries: Sequence[LegendEntry], column: str) -> alt.Color:
+    """The colour channel of `column`, whose values are the entries' labels."""
+    scale = alt.Scale(domain=[item.label for item in entries], range=[item.color for item in entries])
+    return alt.Color(f"{column}:N", scale=scale, legend=None)
+
+
+def shape_of(entries: Sequence[LegendEntry], column: str) -> alt.Shape:
+    """The shape channel of `column`, whose values are the entries' labels."""
+    shapes = [item.mark.replace("triangle", "triangle-up") for item in entries]
+    scale = alt.Scale(domain=[item.label for item in entries], range=shapes)
+    return alt.Shape(f"{column}:N", scale=scale, legend=None)
+
+
+def branch_legend(branches: Sequence[str], mark: Mark | None = None) -> list[LegendEntry]:
+    """Each branch by its name, in its own colour; with its own shape unless `mark` is given."""
+    return [LegendEntry(BRANCHES[key], BRANCH_COLORS[key], mark or BRANCH_MARKS[key]) for key in branches]
+
+
+def shot_legend(shots: Sequence[str], mark: Mark | None = None) -> list[LegendEntry]:
+    """Each shot group in its own colour; with its own shape unless `mark` is given."""
+    return [LegendEntry(shot, SHOT_COLORS[shot], mark or SHOT_MARKS[shot]) for shot in shots]
+
+
+def count_axis(low: float, high: float) -> alt.X:
+    """A logarithmic axis of training images, ticks at 1, 2, 5, 10, ...; symmetric-log where a count is 0."""
+    decades = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 10))) + 1)
+    ticks = [digit * 10**decade for decade in decades for digit in (1, 2, 5)]
+    domain = [low * 0.85 if low else 0, high * 1.15]
+    return alt.X(
+        "train_images:Q",
+        title="training images of the class",
+        scale=alt.Scale(type="log" if low else "symlog", domain=domain, nice=False),
+        axis=alt.Axis(values=[tick for tick in ticks if domain[0] <= tick <= domain[1]], format=",d"),
+    )
+
+
+def render(chart: alt.TopLevelMixin, name: str) -> str:
+    """`chart` as an SVG element. `name` keeps its ids apart from those of other charts on the page."""
+    text = {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    }
+    themed = chart.configure(
+        background="transparent",
+        padding={
+            "left": 18,
+            "right": 12,
+            "top": 5,
+            "bottom": 10,
+        },  # room for a font wider than the one measured
+        aria=False,  # the page gives every chart one text alternative; thousands of marks need none each
+        font=FONT,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            **text, gridColor=GRID_COLOR, domainColor=NEUTRAL_COLOR, tickColor=NEUTRAL_COLOR, labelLimit=150
+        ),
+        rule=alt.MarkConfig(color=NEUTRAL_COLOR),
+        legend=alt.LegendConfig(disable=True),
+    )
+    svg: str = vl_convert.vegalite_to_svg(themed.to_dict())
+    return re.sub(r'(\bid="|url\(#)', rf"\g<1>{name}-", svg)

@@ -1,0 +1,103 @@
+"""Test images of the tail, right and wrong, with the knowledge each one consulted.
+
+Shapes: V dimensions.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mdpr.artifacts import SHOT_GROUPS, ClassInfo, ShotGroup
+from mdpr.evaluation.predictions import final_branch
+from mdpr.evaluation.tables import display_names
+
+THUMBNAIL_SIDE_PX = 160
+LOSSLESS_SIDE_PX = 64  # up to this side PNG is small, and shows every pixel as the model saw it
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """One test image. `routing` (V weights) and `sentences` (V) are of the predicted class; empty without routing."""
+
+    index: int
+    actual: str
+    predicted: str
+    correct: bool
+    probability: float
+    data_uri: str
+    sentences: Sequence[str]
+    routing: Sequence[float]
+
+
+def tail_group(classes: Sequence[ClassInfo], predictions: pd.DataFrame) -> ShotGroup:
+    """The rarest shot group that has test images."""
+    tested = set(predictions["label"])
+    return next(
+        group for group in reversed(SHOT_GROUPS) if any(item.shot == group and item.index in tested for item in classes)
+    )
+
+
+def pick_tail_images(
+    predictions: pd.DataFrame, classes: Sequence[ClassInfo], images: int, seed: int = 0
+) -> pd.DataFrame:
+    """At most `images` rows of the tail group, half of them wrong where there are enough.
+
+    Chosen at random, not by how good they look, and spread evenly over the classes.
+    """
+    group = tail_group(classes, predictions)
+    tail = predictions[predictions["label"].isin([item.index for item in classes if item.shot == group])]
+    tail = tail.sample(frac=1, random_state=seed)
+    correct = tail[f"{final_branch(predictions)}_top1"] == tail["label"]
+    wrong, right = _one_class_after_another(tail[~correct]), _one_class_after_another(tail[correct])
+    wrong_images = min(len(wrong), max(images // 2, images - len(right)))
+    return pd.concat([right.head(images - wrong_images), wrong.head(wrong_images)])
+
+
+def _one_class_after_another(rows: pd.DataFrame) -> pd.DataFrame:
+    turn = rows.groupby("label").cumcount()
+    return rows.assign(turn=turn).sort_values(["turn", "label"], kind="stable").drop(columns="turn")
+
+
+def make_gallery(
+    picked: pd.DataFrame,
+    classes: Sequence[ClassInfo],
+    sentences_CV: Sequence[Sequence[str]],
+    images: Mapping[int, Image.Image],
+) -> list[GalleryItem]:
+    """The rows of `pick_tail_images` with thumbnails; `images` holds the pictures by row of test.parquet."""
+    names = display_names(classes)
+    branch = final_branch(picked)
+    items = []
+    for row in picked.to_dict("records"):
+        predicted = int(row[f"{branch}_top1"])
+        routed = "routing" in row
+        items.append(
+            GalleryItem(
+                index=int(row["index"]),
+                actual=names[row["label"]],
+                predicted=names[predicted],
+                correct=predicted == row["label"],
+                probability=float(row[f"{branch}_probability"]),
+                data_uri=thumbnail_uri(images[int(row["index"])]),
+                sentences=list(sentences_CV[predicted]) if routed else [],
+                routing=np.asarray(row["routing"], dtype=float).tolist() if routed else [],
+            )
+        )
+    return items
+
+
+def thumbnail_uri(image: Image.Image) -> str:
+    """An image as a data: URI, at most `THUMBNAIL_SIDE_PX` on its longer side."""
+    picture = image.convert("RGB")
+    picture.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
+    kind = "PNG" if max(picture.size) <= LOSSLESS_SIDE_PX else "JPEG"
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

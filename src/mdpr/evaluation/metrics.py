@@ -1,0 +1,110 @@
+"""The figures of a branch, as pure functions of its predictions. Accuracies are fractions, 0..1.
+
+Long-tailed accuracy is class-balanced: `all` is the mean over classes of each class's recall, so that a test set
+which is long-tailed itself counts every class alike; many, medium and few are the same mean over the classes of a
+shot group. A class without a test image has no recall (NaN in arrays) and enters no mean; a group without such a
+recall is absent from the result, never 0.
+
+Shapes: N test images, C classes, k best classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score
+
+from mdpr.artifacts import SHOT_GROUPS
+from mdpr.evaluation.predictions import final_branch, recorded_branches
+
+GROUPS = ("all", *SHOT_GROUPS)
+CALIBRATION_BINS = 15
+# The smallest normal float32: predictions hold float32 probabilities, and log(0) has no mean.
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+
+
+def class_recall(label_N: np.ndarray, top1_N: np.ndarray, class_count: int) -> np.ndarray:
+    """Recall of each class, (C,) float64; NaN where a class has no image."""
+    image_C = np.bincount(label_N, minlength=class_count)
+    correct_C = np.bincount(label_N[label_N == top1_N], minlength=class_count)
+    return np.divide(correct_C, image_C, out=np.full(class_count, np.nan), where=image_C > 0)
+
+
+def group_members(shots: Sequence[str], usable_C: np.ndarray) -> dict[str, np.ndarray]:
+    """Indices of the usable classes of `all` and of each shot group; groups without one are left out."""
+    shot_C = np.asarray(shots)
+    masks: dict[str, np.ndarray] = {"all": usable_C}
+    masks |= {group: usable_C & (shot_C == group) for group in SHOT_GROUPS}
+    return {group: np.flatnonzero(mask_C) for group, mask_C in masks.items() if mask_C.any()}
+
+
+def group_means(value_C: np.ndarray, shots: Sequence[str]) -> dict[str, float]:
+    """Mean over the classes of `all`, many, medium and few; NaN classes and empty groups are left out."""
+    members = group_members(shots, ~np.isnan(value_C))
+    return {group: float(value_C[indices].mean()) for group, indices in members.items()}
+
+
+def harmonic_mean(value_C: np.ndarray) -> float:
+    """Harmonic mean of the classes' recalls: near the worst class, and 0 as soon as one class is never found."""
+    known = value_C[~np.isnan(value_C)]
+    return float(len(known) / np.sum(1 / known)) if (known > 0).all() else 0.0
+
+
+def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+    """ECE over equal-width bins (a, b] of confidence (Guo et al., ICML 2017, equation 3)."""
+    edges = np.linspace(0, 1, bins + 1)
+    bin_N = np.clip(np.digitize(confidence_N, edges, right=True) - 1, 0, bins - 1)
+    gap_bins = np.bincount(bin_N, weights=correct_N - confidence_N.astype(np.float64), minlength=bins)
+    return float(np.abs(gap_bins).sum() / len(confidence_N))
+
+
+def negative_log_likelihood(true_probability_N: np.ndarray) -> float:
+    """Mean of -log p(label), in nats; probabilities below float32's normal range count as its lower end."""
+    probability_N = np.maximum(true_probability_N.astype(np.float64), SMALLEST_PROBABILITY)
+    return float(-np.log(probability_N).mean())
+
+
+def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -> dict[str, float]:
+    """Every figure of one branch. `shots` is the shot group of each class, in order of index.
+
+    Keys: all, many, medium, few (those that exist), head_tail_gap (many - few, where both exist), worst_class,
+    harmonic_mean, top1, top5 (over images, not class-balanced), macro_f1, ece, nll.
+    """
+    label_N = predictions["label"].to_numpy()
+    top1_N = predictions[f"{branch}_top1"].to_numpy()
+    top5_Nk = np.stack(list(predictions[f"{branch}_top5"]))
+    recall_C = class_recall(label_N, top1_N, len(shots))
+    scores = group_means(recall_C, shots)
+    if "many" in scores and "few" in scores:
+        scores["head_tail_gap"] = scores["many"] - scores["few"]
+    return scores | {
+        "worst_class": float(np.nanmin(recall_C)),
+        "harmonic_mean": harmonic_mean(recall_C),
+        "top1": float((top1_N == label_N).mean()),
+        "top5": float((top5_Nk == label_N[:, None]).any(axis=1).mean()),
+        "macro_f1": float(f1_score(label_N, top1_N, labels=np.unique(label_N), average="macro", zero_division=0)),
+        "ece": expected_calibration_error(predictions[f"{branch}_probability"].to_numpy(), top1_N == label_N),
+        "nll": negative_log_likelihood(predictions[f"{branch}_true_probability"].to_numpy()),
+    }
+
+
+def score(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`score_branch` of every recorded branch, and always of `fused`, the model's answer.
+
+    With routing off the fused prediction is the base prediction, and so are its figures; readers of `fused` (the
+    gate, `dvc metrics diff` between two settings) need not know the difference.
+    """
+    scores = {branch: score_branch(predictions, branch, shots) for branch in recorded_branches(predictions)}
+    return scores | {"fused": scores[final_branch(predictions)]}
+
+
+def points(fraction: float) -> str:
+    """A fraction for people: percentage points with one decimal."""
+    return f"{round(100 * fraction, 1) + 0.0:.1f}"
+
+
+def signed_points(difference: float) -> str:
+    """A difference of fractions for people: percentage points with sign and one decimal."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"

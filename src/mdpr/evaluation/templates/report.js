@@ -1,0 +1,53 @@
+"use strict";
+// Sorting and searching of the per-class table. No storage, no network: works in a sandboxed frame.
+(() => {
+  const table = document.getElementById("classes");
+  const body = table.tBodies[0];
+  const rows = Array.from(body.rows);
+  const search = document.getElementById("search");
+  const found = document.getElementById("found");
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return "value" in cell.dataset ? Number(cell.dataset.value || NaN) : cell.textContent.trim();
+  };
+
+  // Empty cells (NaN) stay last in both directions.
+  const compare = (a, b, sign) => {
+    if (typeof a === "string") return sign * a.localeCompare(b, undefined, { numeric: true });
+    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
+    return sign * (a - b);
+  };
+
+  table.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const head = button.closest("th");
+    const descending = head.getAttribute("aria-sort") === "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const sign = descending ? -1 : 1;
+    rows
+      .map((row) => [value(row, head.cellIndex), row])
+      .sort((a, b) => compare(a[0], b[0], sign))
+      .forEach((pair) => body.append(pair[1]));
+  });
+
+  search.addEventListener("input", () => {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    rows.forEach((row, index) => {
+      row.hidden = !words.every((word) => texts[index].includes(word));
+      shown += !row.hidden;
+    });
+    found.textContent = `${shown} of ${rows.length} classes`;
+  });
+  search.closest(".search").hidden = false;
+  for (const head of table.tHead.rows[0].cells) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+  }
+})();

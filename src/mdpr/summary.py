@@ -1,0 +1,78 @@
+"""What `make demo` ends with: the scores, the registry's champion, the gate's word and where the report lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdpr.artifacts import SHOT_GROUPS, Promotion, read_metrics, read_promotion
+from mdpr.config import TrackingParams
+from mdpr.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+ROWS = {
+    "zero_shot": "zero-shot (frozen CLIP)",
+    "base": "base",
+    "routed": "routed",
+    "fused": "fused (the model's answer)",
+}
+VERDICTS = {"promoted": "promoted", "kept": "not promoted, the champion was kept"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of the flow. `scores` is what metrics.json holds; `champion` is None where no version has the alias."""
+
+    scores: Mapping[str, Mapping[str, float]]
+    promotion: Promotion
+    champion: str | None
+    report: Path
+
+
+def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) -> Summary:
+    """Gather the summary; raises `ArtifactError` where the flow has not run to its end."""
+    report = evaluation / "report.html"
+    for path in (evaluation / "metrics.json", report, promotion):
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing: run `dvc repro` first")
+    scores, decision = read_metrics(evaluation), read_promotion(promotion)
+    return Summary(scores, decision, champion_version(tracking.model_name), report)
+
+
+def champion_version(model_name: str) -> str | None:
+    """The version behind the alias `champion` right now, which someone may have moved since the gate."""
+    from mdpr.registry.aliases import CHAMPION, Registry
+    from mdpr.tracking.store import connect
+
+    version = Registry(connect(), model_name).behind(CHAMPION)
+    return version.number if version else None
+
+
+def render(summary: Summary) -> RenderableType:
+    """The summary for a terminal: one table, then a line each for champion, gate and report."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    groups = [group for group in ("all", *SHOT_GROUPS) if group in summary.scores["fused"]]
+    table = Table(title="Class-balanced accuracy on the test set, in percent")
+    table.add_column("branch", no_wrap=True)
+    for group in groups:
+        table.add_column(group, justify="right")
+    for branch, name in ROWS.items():
+        if branch in summary.scores:
+            figures = (f"{100 * summary.scores[branch][group]:.1f}" for group in groups)
+            style = "bold" if branch == "fused" else None
+            table.add_row(name, *figures, style=style, end_section=branch == "zero_shot")
+    decision = summary.promotion
+    champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
+    facts = {
+        "champion": f"{champion} (MLflow registry)",
+        "gate": f"version {decision.version} {VERDICTS[decision.decision]}: {decision.reason}",
+        "report": str(summary.report),
+    }
+    return Group(table, *(Text(f"{key}: {fact}", overflow="fold") for key, fact in facts.items()))

@@ -1,0 +1,120 @@
+"""Tables, files and the gallery's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+
+from mdpr.artifacts import ClassInfo, read_intervals, read_metrics, read_predictions
+from mdpr.errors import ArtifactError
+from mdpr.evaluation.gallery import THUMBNAIL_SIDE_PX, pick_tail_images, thumbnail_uri
+from mdpr.evaluation.report import ReportContent
+from mdpr.evaluation.results import Results
+from mdpr.evaluation.tables import confusion_block, display_names, mean_routing
+
+
+def off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
+def test_what_is_written_is_what_is_read(content: Callable[..., ReportContent], tmp_path: Path) -> None:
+    results: Results = content(10, 20).results
+    results.write(tmp_path)
+    assert read_metrics(tmp_path) == results.scores
+    assert read_intervals(tmp_path) == results.intervals
+    back = read_predictions(tmp_path)
+    assert list(back.columns) == list(results.predictions.columns)
+    assert back["index"].tolist() == list(range(200))
+    assert back["fused_probability"].dtype == np.float32
+    for column in ("fused_top5", "routing"):
+        np.testing.assert_array_equal(np.stack(list(back[column])), np.stack(list(results.predictions[column])))
+    per_class = pd.read_csv(tmp_path / "per_class.csv")
+    assert per_class["fused_accuracy"].mean() == pytest.approx(results.scores["fused"]["all"], abs=1e-6)
+    assert per_class["gain"].mean() == pytest.approx(
+        results.scores["fused"]["all"] - results.scores["base"]["all"], abs=1e-6
+    )
+    pairs = pd.read_csv(tmp_path / "confusion.csv")
+    assert (pairs["actual"] == pairs["predicted"]).mean() == pytest.approx(results.scores["fused"]["top1"])
+
+
+def test_a_file_that_is_no_table_of_predictions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is missing: run evaluate first"):
+        read_predictions(tmp_path)
+    (tmp_path / "predictions.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ArtifactError, match="not a readable Parquet file"):
+        read_predictions(tmp_path)
+    pd.DataFrame({"label": [0]}).to_parquet(tmp_path / "predictions.parquet")
+    with pytest.raises(ArtifactError, match="not a table of predictions"):
+        read_predictions(tmp_path)
+
+
+def test_confusion_block_of_all_classes_is_the_confusion_matrix(
+    predictions: Callable[..., pd.DataFrame],
+) -> None:
+    table = predictions(6, 30)
+    class_K, share_KK = confusion_block(table, 6, 20)
+    assert class_K.tolist() == list(range(6))
+    np.testing.assert_allclose(share_KK, confusion_matrix(table["label"], table["fused_top1"], normalize="true"))
+
+
+def test_confusion_block_holds_the_worst_pair(predictions: Callable[..., pd.DataFrame]) -> None:
+    table = predictions(30, 10)
+    whole = confusion_matrix(table["label"], table["fused_top1"], normalize="true")
+    class_K, share_KK = confusion_block(table, 30, 4)
+    np.testing.assert_allclose(share_KK, whole[np.ix_(class_K, class_K)])
+    assert off_diagonal(share_KK).max() == off_diagonal(whole).max()
+    assert len(class_K) == 4
+
+
+def test_mean_routing_sums_to_one_and_is_empty_without_routing(
+    predictions: Callable[..., pd.DataFrame],
+) -> None:
+    shots = ["many", "medium", "medium", "medium"]
+    found = mean_routing(predictions(4, 5), shots)
+    assert list(found) == ["many", "medium"]
+    assert all(weights.sum() == pytest.approx(1) for weights in found.values())
+    assert mean_routing(predictions(4, 5, routing=False), shots) == {}
+
+
+def test_repeated_names_are_told_apart() -> None:
+    classes = [
+        ClassInfo(index=0, name="missile", train_images=1, shot="few"),
+        ClassInfo(index=1, name="missile", disambiguation="projectile", train_images=1, shot="few"),
+        ClassInfo(index=2, name="owl", train_images=1, shot="few"),
+    ]
+    assert display_names(classes) == ["missile (0)", "missile (projectile)", "owl"]
+
+
+def test_gallery_takes_tail_images_right_and_wrong_from_every_class(
+    predictions: Callable[..., pd.DataFrame], classes: Callable[..., list[ClassInfo]]
+) -> None:
+    table, ten = predictions(10, 60), classes(10)
+    few = {item.index for item in ten if item.shot == "few"}
+    picked = pick_tail_images(table, ten, 8)
+    assert len(picked) == 8
+    assert set(picked["label"]) == few
+    correct = picked["fused_top1"] == picked["label"]
+    assert 1 <= (~correct).sum() <= 4
+    assert picked.equals(pick_tail_images(table, ten, 8))
+    assert pick_tail_images(table, ten, 0).empty
+
+
+def test_gallery_falls_back_to_the_rarest_group_there_is(predictions: Callable[..., pd.DataFrame]) -> None:
+    two = [
+        ClassInfo(index=index, name=f"c{index}", train_images=500, shot=shot)
+        for index, shot in enumerate(("many", "medium"))
+    ]
+    assert set(pick_tail_images(predictions(2, 10), two, 4)["label"]) == {1}
+
+
+def test_thumbnails_are_small_and_small_images_stay_lossless() -> None:
+    assert thumbnail_uri(Image.new("L", (28, 28))).startswith("data:image/png;base64,")
+    large = thumbnail_uri(Image.effect_noise((2000, 1500), 80))
+    assert large.startswith("data:image/jpeg;base64,")
+    assert len(large) < 4 * THUMBNAIL_SIDE_PX**2
