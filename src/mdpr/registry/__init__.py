@@ -1,0 +1,1 @@
+"""The MLflow model registry: versions and aliases, the servable model, the gate."""

@@ -1,0 +1,162 @@
+"""The MLflow model registry: versions, their tags and cards, and the aliases. Nothing else talks to it.
+
+Aliases: `challenger` (by default) is the version registered last, `champion` the one that serves, `previous`
+the champion before it. An alias points to one version, so there is never more than one champion. It is moved
+by compare-and-set: read before and after, under a lock file where the store is a local file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mdpr.errors import TrackingError
+from mdpr.tracking.store import Store, explained
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+DIGEST_TAG = "mdpr.model_digest"
+LOCK_TIMEOUT_S = 300.0
+LOCK_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version as this project sees it; `number` is text, as every MLflow store takes it."""
+
+    name: str
+    number: str
+    run_id: str
+    source: str
+    card: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """One registered model's versions in one store. Every method raises `TrackingError`."""
+
+    store: Store
+    name: str
+
+    def get(self, number: str) -> Version:
+        """The version `number`, which must be there."""
+        found = self._ask("get_model_version", self.name, number)
+        if found is None:
+            raise TrackingError(
+                f"version {number} of {self.name} is not in this MLflow registry: "
+                "run register again (dvc repro --force --single-item register)"
+            )
+        return found
+
+    def behind(self, alias: str) -> Version | None:
+        """The version that `alias` points to, if it points to any."""
+        return self._ask("get_model_version_by_alias", self.name, alias)
+
+    def with_digest(self, digest: str) -> Version | None:
+        """The first version of the model with this digest, if there is one."""
+        with explained(self.store.uri):
+            query = f"name = '{self.name}' and tags.`{DIGEST_TAG}` = '{digest}'"
+            found = self.store.client.search_model_versions(query)
+        return min(map(_as_version, found), key=lambda version: int(version.number), default=None)
+
+    def create(self, model_id: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Version:
+        """A new version of a logged model, or the one that someone else made of the same digest meanwhile."""
+        client = self.store.client
+        with explained(self.store.uri):
+            if not client.search_registered_models(f"name = '{self.name}'"):
+                client.create_registered_model(self.name)
+            made = client.create_model_version(
+                self.name,
+                f"models:/{model_id}",
+                run_id,
+                tags={**tags, DIGEST_TAG: digest},
+                model_id=model_id,  # a server takes the source only with it
+            )
+            first = self.with_digest(digest) or _as_version(made)
+            if first.number != str(made.version):
+                client.delete_model_version(self.name, str(made.version))
+        return first
+
+    def annotate(self, number: str, tags: Mapping[str, str], card: str) -> None:
+        """Set tags and the description of a version."""
+        with explained(self.store.uri):
+            for key, value in tags.items():
+                self.store.client.set_model_version_tag(self.name, number, key, value)
+            self.store.client.update_model_version(self.name, number, card)
+
+    def point(self, alias: str, number: str) -> None:
+        with explained(self.store.uri):
+            self.store.client.set_registered_model_alias(self.name, alias, number)
+
+    def move_champion(self, number: str, expected: str | None) -> None:
+        """`champion` to `number`, if it is still at `expected`; the old champion becomes `previous`.
+
+        Raises `TrackingError` that names the other version where someone else has moved it meanwhile.
+        """
+        with self.locked():
+            self._require_champion(expected)
+            if expected:
+                self.point(PREVIOUS, expected)
+            self.point(CHAMPION, number)
+            self._require_champion(number)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the registry, where the store is a local file; a server has no lock to offer."""
+        if self.store.file is None:
+            yield
+            return
+        import fcntl
+
+        lock = self.store.file.with_name(f"{self.store.file.name}.lock")
+        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
+        with lock.open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline_s:
+                        raise TrackingError(f"{lock} is held by another process: let it finish") from None
+                    time.sleep(LOCK_POLL_S)
+            yield  # closing the file gives the lock back
+
+    def _require_champion(self, number: str | None) -> None:
+        now = self.behind(CHAMPION)
+        found = now.number if now else None
+        if found != number:
+            raise TrackingError(
+                f"the champion of {self.name} is version {found or 'none'}, not {number or 'none'}: "
+                "someone else promoted at the same time, run promote again"
+            )
+
+    def _ask(self, method: str, *arguments: str) -> Version | None:
+        """MLflow's answer about one version; None where it says that there is no such thing."""
+        from mlflow.exceptions import MlflowException
+
+        with explained(self.store.uri):
+            try:
+                return _as_version(getattr(self.store.client, method)(*arguments))
+            except MlflowException as error:
+                # A missing model or version is the one, a missing alias the other.
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+
+def _as_version(found: ModelVersion) -> Version:
+    return Version(
+        name=found.name,
+        number=str(found.version),
+        run_id=found.run_id or "",
+        source=found.source,
+        card=found.description or "",
+        tags=dict(found.tags),
+    )

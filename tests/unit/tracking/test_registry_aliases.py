@@ -1,0 +1,105 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mdpr.errors import TrackingError
+from mdpr.registry import aliases as registry_module
+from mdpr.registry.aliases import CHAMPION, PREVIOUS, Registry
+from mdpr.tracking.store import Store
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return Registry(store, "shoes")
+
+
+def make_versions(registry: Registry, count: int) -> list[str]:
+    client = registry.store.client
+    experiment_id = client.create_experiment("shoes")
+    run_id = client.create_run(experiment_id).info.run_id
+    models = [client.create_logged_model(experiment_id, "model", run_id) for _ in range(count)]
+    return [
+        registry.create(model.model_id, run_id, f"digest-{number}", {"n": str(number)}).number
+        for number, model in enumerate(models)
+    ]
+
+
+def number_behind(registry: Registry, alias: str) -> str | None:
+    version = registry.behind(alias)
+    return version.number if version else None
+
+
+def test_an_empty_registry_has_no_champion(registry: Registry) -> None:
+    assert registry.behind(CHAMPION) is None
+    assert registry.with_digest("any") is None
+    make_versions(registry, 1)
+    assert registry.behind(CHAMPION) is None  # the model is there now, the alias is not
+    with pytest.raises(TrackingError, match=r"version 7 of shoes is not in this MLflow registry: run register"):
+        registry.get("7")
+
+
+def test_a_digest_has_one_version(registry: Registry) -> None:
+    first, second = make_versions(registry, 2)
+    found = registry.with_digest("digest-1")
+    assert found is not None
+    assert (found.number, found.tags["n"]) == (second, "1")
+    again = registry.create(found.source.removeprefix("models:/"), found.run_id, "digest-1", {"n": "other"})
+    assert again == found
+    versions = registry.store.client.search_model_versions("name = 'shoes'")
+    assert sorted(str(item.version) for item in versions) == [first, second]
+
+
+def test_the_champion_before_becomes_previous(registry: Registry) -> None:
+    first, second = make_versions(registry, 2)
+    registry.move_champion(first, expected=None)
+    assert (number_behind(registry, CHAMPION), number_behind(registry, PREVIOUS)) == (first, None)
+    registry.move_champion(second, expected=first)
+    assert (number_behind(registry, CHAMPION), number_behind(registry, PREVIOUS)) == (second, first)
+
+
+def test_a_stale_promotion_changes_nothing(registry: Registry) -> None:
+    first, second = make_versions(registry, 2)
+    registry.move_champion(first, expected=None)
+    with pytest.raises(TrackingError, match=r"champion of shoes is version 1, not none.*run promote again"):
+        registry.move_champion(second, expected=None)
+    assert (number_behind(registry, CHAMPION), number_behind(registry, PREVIOUS)) == (first, None)
+
+
+def test_of_simultaneous_promotions_one_wins(registry: Registry) -> None:
+    numbers = make_versions(registry, 6)
+    start = threading.Barrier(len(numbers))
+
+    def promote(number: str) -> str:
+        start.wait()
+        try:
+            registry.move_champion(number, expected=None)
+        except TrackingError as error:
+            return str(error)
+        return number
+
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        answers = list(pool.map(promote, numbers))
+    winners = [answer for answer in answers if answer in numbers]
+    assert sum("someone else promoted" in answer for answer in answers) == len(numbers) - 1
+    assert len(winners) == 1
+    assert number_behind(registry, CHAMPION) == winners[0]
+
+
+def test_waiting_for_the_lock_ends(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "LOCK_TIMEOUT_S", 0.1)
+    with (
+        registry.locked(),
+        pytest.raises(TrackingError, match=r"mlflow\.db\.lock is held"),
+        registry.locked(),
+    ):
+        pass
+
+
+def test_tags_and_card_are_kept(registry: Registry) -> None:
+    (number,) = make_versions(registry, 1)
+    registry.annotate(number, {"mdpr.test.fused.all": "0.8"}, "# Card")
+    version = registry.get(number)
+    assert version.card == "# Card"
+    assert version.tags["mdpr.test.fused.all"] == "0.8"
+    assert version.tags["n"] == "0"
