@@ -1,0 +1,22 @@
+"""describe as a Kubeflow component."""
+
+from components.images import IMAGE_CPU
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+
+@dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
+def describe(params: str, prepared: Input[Dataset], probe: Input[Artifact], knowledge: Output[Artifact]) -> None:
+    """Gather one sentence a class in each of the five dimensions, and audit them.
+
+    Args:
+        params: YAML text with the section describe.
+        prepared: The data set that prepare wrote.
+        probe: The frozen model's bias; says which class each class is most confused with.
+
+    Returns:
+        knowledge: knowledge.json and audit.json.
+    """
+    from mdpr.stages.kubeflow import run_component
+
+    run_component("describe", params, prepared=prepared, probe=probe, knowledge=knowledge)

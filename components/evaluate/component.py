@@ -1,0 +1,51 @@
+"""evaluate as a Kubeflow component."""
+
+from components.images import IMAGE_GPU
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+
+
+@dsl.component(base_image=IMAGE_GPU, packages_to_install=[], install_kfp_package=False)
+def evaluate(
+    params: str,
+    prepared: Input[Dataset],
+    probe: Input[Artifact],
+    knowledge: Input[Artifact],
+    features: Input[Artifact],
+    model: Input[Model],
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+    report: Output[HTML],
+) -> None:
+    """Score the untouched test set: base, routed, fused, by all / many / medium / few.
+
+    Args:
+        params: YAML text with the sections tracking and evaluate.
+        prepared: The data set that prepare wrote.
+        probe: The frozen model's bias; the zero-shot line of the report.
+        knowledge: The sentences the report shows.
+        features: The knowledge base in the model's joint space.
+        model: The learned weights.
+
+    Returns:
+        evaluation: Metrics, per-class table, predictions, report.
+        metrics: Accuracies, for the UI.
+        confusion: Confusion matrix of the fused prediction, for the UI.
+        report: The report, for the UI.
+    """
+    from mdpr.stages.kubeflow import run_component, show_confusion, show_metrics, show_page
+
+    run_component(
+        "evaluate",
+        params,
+        prepared=prepared,
+        probe=probe,
+        knowledge=knowledge,
+        features=features,
+        model=model,
+        evaluation=evaluation,
+    )
+    show_metrics(evaluation, metrics)
+    show_confusion(evaluation, confusion)
+    show_page(evaluation, "report.html", report)

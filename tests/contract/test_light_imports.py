@@ -1,0 +1,25 @@
+"""What must start fast loads none of the heavy libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "mlflow", "kfp", "open_clip", "great_expectations", "langchain", "pandas", "numpy", "dvc")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from mdpr.cli import cli; cli.main(['--help'], standalone_mode=False)",
+        "from mdpr.stages.definition import STAGES, load_stage; [load_stage(name) for name in STAGES]",
+        "import mdpr.stages.kubeflow",
+    ],
+    ids=["help", "signatures", "component body"],
+)
+def test_reading_the_interface_loads_nothing_heavy(code: str) -> None:
+    check = f"import sys; {code}; print('loaded', *[m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "loaded"

@@ -1,0 +1,167 @@
+"""One definition, three drivers: the command line, DVC and Kubeflow agree with the stages' signatures."""
+
+from __future__ import annotations
+
+import shlex
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from components.readme import COMPONENTS, load_component, stale
+from pipelines.placement import PLACEMENTS
+from pipelines.training import COMPILED, is_current
+
+from mdpr.cli import stage_command
+from mdpr.config import SECTIONS
+from mdpr.stages.definition import STAGES, load_stage
+
+PROJECT = Path(__file__).resolve().parents[2]
+VIEWS = {"evaluate": {"metrics", "confusion", "report"}, "validate": {"docs"}}  # copies that the UI can draw
+DRIVER_OPTIONS = {"params", "overrides", "help"}
+
+
+@pytest.fixture(scope="module")
+def dvc() -> dict[str, Any]:
+    stages: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text("utf-8"))["stages"]
+    return stages
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    document: dict[str, Any] = next(yaml.safe_load_all(COMPILED.read_text("utf-8")))
+    return document
+
+
+def dvc_ports(stage: dict[str, Any]) -> dict[str, str]:
+    """Port -> path, from the options of a stage's command."""
+    program, _, *options = shlex.split(stage["cmd"])
+    assert program == "mdpr"
+    return dict(zip((name.removeprefix("--") for name in options[::2]), options[1::2], strict=True))
+
+
+# --- the stages --------------------------------------------------------------------------------------------
+
+
+def test_stages_stand_in_an_order_in_which_they_can_run() -> None:
+    producers = {port: name for name in STAGES for port in load_stage(name).outputs}
+    graph = {name: {producers[port] for port in load_stage(name).inputs} for name in STAGES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+    order = list(STAGES)
+    assert [(name, on) for name in STAGES for on in graph[name] if order.index(on) >= order.index(name)] == []
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_command_takes_exactly_the_ports(name: str) -> None:
+    parameters = {parameter.name for parameter in stage_command(load_stage(name)).params}
+    assert parameters - DRIVER_OPTIONS == set(load_stage(name).ports)
+
+
+# --- DVC --------------------------------------------------------------------------------------------------
+
+
+def test_dvc_has_the_stages_in_order(dvc: dict[str, Any]) -> None:
+    assert list(dvc) == list(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dvc_command_names_the_stage_and_its_ports(name: str, dvc: dict[str, Any]) -> None:
+    assert shlex.split(dvc[name]["cmd"])[1] == name
+    assert set(dvc_ports(dvc[name])) == set(load_stage(name).ports)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dvc_deps_and_outs_are_the_ports(name: str, dvc: dict[str, Any]) -> None:
+    stage, ports = load_stage(name), dvc_ports(dvc[name])
+    assert set(dvc[name]["outs"]) == {ports[port] for port in stage.outputs}
+    assert {ports[port] for port in stage.inputs} <= set(dvc[name]["deps"])
+    assert f"src/mdpr/stages/{name}.py" in dvc[name]["deps"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dvc_watches_exactly_the_sections_of_the_stage(name: str, dvc: dict[str, Any]) -> None:
+    assert set(dvc[name]["params"]) == set(load_stage(name).sections.values())
+
+
+def test_dvc_gives_a_port_the_same_path_everywhere(dvc: dict[str, Any]) -> None:
+    paths: dict[str, set[str]] = {}
+    for stage in dvc.values():
+        for port, path in dvc_ports(stage).items():
+            paths.setdefault(port, set()).add(path)
+    assert {port: found for port, found in paths.items() if len(found) > 1} == {}
+
+
+# --- Kubeflow ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_component_has_the_ports_the_params_and_its_views(name: str) -> None:
+    spec, stage = load_component(name).component_spec, load_stage(name)
+    assert set(spec.inputs) == {"params", *stage.inputs}
+    assert set(spec.outputs) == set(stage.outputs) | VIEWS.get(name, set())
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_component_and_every_port_are_described(name: str) -> None:
+    spec = load_component(name).component_spec
+    ports = {**spec.inputs, **spec.outputs}
+    assert spec.description
+    assert [port for port, content in ports.items() if not content.description] == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_component_names_the_sections_it_reads(name: str) -> None:
+    described = load_component(name).component_spec.inputs["params"].description
+    named = {word.strip(".,") for word in described.split()} & set(SECTIONS)
+    assert named == set(load_stage(name).sections.values())
+
+
+def test_ports_have_one_kubeflow_type() -> None:
+    types: dict[str, set[str]] = {}
+    for name in STAGES:
+        spec = load_component(name).component_spec
+        for port in load_stage(name).ports:
+            types.setdefault(port, set()).add({**spec.inputs, **spec.outputs}[port].type)
+    assert {port: found for port, found in types.items() if len(found) > 1} == {}
+
+
+def test_configure_splits_for_exactly_the_stages() -> None:
+    assert list(load_component("configure").component_spec.outputs) == list(STAGES)
+
+
+def test_compiled_pipeline_is_current() -> None:
+    assert is_current(COMPILED), "run python -m pipelines.training"
+
+
+def test_component_readmes_are_current() -> None:
+    assert stale(PROJECT / "components") == [], "run python -m components.readme --write"
+
+
+def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any]) -> None:
+    tasks = compiled["root"]["dag"]["tasks"]
+    assert set(tasks) == {"configure", *STAGES} == set(PLACEMENTS)
+    for name in STAGES:
+        inputs = tasks[name]["inputs"]
+        assert inputs["parameters"]["params"]["taskOutputParameter"] == {
+            "producerTask": "configure",
+            "outputParameterKey": name,
+        }
+        for port in load_stage(name).inputs:
+            source = inputs["artifacts"][port]["taskOutputArtifact"]
+            assert source["outputArtifactKey"] == port
+            assert port in load_stage(source["producerTask"]).outputs
+
+
+def test_nothing_is_computed_before_the_data_are_checked(compiled: dict[str, Any]) -> None:
+    tasks = compiled["root"]["dag"]["tasks"]
+    assert "validate" in tasks["probe"]["dependentTasks"]
+
+
+def test_registry_tasks_are_never_cached(compiled: dict[str, Any]) -> None:
+    tasks = compiled["root"]["dag"]["tasks"]
+    cached = {name for name in tasks if tasks[name]["cachingOptions"].get("enableCache")}
+    assert cached == set(tasks) - {"prepare", "register", "promote"}
