@@ -1,0 +1,90 @@
+"""How well the hidden pre-training prior is found again, on the embedded set, where the truth is known.
+
+    python -m benchmarks.hidden_prior --seeds 5 [--json] [--set probe.prior_shrinkage=0.1]
+
+Every seed cuts its own long tail and estimates the prior from those training images alone. spearman compares the
+estimate with the true pre-training counts (pretraining.json) over classes; zero_shot_gain is what subtracting the
+estimated log prior from the zero-shot logits gives on the complete test set, in points of class-balanced accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.report import device_name, emit
+from mdpr.artifacts import read_classes, read_images, read_json, read_probe
+from mdpr.config import BackboneParams, load_params
+from mdpr.data.loading import ImageTable, eval_transform, make_loader
+from mdpr.evaluation.metrics import class_recall
+from mdpr.model.backbone import Backbone
+from mdpr.progress import track
+from mdpr.stages.definition import load_stage, run_stage
+
+PACKAGES = ("torch", "open_clip_torch", "scipy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
+    parser.add_argument("--truth", type=Path, default=Path("data/embedded/mdpr-tiny/pretraining.json"))
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+    truth = read_json(arguments.truth)["images_per_class"]
+    test_features: tuple[torch.Tensor, np.ndarray] | None = None
+    rows = []
+    for seed in range(arguments.seeds):
+        params = load_params(arguments.params, [*arguments.overrides, f"prepare.seed={seed}"])
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {name: Path(folder) / name for name in ("prepared", "probe")}
+            for name in paths:
+                run_stage(load_stage("prepare" if name == "prepared" else name), paths, params)
+            names = [item.name for item in read_classes(paths["prepared"])]
+            probe = read_probe(paths["probe"], names)
+            if test_features is None:  # the test set is the same for every seed
+                backbone = params["backbone"]
+                assert isinstance(backbone, BackboneParams)
+                test_features = encode_test(Backbone.load(backbone), paths["prepared"] / "test.parquet")
+        image_Nd, label_N = test_features
+        logits_NC = probe.logit_scale * image_Nd @ torch.as_tensor(probe.text_Cd).T
+        plain = balanced_accuracy(logits_NC, label_N)
+        debiased = balanced_accuracy(logits_NC - torch.as_tensor(probe.log_prior_C), label_N)
+        spearman = spearmanr(probe.log_prior_C, [truth[name] for name in names]).statistic
+        rows.append({"seed": seed, "spearman": float(spearman), "zero_shot": plain, "debiased": debiased})
+    figures = {
+        "spearman_mean": mean(row["spearman"] for row in rows),
+        "spearman_min": min(row["spearman"] for row in rows),
+        "zero_shot_gain": mean(row["debiased"] - row["zero_shot"] for row in rows),
+    }
+    emit("hidden_prior", device_name(), PACKAGES, figures, rows, arguments.json)
+
+
+def encode_test(frozen: Backbone, path: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """Frozen features (N, d) and labels (N,) of the test split."""
+    look = (frozen.image_size_px, frozen.image_mean, frozen.image_std)
+    dataset = ImageTable(read_images(path), eval_transform(*look))
+    parts = [
+        frozen.encode_image(image_B3HW.to(frozen.device)).cpu()
+        for image_B3HW, _ in track(make_loader(dataset, 512), "test set")
+    ]
+    return torch.cat(parts), dataset.labels_N
+
+
+def balanced_accuracy(logits_NC: torch.Tensor, label_N: np.ndarray) -> float:
+    """Mean recall over classes, in points."""
+    return 100 * float(class_recall(label_N, logits_NC.argmax(dim=1).numpy(), logits_NC.shape[1]).mean())
+
+
+if __name__ == "__main__":
+    main()
