@@ -20,7 +20,7 @@ ROWS = {
     "routed": "routed",
     "fused": "fused (the model's answer)",
 }
-VERDICTS = {"promoted": "promoted", "kept": "not promoted, the champion was kept"}
+VERDICTS = {"promoted": "promoted", "kept": "not promoted"}
 
 
 @dataclass(frozen=True)

@@ -20,5 +20,6 @@ def promote(
     from mdpr.registry.gate import read_policy
 
     outcome = releases.promote(read_registration(registration), evaluation, read_policy(Path(params.policy)))
-    logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, outcome.decision, outcome.reason)
+    verdict = "promoted" if outcome.decision == "promoted" else "not promoted"
+    logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, verdict, outcome.reason)
     write_json(promotion, outcome)
