@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -47,7 +48,7 @@ def timed(call: Callable[[], object], device: str) -> float:
 
 
 def peak_mib(call: Callable[[], object], device: str) -> float:
-    """Peak memory beyond the present: torch's allocator on a GPU, resident size (Linux) on the CPU."""
+    """Peak memory beyond the present: torch's allocator on a GPU, resident size (Linux, glibc) on the CPU."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -55,6 +56,8 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
         call()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
+    # What earlier calls freed goes back first: memory that the allocator kept would hide this call's need.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text(RESET_PEAK)
     before_kib = _status_kib("VmRSS")
     call()
