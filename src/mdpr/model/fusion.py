@@ -25,7 +25,6 @@ from mdpr.errors import ArtifactError
 class Mean(nn.Module):
     """The paper's fusion."""
 
-    needs_expert = False
     learns = False
 
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
@@ -64,7 +63,6 @@ class Entropy(Mean):
 class GeneralizedLogitAdjustment(Mean):
     """A product of experts; the third is s <x_frozen, t_zero-shot> - log q, q the estimated pre-training prior."""
 
-    needs_expert = True
     text_Cd: Tensor
     log_prior_C: Tensor
 

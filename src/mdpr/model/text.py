@@ -14,7 +14,7 @@ Cropping needs a causal tower that pools at the end token; the prefix also needs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -115,16 +115,16 @@ class PromptedText(nn.Module):
         return text.ln_final(name_CSw[torch.arange(len(name_CSw), device=end_C.device), end_C])
 
 
-def class_tokens(tokenize: object, class_names: Sequence[str], context_tokens: int, context_length: int) -> Tensor:
+def class_tokens(
+    tokenize: Callable[[list[str]], Tensor], class_names: Sequence[str], context_tokens: int, context_length: int
+) -> Tensor:
     """Token ids (C, T) of "X X ... X name.", n words of one token each standing in for the context."""
-    assert callable(tokenize)
     try:
-        tokens: Tensor = tokenize([f"{'X ' * context_tokens}{name}." for name in class_names])
+        return tokenize([f"{'X ' * context_tokens}{name}." for name in class_names])
     except BackboneError as error:
         raise BackboneError(
             f"tune.context_tokens = {context_tokens} leaves no room in {context_length} text tokens: {error}"
         ) from None
-    return tokens
 
 
 def _end_positions(tokens_CT: Tensor, text: TextTransformer) -> Tensor:

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 
-from mdpr.artifacts import read_features
+from mdpr.artifacts import read_classes, read_features
 from mdpr.config import BackboneParams, Section, TuneParams
 from mdpr.errors import ArtifactError, BackboneError, ConfigError, MdprError
 from mdpr.model.backbone import Backbone, choose_device
@@ -118,7 +118,7 @@ def test_prompts_a_tower_cannot_take(
 ) -> None:
     tune = small_params["tune"]
     assert isinstance(tune, TuneParams)
-    names = [line.split(",")[1] for line in (encoded["probe"] / "zero_shot.csv").read_text().splitlines()[1:]]
+    names = [item.name for item in read_classes(encoded["prepared"])]
     features = read_features(encoded["features"], names)
     with pytest.raises(error, match=message):
         MDPR(backbone, [*names[:-1], "old ankle boot"], tune.model_copy(update=change), features)
@@ -139,7 +139,7 @@ def test_features_of_another_backbone_are_refused(
 ) -> None:
     tune = small_params["tune"]
     assert isinstance(tune, TuneParams)
-    names = [line.split(",")[1] for line in (encoded["probe"] / "zero_shot.csv").read_text().splitlines()[1:]]
+    names = [item.name for item in read_classes(encoded["prepared"])]
     features = read_features(encoded["features"], names)
     clip = open_clip.create_model("mdpr-tiny", force_custom_text=True)
     other = Backbone(clip, "mdpr-tiny", backbone.tokenizer)
