@@ -13,7 +13,7 @@ from components.readme import COMPONENTS, load_component, stale
 from pipelines.placement import PLACEMENTS
 from pipelines.training import COMPILED, is_current
 
-from mdpr.cli import stage_command
+from mdpr.commands.stage import stage_command
 from mdpr.config import SECTIONS
 from mdpr.stages.definition import STAGES, load_stage
 
@@ -57,8 +57,10 @@ def test_stages_stand_in_an_order_in_which_they_can_run() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_command_takes_exactly_the_ports(name: str) -> None:
-    parameters = {parameter.name for parameter in stage_command(load_stage(name)).params}
-    assert parameters - DRIVER_OPTIONS == set(load_stage(name).ports)
+    stage = load_stage(name)
+    own = {f"setting_{key}" for key in SECTIONS[name].model_fields}
+    parameters = {parameter.name for parameter in stage_command(stage).params}
+    assert parameters - DRIVER_OPTIONS - own - set(stage.otherwise) == set(stage.ports)
 
 
 # --- DVC --------------------------------------------------------------------------------------------------

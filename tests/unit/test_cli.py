@@ -27,7 +27,23 @@ def test_a_stages_help_explains_ports_and_settings(tmp_path: Path) -> None:
     assert done.returncode == 0
     for port in load_stage("tune").ports:
         assert f"--{port} PATH" in done.stdout
-    assert "base_loss ['ce']: loss of the base branch" in done.stdout
+    assert "--base-loss ce|logit_adjusted|" in done.stdout
+    assert "loss of the base branch [default: 'ce']" in " ".join(done.stdout.split())
+    assert "Settings in `backbone`" in done.stdout
+
+
+def test_a_plain_setting_is_an_option(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("prepare: {seed: 1}")
+    done = mdpr("prepare", "--prepared", "out", "--seed", "-1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: prepare.seed = -1: must be greater than or equal to 0\n"
+
+
+def test_a_missing_port_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("{}")
+    done = mdpr("validate", "--prepared", "data", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Missing option '--validation'" in done.stderr + done.stdout
 
 
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:

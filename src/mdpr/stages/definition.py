@@ -9,6 +9,12 @@ argument.
 
 Stage modules import their libraries inside the function, so that reading a signature (for --help, for a compiled
 pipeline, for the contract test) loads neither torch nor mlflow.
+
+A stage module may name what the command line can do instead of running the stage (a preview, a way back):
+
+    OTHERWISE = {"dry_run": preview}
+
+`preview` takes some of the stage's inputs and sections, makes no output, and its docstring's first line is the help.
 """
 
 from __future__ import annotations
@@ -54,14 +60,26 @@ STAGES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage's name, its function, and its interface in order of declaration."""
+class Interface:
+    """A function and what it takes, in order of declaration."""
 
-    name: str
     function: Callable[..., None]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sections: Mapping[str, str]  # keyword argument -> section of params.yaml
+
+    @property
+    def help(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Stage(Interface):
+    """A stage's name, its function, its interface, and what the command line can do instead of running it."""
+
+    name: str
+    otherwise: Mapping[str, Interface]
 
     @property
     def ports(self) -> tuple[str, ...]:
@@ -72,18 +90,24 @@ def load_stage(name: str) -> Stage:
     """The stage called `name`, its interface read from the signature."""
     if name not in STAGES:
         raise ConfigError(f"there is no stage {name}: there are {', '.join(STAGES)}")
-    function = getattr(importlib.import_module(f"mdpr.stages.{name}"), name)
+    module = importlib.import_module(f"mdpr.stages.{name}")
+    otherwise = {flag: _interface(name, function) for flag, function in getattr(module, "OTHERWISE", {}).items()}
+    whole = _interface(name, getattr(module, name))
+    return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise)
+
+
+def _interface(stage: str, function: Callable[..., None]) -> Interface:
     hints = get_type_hints(function, include_extras=True)
     inputs: list[str] = []
     outputs: list[str] = []
     sections: dict[str, str] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            sections[parameter.name] = name if parameter.name == "params" else parameter.name
+            sections[parameter.name] = stage if parameter.name == "params" else parameter.name
         else:
             direction = get_args(hints[parameter.name])[1]
             (inputs if direction is Direction.IN else outputs).append(parameter.name)
-    return Stage(name, function, tuple(inputs), tuple(outputs), sections)
+    return Interface(function, tuple(inputs), tuple(outputs), sections)
 
 
 def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
@@ -93,21 +117,38 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Sect
     has returned. Where a check failed (`CheckFailed`), what it wrote is kept as `<output>.failed`.
     Raises `ArtifactError` for an input that is not there.
     """
-    for port in stage.inputs:
+    arguments = _arguments(stage, stage, paths, params)
+    started = time.monotonic()
+    with _whole_or_not_at_all([paths[port] for port in stage.outputs]) as partial:
+        outputs = dict(zip(stage.outputs, partial, strict=True))
+        _call(stage, stage, arguments | outputs)
+    logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
+
+
+def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
+    """Do what `stage` offers under `flag` instead of running. Raises as `run_stage` does."""
+    other = stage.otherwise[flag]
+    _call(stage, other, _arguments(stage, other, paths, params))
+
+
+def _arguments(
+    stage: Stage, interface: Interface, paths: Mapping[str, Path], params: Mapping[str, Section]
+) -> dict[str, Any]:
+    for port in interface.inputs:
         if not paths[port].exists():
             raise ArtifactError(
                 f"{stage.name} needs {port} at {paths[port]}, which does not exist: run its stage first"
             )
-    arguments: dict[str, Any] = {keyword: params[section] for keyword, section in stage.sections.items()}
-    started = time.monotonic()
-    with _whole_or_not_at_all([paths[port] for port in stage.outputs]) as partial:
-        outputs = dict(zip(stage.outputs, partial, strict=True))
-        try:
-            stage.function(**{port: paths[port] for port in stage.inputs}, **outputs, **arguments)
-        except ModuleNotFoundError as error:
-            extras = "pip install 'mdpr[data,llm,train,track]'"
-            raise MdprError(f"{stage.name} needs the package {error.name}, which is not installed: {extras}") from error
-    logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
+    sections = {keyword: params[section] for keyword, section in interface.sections.items()}
+    return {port: paths[port] for port in interface.inputs} | sections
+
+
+def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> None:
+    try:
+        interface.function(**arguments)
+    except ModuleNotFoundError as error:
+        extras = "pip install 'mdpr[data,llm,train,track]'"
+        raise MdprError(f"{stage.name} needs the package {error.name}, which is not installed: {extras}") from error
 
 
 @contextmanager

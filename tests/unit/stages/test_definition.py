@@ -14,7 +14,7 @@ from mdpr.stages.definition import STAGES, Stage, load_stage, run_stage
 
 
 def stage(function: Callable[..., None]) -> Stage:
-    return Stage("tune", function, ("source",), ("made",), {"params": "tune"})
+    return Stage(function, ("source",), ("made",), {"params": "tune"}, "tune", {})
 
 
 @pytest.fixture

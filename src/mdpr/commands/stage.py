@@ -1,0 +1,132 @@
+"""`mdpr STAGE`: a command made from the stage's own signature and its section of params.yaml."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mdpr.config import SECTIONS, load_params
+from mdpr.stages.definition import STAGES, Stage, run_otherwise, run_stage
+
+
+class StageCommand(click.Command):
+    """A stage's command, its options in the groups a user thinks in: ports, what else it can do, settings."""
+
+    def __init__(self, stage: Stage, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.stage = stage
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = f"Settings (section `{self.stage.name}` of params.yaml)"
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], own: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups[own if (parameter.name or "").startswith("setting_") else "Options"].append(record)
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def stage_command(stage: Stage) -> click.Command:
+    """Options: the stage's ports, --params, --set, one flag for each thing the stage can do instead of running, and
+    every plain setting of the section named like the stage."""
+    own = SECTIONS.get(stage.name)
+    strings = {name for name, field in own.model_fields.items() if field.annotation is str} if own else set()
+
+    def run(params: Path, overrides: tuple[str, ...], **options: Any) -> None:
+        settings = {key.removeprefix("setting_"): value for key, value in options.items() if key.startswith("setting_")}
+        named = [
+            f"{stage.name}.{key}={json.dumps(value) if key in strings or isinstance(value, bool) else value}"
+            for key, value in settings.items()
+            if value is not None
+        ]
+        sections = load_params(params, [*overrides, *named])
+        for flag in stage.otherwise:
+            if options[flag]:
+                ports = stage.otherwise[flag].inputs
+                run_otherwise(stage, flag, _paths(ports, options), sections)
+                return
+        run_stage(stage, _paths(stage.ports, options), sections)
+
+    others = "\n\n".join(
+        _describe_section(name, SECTIONS[name]) for name in stage.sections.values() if name != stage.name
+    )
+    epilog = f"\b\n{others}" if others else None
+    options = [*_port_options(stage), *_common_options(), *_flags(stage), *_setting_options(own)]
+    return StageCommand(stage, name=stage.name, callback=run, params=options, help=STAGES[stage.name], epilog=epilog)
+
+
+def _paths(ports: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Path]:
+    """The ports that are needed; a port that was not given is a usage error."""
+    for port in ports:
+        if options[port] is None:
+            raise click.MissingParameter(param_hint=f"'--{port}'", param_type="option", ctx=click.get_current_context())
+    return {port: Path(options[port]) for port in ports}
+
+
+def _port_options(stage: Stage) -> Iterator[click.Parameter]:
+    for direction, names in (("reads", stage.inputs), ("writes", stage.outputs)):
+        for port in names:
+            yield click.Option([f"--{port}"], metavar="PATH", help=f"{direction}: {port}")
+
+
+def _common_options() -> Iterator[click.Parameter]:
+    yield click.Option(
+        ["--params"],
+        type=click.Path(path_type=Path),
+        default=Path("params.yaml"),
+        show_default=True,
+        help="parameters, one section a stage",
+    )
+    yield click.Option(
+        ["--set", "overrides"],
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="one parameter, over what the file says; may be repeated",
+    )
+
+
+def _flags(stage: Stage) -> Iterator[click.Parameter]:
+    for flag, other in stage.otherwise.items():
+        yield click.Option([f"--{flag.replace('_', '-')}", flag], is_flag=True, help=other.help)
+
+
+def _setting_options(section: type[BaseModel] | None) -> Iterator[click.Parameter]:
+    for key, field in section.model_fields.items() if section else ():
+        metavar = _metavar(field)
+        if metavar is None:
+            continue
+        flag, text = f"--{key.replace('_', '-')}", f"{field.description or ''} [default: {field.default!r}]"
+        if field.annotation is bool:
+            yield click.Option([f"{flag}/--no-{flag[2:]}", f"setting_{key}"], default=None, help=text)
+        else:
+            yield click.Option([flag, f"setting_{key}"], metavar=metavar, help=text)
+
+
+def _metavar(field: FieldInfo) -> str | None:
+    """How a plain setting's value is written; None for a group or a list, which `--set` takes."""
+    annotation = field.annotation
+    if get_origin(annotation) is Literal:
+        return "|".join(str(choice) for choice in get_args(annotation))
+    plain = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "FLAG"}
+    for kind in (annotation, *(part for part in get_args(annotation) if part is not type(None))):
+        if kind in plain:
+            return plain[kind]
+    return None
+
+
+def _describe_section(name: str, model: type[BaseModel]) -> str:
+    """The settings of a section that stages share, as help text: name, default, meaning."""
+    lines = [f"Settings in `{name}`, changed by --set {name}.KEY=VALUE:"]
+    for key, field in model.model_fields.items():
+        default = "" if field.default_factory else f" [{field.default!r}]"
+        lines.append(f"  {key}{default}: {field.description or ''}")
+    return "\n".join(lines)
