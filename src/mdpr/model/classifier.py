@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,7 @@ class MDPR(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.params = params
-        self.tuner = build_tuner(backbone, params)
+        self.tuner = build_tuner(backbone, params, len(class_names))
         self.prompted_text: PromptedText | None = None
         template = params.context_init or "a photo of a"
         if self.tuner.text is not None:
@@ -97,7 +97,11 @@ class MDPR(nn.Module):
             self.register_buffer("sentences_CVd", sentences_CVd, persistent=False)
             self.router = Router(sentences_CVd.shape[-1], params.router_heads, params.router_dropout)
             self.align = nn.Linear(sentences_CVd.shape[-1], ALIGNMENT_WIDTH)
-        self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone.embed_width, backbone.fingerprint)
+        self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone)
+        # Compiled where asked; held as plain functions, so the learned weights keep their names.
+        compiled = torch.compile if params.compile else _as_it_is
+        self._image_features = compiled(prompted_image_features)
+        self._text_features = compiled(PromptedText.forward)
         self.to(backbone.device)
 
     def learned_state(self) -> dict[str, Tensor]:
@@ -119,21 +123,25 @@ class MDPR(nn.Module):
     def constants(self, prompts: Prompts | None = None) -> Constants:
         """Class features and the router's table for the present weights."""
         prompts = prompts or self.tuner()
-        text_Cd = self.plain_Cd if self.prompted_text is None else self.prompted_text(prompts.text)
+        if self.prompted_text is None:
+            text_Cd = self.plain_Cd
+        else:
+            text_Cd = self._text_features(self.prompted_text, prompts.text, self._checkpoints())
         return Constants(text_Cd, self.router.table(self.sentences_CVd) if self.router is not None else None)
 
     def forward(self, image_B3HW: Tensor, label_B: Tensor | None = None, constants: Constants | None = None) -> Outputs:
         """Both branches of a batch. `label_B` adds what the losses need; `constants` spares computing them again."""
         prompts = self.tuner()
         if prompts.visual:
-            image_Bd = prompted_image_features(self.backbone.visual, image_B3HW, prompts.visual)
+            image_Bd = self._image_features(self.backbone.visual, image_B3HW, prompts.visual, self._checkpoints())
         else:
             image_Bd = self.backbone.encode_image(image_B3HW)
         constants = constants or self.constants(prompts)
         scale = self.backbone.logit_scale
-        base_BC = scale * image_Bd @ constants.text_Cd.T
+        with torch.autocast(image_Bd.device.type, enabled=False):  # s is up to 100: half precision would round logits
+            base_BC = scale * image_Bd @ constants.text_Cd.T
         expert_BC = None
-        if isinstance(self.fusion, GeneralizedLogitAdjustment):
+        if isinstance(self.fusion, GeneralizedLogitAdjustment) and not self.training:
             frozen_Bd = self.backbone.encode_image(image_B3HW) if prompts.visual else image_Bd
             expert_BC = self.fusion.expert(frozen_Bd, scale)
         if self.router is None:
@@ -144,3 +152,11 @@ class MDPR(nn.Module):
         # Detached: the fused answer trains its own weight at most, never the branches.
         fused_BC = self.fusion(base_BC.detach(), routed_BC.detach(), expert_BC)
         return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd)
+
+    def _checkpoints(self) -> bool:
+        """Whether the towers recompute their blocks in the backward pass of this call."""
+        return self.params.checkpoint_blocks and torch.is_grad_enabled()
+
+
+def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return function

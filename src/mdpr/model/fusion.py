@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mdpr.artifacts import Probe
 from mdpr.errors import ArtifactError
+from mdpr.model.backbone import Backbone
 
 
 class Mean(nn.Module):
@@ -61,14 +62,17 @@ class Entropy(Mean):
 
 
 class GeneralizedLogitAdjustment(Mean):
-    """A product of experts; the third is s <x_frozen, t_zero-shot> - log q, q the estimated pre-training prior."""
+    """A product of experts; the third is s <x_frozen, t_zero-shot> - log q, q the estimated pre-training prior.
+
+    Nothing of it learns, so training goes without the third expert and the frozen tower's pass that feeds it.
+    """
 
     text_Cd: Tensor
     log_prior_C: Tensor
 
-    def __init__(self, probe: Probe | None, classes: int, width: int) -> None:
+    def __init__(self, probe: Probe | None, classes: int, backbone: Backbone) -> None:
         super().__init__()
-        text_Cd = torch.zeros(classes, width) if probe is None else torch.as_tensor(probe.text_Cd)
+        text_Cd = torch.zeros(classes, backbone.embed_width) if probe is None else torch.as_tensor(probe.text_Cd)
         log_prior_C = torch.zeros(classes) if probe is None else torch.as_tensor(probe.log_prior_C)
         self.register_buffer("text_Cd", text_Cd.float())
         self.register_buffer("log_prior_C", log_prior_C.float())
@@ -78,24 +82,25 @@ class GeneralizedLogitAdjustment(Mean):
         return scale * frozen_Bd @ self.text_Cd.T - self.log_prior_C
 
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
-        assert expert_BC is not None
         experts = [logits for logits in (base_BC, routed_BC, expert_BC) if logits is not None]
         return F.log_softmax(torch.stack([F.log_softmax(logits, dim=-1) for logits in experts]).sum(dim=0), dim=-1)
 
 
-FUSIONS: dict[str, Callable[[Probe | None, int, int], Mean]] = {
-    "mean": lambda probe, classes, width: Mean(),
-    "weighted": lambda probe, classes, width: Weighted(),
-    "entropy": lambda probe, classes, width: Entropy(),
+FUSIONS: dict[str, Callable[[Probe | None, int, Backbone], Mean]] = {
+    "mean": lambda probe, classes, backbone: Mean(),
+    "weighted": lambda probe, classes, backbone: Weighted(),
+    "entropy": lambda probe, classes, backbone: Entropy(),
     "gla": GeneralizedLogitAdjustment,
 }
 
 
-def build_fusion(name: str, probe: Probe | None, classes: int, width: int, fingerprint: str) -> Mean:
+def build_fusion(name: str, probe: Probe | None, classes: int, backbone: Backbone) -> Mean:
     """The fusion called `name`. `probe` feeds gla's expert; without one its buffers wait for a saved state.
 
     Raises `ArtifactError` where the probe belongs to another backbone.
     """
-    if probe is not None and probe.fingerprint != fingerprint:
-        raise ArtifactError(f"probe was made with {probe.fingerprint}, the backbone is {fingerprint}: rerun probe")
-    return FUSIONS[name](probe, classes, width)
+    if probe is not None and probe.fingerprint != backbone.fingerprint:
+        raise ArtifactError(
+            f"probe was made with {probe.fingerprint}, the backbone is {backbone.fingerprint}: rerun probe"
+        )
+    return FUSIONS[name](probe, classes, backbone)

@@ -24,7 +24,10 @@ INIT_STD = 0.02  # of random tokens, as in CoOp and MaPLe
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokens a layer for each tower; empty where the tower has none. Shapes (n, w of that tower)."""
+    """Tokens a layer for each tower; empty where the tower has none.
+
+    Shapes (n, w of that tower); text tokens of a context a class (C, n, w).
+    """
 
     text: tuple[Tensor, ...] = ()
     visual: tuple[Tensor, ...] = ()
@@ -45,14 +48,17 @@ class Tuner(nn.Module):
 
 
 class Tokens(nn.Module):
-    """n tokens at each of J layers, shape (J, n, w) as J parameters."""
+    """n tokens at each of J layers: J parameters of shape (n, w), or (C, n, w) where each class has its own."""
 
-    def __init__(self, depth: int, tokens: int, width: int, first: Tensor | None = None) -> None:
+    def __init__(
+        self, depth: int, tokens: int, width: int, first: Tensor | None = None, classes: int | None = None
+    ) -> None:
         super().__init__()
-        self.layers = nn.ParameterList([torch.randn(tokens, width) * INIT_STD for _ in range(depth)])
+        shape = (tokens, width) if classes is None else (classes, tokens, width)
+        self.layers = nn.ParameterList([torch.randn(shape) * INIT_STD for _ in range(depth)])
         if first is not None:
             with torch.no_grad():
-                self.layers[0][tokens - len(first) :] = first
+                self.layers[0][..., tokens - len(first) :, :] = first
 
     def forward(self) -> tuple[Tensor, ...]:
         return tuple(self.layers)
@@ -71,38 +77,38 @@ class Coupled(Tuner):
         return Prompts(text, tuple(to_visual(prompt) for to_visual, prompt in zip(self.maps, text, strict=True)))
 
 
-def build_tuner(backbone: Backbone, params: TuneParams) -> Tuner:
-    """The tuner `params.prompting` names, its tokens initialised from the global torch generator.
+def build_tuner(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
+    """The tuner `params.prompting` names, for so many classes; its tokens come from the global torch generator.
 
     Raises `BackboneError` where a tower cannot take the prompts asked for, `ConfigError` where the initial words do
     not fit into the context.
     """
-    return TUNERS[params.prompting](backbone, params)
+    return TUNERS[params.prompting](backbone, params, classes)
 
 
-def _none(backbone: Backbone, params: TuneParams) -> Tuner:
+def _none(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     return Tuner()
 
 
-def _coop(backbone: Backbone, params: TuneParams) -> Tuner:
-    return Tuner(text=_text_tokens(backbone, params))
+def _coop(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
+    return Tuner(text=_text_tokens(backbone, params, classes))
 
 
-def _vpt(backbone: Backbone, params: TuneParams) -> Tuner:
+def _vpt(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     return Tuner(visual=_visual_tokens(backbone, params))
 
 
-def _ivlp(backbone: Backbone, params: TuneParams) -> Tuner:
-    return Tuner(_text_tokens(backbone, params), _visual_tokens(backbone, params))
+def _ivlp(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
+    return Tuner(_text_tokens(backbone, params, classes), _visual_tokens(backbone, params))
 
 
-def _maple(backbone: Backbone, params: TuneParams) -> Tuner:
+def _maple(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     _check_depth(backbone.architecture, "image", len(backbone.visual.transformer.resblocks), params.prompt_depth)
-    text = _text_tokens(backbone, params)
+    text = _text_tokens(backbone, params, classes)
     return Coupled(text, backbone.text.width, backbone.visual.transformer.width)
 
 
-TUNERS: dict[str, Callable[[Backbone, TuneParams], Tuner]] = {
+TUNERS: dict[str, Callable[[Backbone, TuneParams, int], Tuner]] = {
     "none": _none,
     "coop": _coop,
     "vpt": _vpt,
@@ -111,7 +117,7 @@ TUNERS: dict[str, Callable[[Backbone, TuneParams], Tuner]] = {
 }
 
 
-def _text_tokens(backbone: Backbone, params: TuneParams) -> Tokens:
+def _text_tokens(backbone: Backbone, params: TuneParams, classes: int) -> Tokens:
     text = backbone.text
     _check_depth(backbone.architecture, "text", len(text.transformer.resblocks), params.prompt_depth)
     if params.context_tokens > text.context_length - 3:  # start, one name token, end
@@ -119,7 +125,8 @@ def _text_tokens(backbone: Backbone, params: TuneParams) -> Tokens:
             f"tune.context_tokens = {params.context_tokens}: the text tower of {backbone.architecture} has "
             f"{text.context_length} places, {text.context_length - 3} of them free"
         )
-    return Tokens(params.prompt_depth, params.context_tokens, text.width, _initial_words(backbone, params))
+    own = classes if params.context_scope == "class" else None
+    return Tokens(params.prompt_depth, params.context_tokens, text.width, _initial_words(backbone, params), own)
 
 
 def _visual_tokens(backbone: Backbone, params: TuneParams) -> Tokens:

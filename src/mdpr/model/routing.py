@@ -4,15 +4,15 @@ The published code repeats queries to (B*C, d) and keys to (B*C*V, d). Keys and 
 of the result only its cosine with the image feature is needed, so the same function splits into parts that are
 computed once a class (`RouterTable`) and parts with at most B*C*V*H numbers:
 
-    scores[b,c,v,h] = q[b,h] . K[c,v,h] / sqrt(e)                                    a = softmax over v
+    scores[b,c,v,h] = P_cv . W_k,h^T q[b,h] / sqrt(e)                                a = softmax over v
     <x_b, z[b,c]>   = sum_vh a[b,c,v,h] <W_o^T x_b, value[c,v]>_h + <x_b, b_o>
     ||z[b,c]||^2    = a^T G_c a + 2 a^T (U_c b_o) + ||b_o||^2,   U_c = value_c W_o^T a head,   G_c = U_c U_c^T
 
-z itself exists for the true class of each image alone (the knowledge-alignment loss needs it). Parameters are those of
-`nn.MultiheadAttention`, under its names.
+(b_k adds the same to all V scores of a head, so the softmax takes it away.) z itself exists for the true class of each
+image alone: the knowledge-alignment loss needs it. Parameters are those of `nn.MultiheadAttention`, under its names.
 
 Source: Jia et al., Findings of EMNLP 2025, section 3 (the router). The factorisation is this project's.
-P below is V * H, every (sentence, head) pair of a class, v major.
+P as an index is V * H, every (sentence, head) pair of a class, v major; as a tensor it is the sentences.
 """
 
 from __future__ import annotations
@@ -22,36 +22,27 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mdpr.errors import ConfigError
+from mdpr.model.class_attention import ClassAttention, Settings
+from mdpr.model.class_gram import ClassGram
 
-NORM_FLOOR = 1e-12  # ||z||^2 is a difference of sums; rounding must not make it negative
-BLOCK_ELEMENTS = 2**25  # B * block * V * H, float32: 128 MiB a tensor of the walk over classes
+# Numbers in the largest tensor of a block of classes: small enough for a CPU's cache, large enough to fill a GPU.
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
 class RouterTable:
     """What the router needs of the classes, constant while its weights are.
 
-    key_HCVe    keys a head
-    value_HCVe  values a head
-    gram_CPP    G_c
-    bias_CP     U_c b_o
+    sentences_CVd  P
+    gram_CPP       G_c
+    bias_CP        U_c b_o
     """
 
-    key_HCVe: Tensor
-    value_HCVe: Tensor
+    sentences_CVd: Tensor
     gram_CPP: Tensor
     bias_CP: Tensor
-
-    def block(self, start: int, stop: int) -> RouterTable:
-        return RouterTable(
-            self.key_HCVe[:, start:stop],
-            self.value_HCVe[:, start:stop],
-            self.gram_CPP[start:stop],
-            self.bias_CP[start:stop],
-        )
 
 
 @dataclass(frozen=True)
@@ -80,93 +71,71 @@ class Router(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def table(self, sentences_CVd: Tensor) -> RouterTable:
-        """Keys, values and norms of the classes; differentiable in the router's weights."""
-        attention, H = self.attention, self.heads
-        _, key_weight, value_weight = attention.in_proj_weight.chunk(3)
-        _, key_bias, value_bias = attention.in_proj_bias.chunk(3)
-        key_HCVe = _heads_first(F.linear(sentences_CVd, key_weight, key_bias), H)
-        value_HCVe = _heads_first(F.linear(sentences_CVd, value_weight, value_bias), H)
-        # U[c, (v,h)] = W_o[:, h] value[c, v, h]
-        out_Hed = attention.out_proj.weight.T.unflatten(0, (H, -1))
-        lifted_CPd = torch.einsum("hcve,hed->cvhd", value_HCVe, out_Hed).flatten(1, 2)
-        gram_CPP = lifted_CPd @ lifted_CPd.transpose(1, 2)
-        return RouterTable(key_HCVe, value_HCVe, gram_CPP, lifted_CPd @ attention.out_proj.bias)
+        """Norms of the classes' values; differentiable in the router's weights."""
+        H, out = self.heads, self.attention.out_proj
+        V, d = sentences_CVd.shape[1:]
+        with torch.autocast(sentences_CVd.device.type, enabled=False):  # norms are differences: float32
+            gram_CPP, bias_CP = ClassGram.apply(
+                sentences_CVd,
+                *self._value_map(),
+                out.weight.T @ out.weight,
+                (out.bias @ out.weight).unflatten(0, (H, -1)),
+                self._classes_a_block(sentences_CVd, V * H * d),
+            )
+        return RouterTable(sentences_CVd, gram_CPP, bias_CP)
 
     def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
         """Route every image over every class, walking over blocks of classes where there are many."""
         attention, H = self.attention, self.heads
+        out = attention.out_proj
         with torch.autocast(image_Bd.device.type, enabled=False):  # cosines and norms in float32
             image_Bd = image_Bd.float()
-            query_weight, query_bias = (
-                attention.in_proj_weight.chunk(3)[0],
-                attention.in_proj_bias.chunk(3)[0],
+            B, d = image_Bd.shape
+            query_weight, key_weight, _ = attention.in_proj_weight.chunk(3)
+            query_bias = attention.in_proj_bias.chunk(3)[0]
+            value_weight, value_bias = self._value_map()
+            query_HBe = self._split(F.linear(image_Bd, query_weight, query_bias)) * (d // H) ** -0.5
+            lowered_HBe = self._split(image_Bd @ out.weight)  # W_o^T x, a head at a time
+            pulled_d2HB = torch.cat([_pull_back(key_weight, query_HBe), _pull_back(value_weight, lowered_HBe)], dim=1)
+            value_bias_HB = (lowered_HBe @ value_bias.unflatten(0, (H, -1))[:, :, None])[..., 0]
+            settings = Settings(
+                heads=H,
+                dropout=self.dropout if self.training else 0.0,
+                block=self._classes_a_block(image_Bd, table.sentences_CVd.shape[1] * 2 * H * B),
             )
-            query_HBe = _heads_first(F.linear(image_Bd, query_weight, query_bias), H) * (image_Bd.shape[1] // H) ** -0.5
-            lowered_HBe = _heads_first(image_Bd @ attention.out_proj.weight, H)  # W_o^T x, a head at a time
-            offset_B = image_Bd @ attention.out_proj.bias
+            cosine_BC, weights_BCV, true_BVH = ClassAttention.apply(
+                table.sentences_CVd,
+                pulled_d2HB,
+                value_bias_HB,
+                image_Bd @ out.bias,
+                table.gram_CPP,
+                table.bias_CP,
+                out.bias.square().sum(),
+                label_B,
+                settings,
+            )
+            true_Bd = None if label_B is None else self._combine(true_BVH, table.sentences_CVd[label_B])
+        return Routed(cosine_BC, weights_BCV, true_Bd)
 
-            B, C, V = len(image_Bd), table.key_HCVe.shape[1], table.key_HCVe.shape[2]
-            step = max(1, BLOCK_ELEMENTS // (B * V * H))
-            cosines, weights, true_weights = [], [], image_Bd.new_zeros(B, V, H)
-            for start in range(0, C, step):
-                part = table.block(start, min(start + step, C))
-                arguments = (
-                    query_HBe,
-                    lowered_HBe,
-                    offset_B,
-                    part.key_HCVe,
-                    part.value_HCVe,
-                    part.gram_CPP,
-                    part.bias_CP,
-                )
-                if step < C and torch.is_grad_enabled():  # keep one block's intermediates, not all
-                    cosine, mean, attended = checkpoint(self._route_block, *arguments, use_reentrant=False)
-                else:
-                    cosine, mean, attended = self._route_block(*arguments)
-                cosines.append(cosine)
-                weights.append(mean)
-                if label_B is not None:
-                    here = (label_B >= start) & (label_B < start + step)
-                    local = (label_B - start).clamp(0, attended.shape[0] - 1)
-                    chosen = attended[local, torch.arange(B, device=local.device)].unflatten(-1, (V, H))
-                    true_weights = torch.where(here[:, None, None], chosen, true_weights)
-            true_Bd = None if label_B is None else self._combine(true_weights, table, label_B)
-            return Routed(torch.cat(cosines, dim=1), torch.cat(weights, dim=1), true_Bd)
-
-    def _route_block(
-        self,
-        query_HBe: Tensor,
-        lowered_HBe: Tensor,
-        offset_B: Tensor,
-        key_HCVe: Tensor,
-        value_HCVe: Tensor,
-        gram_CPP: Tensor,
-        bias_CP: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines (B, C), weights averaged over heads (B, C, V) and a (C, B, P) of one block of classes."""
-        scores_CBVH = _pairs(query_HBe, key_HCVe)
-        attended = F.dropout(scores_CBVH.softmax(dim=2), self.dropout, self.training)
-        a_CBP = attended.flatten(2)
-        dots_CB = (a_CBP * _pairs(lowered_HBe, value_HCVe).flatten(2)).sum(-1) + offset_B
-        out_bias = self.attention.out_proj.bias
-        square_CB = (torch.bmm(a_CBP, gram_CPP) * a_CBP).sum(-1) + 2 * torch.bmm(a_CBP, bias_CP[:, :, None])[..., 0]
-        norm_CB = (square_CB + out_bias.square().sum()).clamp_min(NORM_FLOOR).sqrt()
-        return (dots_CB / norm_CB).T, attended.mean(dim=3).transpose(0, 1), a_CBP
-
-    def _combine(self, weights_BVH: Tensor, table: RouterTable, label_B: Tensor) -> Tensor:
+    def _combine(self, weights_BVH: Tensor, sentences_BVd: Tensor) -> Tensor:
         """z (B, d) of one class an image."""
-        value_HBVe = table.value_HCVe[:, label_B]
-        combined_Bd = torch.einsum("bvh,hbve->bhe", weights_BVH, value_HBVe).flatten(1)
+        value_BVHe = F.linear(sentences_BVd, *self._value_map()).unflatten(-1, (self.heads, -1))
+        combined_Bd = torch.einsum("bvh,bvhe->bhe", weights_BVH, value_BVHe).flatten(1)
         return self.attention.out_proj(combined_Bd)
 
+    def _value_map(self) -> tuple[Tensor, Tensor]:
+        """W_v (d, d) and b_v (d,)."""
+        return self.attention.in_proj_weight.chunk(3)[2], self.attention.in_proj_bias.chunk(3)[2]
 
-def _heads_first(x: Tensor, heads: int) -> Tensor:
-    """(..., d) to (H, ..., e)."""
-    return x.unflatten(-1, (heads, -1)).movedim(-2, 0)
+    def _split(self, x_Bd: Tensor) -> Tensor:
+        """(B, d) to (H, B, e)."""
+        return x_Bd.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def _classes_a_block(self, like: Tensor, elements_a_class: int) -> int:
+        return max(1, BLOCK_ELEMENTS[like.device.type] // elements_a_class)
 
 
-def _pairs(left_HBe: Tensor, right_HCVe: Tensor) -> Tensor:
-    """Dot products a head of every image with every sentence, (C, B, V, H)."""
-    H, C, V, e = right_HCVe.shape
-    products_HBN = torch.bmm(left_HBe, right_HCVe.reshape(H, C * V, e).transpose(1, 2))
-    return products_HBN.view(H, -1, C, V).permute(2, 1, 3, 0)
+def _pull_back(weight_dd: Tensor, x_HBe: Tensor) -> Tensor:
+    """W_h^T x_h for every head: (d, H * B), so that P_cv . column = <W_h P_cv, x_h>."""
+    weight_Hed = weight_dd.unflatten(0, (len(x_HBe), -1))
+    return torch.bmm(x_HBe, weight_Hed).flatten(0, 1).T

@@ -19,18 +19,6 @@ from mdpr.model.classifier import MDPR
 NAMES = ["boot", "bag"]
 
 
-@pytest.fixture(scope="module")
-def params(small_params: Mapping[str, Section]) -> BackboneParams:
-    params = small_params["backbone"]
-    assert isinstance(params, BackboneParams)
-    return params
-
-
-@pytest.fixture(scope="module")
-def backbone(params: BackboneParams) -> Backbone:
-    return Backbone.load(params)
-
-
 def test_features_are_those_of_open_clip(backbone: Backbone, params: BackboneParams) -> None:
     stock = open_clip.create_model(
         "mdpr-tiny", pretrained=params.weights, force_custom_text=True, require_pretrained=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mdpr.artifacts import Probe
 from mdpr.errors import ArtifactError
+from mdpr.model.backbone import Backbone
 from mdpr.model.fusion import FUSIONS, GeneralizedLogitAdjustment, build_fusion
 
 C, D = 4, 8
@@ -26,43 +28,51 @@ def logits() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("routing", [True, False])
-def test_every_fusion_gives_log_probabilities(name: str, routing: bool, logits: tuple[Tensor, ...]) -> None:
+def test_every_fusion_gives_log_probabilities(
+    name: str, routing: bool, logits: tuple[Tensor, ...], backbone: Backbone
+) -> None:
     base, routed, expert = logits
-    fused = build_fusion(name, None, C, D, "x")(base, routed if routing else None, expert)
+    fused = build_fusion(name, None, C, backbone)(base, routed if routing else None, expert)
     torch.testing.assert_close(fused.exp().sum(dim=-1), torch.ones(6, dtype=torch.float64))
     if not routing and name != "gla":
         torch.testing.assert_close(fused, F.log_softmax(base, dim=-1))
 
 
-def test_mean_is_the_papers_and_weighted_starts_there(logits: tuple[Tensor, ...]) -> None:
+def test_mean_is_the_papers_and_weighted_starts_there(logits: tuple[Tensor, ...], backbone: Backbone) -> None:
     base, routed, _ = logits
     expected = ((base + routed) / 2).softmax(dim=-1)
-    torch.testing.assert_close(build_fusion("mean", None, C, D, "x")(base, routed).exp(), expected)
-    torch.testing.assert_close(build_fusion("weighted", None, C, D, "x")(base, routed).exp(), expected)
+    torch.testing.assert_close(build_fusion("mean", None, C, backbone)(base, routed).exp(), expected)
+    torch.testing.assert_close(build_fusion("weighted", None, C, backbone)(base, routed).exp(), expected)
 
 
-def test_entropy_leans_on_the_surer_branch_of_each_image() -> None:
+def test_entropy_leans_on_the_surer_branch_of_each_image(backbone: Backbone) -> None:
     sure, unsure = torch.tensor([[9.0, 0, 0, 0]]), torch.tensor([[0.0, 0.1, 0, 0]])
-    fusion = build_fusion("entropy", None, C, D, "x")
+    fusion = build_fusion("entropy", None, C, backbone)
     weight = math.exp(1) / (math.exp(1) + 1)  # sureness 1 against 0
     expected = F.log_softmax(weight * sure + (1 - weight) * unsure, dim=-1)
     torch.testing.assert_close(fusion(sure, unsure), expected, rtol=0.01, atol=0.02)
     torch.testing.assert_close(fusion(sure, unsure), fusion(unsure, sure))
 
 
-def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, ...]) -> None:
+def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, ...], backbone: Backbone) -> None:
     base, routed, _ = logits
     prior = torch.tensor([0.7, 0.1, 0.1, 0.1])
     text_Cd = F.normalize(torch.randn(C, D), dim=-1)
     probe = Probe(
-        np.eye(C), np.zeros(C, dtype=np.int64), np.ones(C), prior.log().numpy(), text_Cd.numpy(), 10.0, "same"
+        np.eye(C),
+        np.zeros(C, dtype=np.int64),
+        np.ones(C),
+        prior.log().numpy(),
+        text_Cd.numpy(),
+        10.0,
+        backbone.fingerprint,
     )
-    fusion = build_fusion("gla", probe, C, D, "same")
+    fusion = build_fusion("gla", probe, C, backbone)
     assert isinstance(fusion, GeneralizedLogitAdjustment)
     x_Bd = F.normalize(torch.randn(6, D), dim=-1)
     expert = fusion.expert(x_Bd, torch.tensor(10.0))
     torch.testing.assert_close(expert, 10 * x_Bd @ text_Cd.T - prior.log())
     product = base.softmax(-1) * routed.softmax(-1) * expert.softmax(-1)
     torch.testing.assert_close(fusion(base, routed, expert).exp(), product / product.sum(-1, keepdim=True))
-    with pytest.raises(ArtifactError, match="probe was made with same, the backbone is other"):
-        build_fusion("gla", probe, C, D, "other")
+    with pytest.raises(ArtifactError, match=r"probe was made with other, the backbone is mdpr-tiny:\w+: rerun probe"):
+        build_fusion("gla", replace(probe, fingerprint="other"), C, backbone)

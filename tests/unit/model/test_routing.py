@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mdpr.errors import ConfigError
 from mdpr.model import routing
@@ -57,14 +61,14 @@ def test_outputs_and_gradients_equal_the_repeated_form(
     leaves = [image_Bd, sentences_CVd, *router.parameters()]
     mix = torch.randn(B, C, dtype=torch.float64)
 
-    before = routing.BLOCK_ELEMENTS
-    routing.BLOCK_ELEMENTS = block
+    before = dict(routing.BLOCK_ELEMENTS)
+    routing.BLOCK_ELEMENTS["cpu"] = block
     try:
         ours = router(image_Bd, router.table(sentences_CVd), label_B)
         loss = (ours.cosine_BC * mix).sum() + ours.weights_BCV.square().sum() + ours.true_Bd.square().sum()
         our_gradients = torch.autograd.grad(loss, leaves)
     finally:
-        routing.BLOCK_ELEMENTS = before
+        routing.BLOCK_ELEMENTS.update(before)
 
     z_BCd, weights_BCV, unit_BCd = repeated(router, image_Bd, sentences_CVd)
     cosine_BC = (image_Bd[:, None] * unit_BCd).sum(-1)
@@ -79,21 +83,57 @@ def test_outputs_and_gradients_equal_the_repeated_form(
         torch.testing.assert_close(our_gradient, gradient, rtol=1e-6, atol=1e-7)
 
 
-def test_no_tensor_of_images_times_classes_times_width() -> None:
-    """Nothing in forward or backward holds B*C*d numbers: every saved tensor is smaller."""
-    B, C, V, H, e = 16, 32, 5, 2, 64  # d = 128 is much more than V * H = 10
+class Allocations(TorchDispatchMode):
+    """The sizes of all tensors that operations return, backward included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numbers += [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return out
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_operation_makes_a_tensor_of_images_times_classes_times_width(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, nothing has B*C*d numbers, nor more than a block, the attention or the sentences have."""
+    B, C, V, H, e = 64, 48, 5, 2, 64  # d = 128 is much more than V * H = 10
     router, image_Bd, sentences_CVd, label_B = build(B, C, V, H, e, seed=0)
-    sizes: list[int] = []
-
-    def record(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+    router.train(training)
+    router.dropout = 0.2
+    monkeypatch.setitem(routing.BLOCK_ELEMENTS, "cpu", 2**13)
+    with Allocations() as made:
         routed = router(image_Bd, router.table(sentences_CVd), label_B)
-        routed.cosine_BC.sum().backward()
-    assert sizes
-    assert max(sizes) < B * C * H * e
+        (routed.cosine_BC.sum() + routed.weights_BCV.square().sum() + routed.true_Bd.sum()).backward()
+    bound = max(2**13, C * V * H * B, C * (V * H) ** 2, C * V * H * e, 3 * (H * e) ** 2)
+    assert bound < B * C * H * e
+    assert made.numbers
+    assert max(made.numbers) <= bound
+
+
+def test_gradients_with_dropout_are_those_of_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mask drawn again, finite differences agree with backward (and no block loses its mask)."""
+    router, image_Bd, sentences_CVd, label_B = build(2, 3, 4, 2, 3, seed=3)
+    router.train()
+    router.dropout = 0.4
+    monkeypatch.setitem(routing.BLOCK_ELEMENTS, "cpu", 1)
+
+    def loss(image_Bd: Tensor, sentences_CVd: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(11)
+        names = [name for name, _ in router.named_parameters()]
+
+        def route(*arguments: Any) -> Any:
+            return router(image_Bd, router.table(sentences_CVd), label_B)
+
+        with torch.nn.utils.stateless._reparametrize_module(router, dict(zip(names, weights, strict=True))):
+            routed = route()
+        return routed.cosine_BC, routed.weights_BCV, routed.true_Bd
+
+    assert torch.autograd.gradcheck(loss, (image_Bd, sentences_CVd, *router.parameters()), nondet_tol=0.0)
 
 
 def test_dropout_acts_in_training_alone() -> None:
