@@ -6,9 +6,12 @@
     ├── DataError             an image, a label, a class, a list file
     ├── KnowledgeError        a sentence that is missing or empty, a knowledge base of other classes
     ├── BackboneError         a model open_clip does not know, weights that are not there, prompts it cannot take
-    ├── TrainingError         a loss that is no longer a number
+    ├── TrainingError         a process of several that is lost
+    │   └── Diverged          a loss that is no longer a number
+    ├── Interrupted           exit code 143: SIGTERM, everything is saved, the same command goes on
     ├── TrackingError         MLflow: the store, the run, the registry
     └── CheckFailed           a check did its work and said no; what it wrote is kept beside the output
+        └── AnswersMissing    exit code 3: a language model left questions open; what it answered is stored
 
 A programmer's mistake is an assert, never one of these.
 """
@@ -46,9 +49,25 @@ class TrainingError(MdprError):
     """Training cannot go on."""
 
 
+class Diverged(TrainingError):
+    """A term of the loss is no longer a number: from here the same settings end the same way every time."""
+
+
+class Interrupted(MdprError):
+    """SIGTERM came (a preempted node): the work so far is saved, and the same command goes on from there."""
+
+    exit_code = 143
+
+
 class TrackingError(MdprError):
     """The MLflow store or registry refused, or does not hold what was asked for."""
 
 
 class CheckFailed(MdprError):
     """A stage's check found faults. Its outputs are kept under ``<output>.failed`` for the user to look at."""
+
+
+class AnswersMissing(CheckFailed):
+    """A language model did not answer everything. Its answers are stored: the same command asks only for the rest."""
+
+    exit_code = 3

@@ -4,10 +4,10 @@
                  classes.json card.json
     probe/       probe.safetensors zero_shot.csv
     knowledge/   knowledge.json audit.json
-    features/    knowledge.safetensors
+    features/    knowledge.safetensors audit.json
     model/       model.safetensors config.json history.csv run.json
-    evaluation/  metrics.json intervals.json per_class.csv confusion.csv predictions.parquet report.html
-                 run.json
+    evaluation/  metrics.json intervals.json biases.json predictions.parquet report.html figures/
+                 per_class.csv confusion.csv reliability.csv routing.csv variants.csv lineage.json run.json
     registration.json promotion.json
 
 Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here, float32 unless said otherwise;
@@ -15,47 +15,66 @@ pandas, pyarrow and safetensors load only where a function needs them.
 """
 
 from mdpr.artifacts.evaluation import (
+    TEST_DIGEST,
+    Bias,
+    Biases,
     Intervals,
+    read_biases,
     read_intervals,
     read_metrics,
     read_predictions,
     read_shots,
+    read_table,
     write_predictions,
 )
 from mdpr.artifacts.formats import Format, class_digest, read_json, sha256, write_json
-from mdpr.artifacts.knowledge import ClassKnowledge, Features, Knowledge, read_features, read_knowledge, write_features
+from mdpr.artifacts.images import (
+    ImageFile,
+    ImageRecord,
+    image_batches,
+    open_images,
+    read_images,
+    write_image_records,
+    write_images,
+)
+from mdpr.artifacts.knowledge import (
+    ClassKnowledge,
+    Features,
+    Knowledge,
+    parse_knowledge,
+    read_features,
+    read_knowledge,
+    write_features,
+)
 from mdpr.artifacts.model import ModelConfig, TrackedRun, read_history, read_model_config, read_run
 from mdpr.artifacts.prepared import (
-    ROW_GROUP_IMAGES,
     SHOT_GROUPS,
     SPLITS,
     ClassInfo,
     DataCard,
-    ImageRecord,
     ShotGroup,
     Split,
     Validation,
-    open_images,
     read_card,
     read_classes,
-    read_images,
     write_classes,
-    write_image_records,
-    write_images,
 )
 from mdpr.artifacts.probe import Probe, read_probe, write_probe
 from mdpr.artifacts.release import Check, Promotion, Registration, read_promotion, read_registration
 
 __all__ = [
-    "ROW_GROUP_IMAGES",
     "SHOT_GROUPS",
     "SPLITS",
+    "TEST_DIGEST",
+    "Bias",
+    "Biases",
     "Check",
     "ClassInfo",
     "ClassKnowledge",
     "DataCard",
     "Features",
     "Format",
+    "ImageFile",
     "ImageRecord",
     "Intervals",
     "Knowledge",
@@ -68,7 +87,10 @@ __all__ = [
     "TrackedRun",
     "Validation",
     "class_digest",
+    "image_batches",
     "open_images",
+    "parse_knowledge",
+    "read_biases",
     "read_card",
     "read_classes",
     "read_features",
@@ -85,6 +107,7 @@ __all__ = [
     "read_registration",
     "read_run",
     "read_shots",
+    "read_table",
     "sha256",
     "write_classes",
     "write_features",

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TEST_DIGEST = "sha256 of test.parquet"  # in lineage.json
+
+
 def write_predictions(evaluation: Path, predictions: pd.DataFrame) -> None:
     """predictions.parquet, one row a test image; the columns are listed in `mdpr.evaluation.predictions`."""
     import pyarrow as pa
@@ -42,9 +45,11 @@ def read_predictions(evaluation: Path) -> pd.DataFrame:
 
 
 class Intervals(Format):
-    """Intervals (low, high) of class-balanced accuracy as fractions: branch -> all, many, medium, few -> interval.
+    """Intervals (low, high) as fractions: branch -> figure -> interval.
 
-    gain_of_fused    fused minus the named branch, on the same images
+    accuracy         all, many, medium, few, head_tail_gap, worst_class, harmonic_mean, geometric_mean
+    gain_of_fused    class-balanced accuracy of fused minus that of the named branch, on the same images: all, many,
+                     medium, few
     """
 
     format: Literal["mdpr-intervals/1"] = "mdpr-intervals/1"
@@ -59,6 +64,43 @@ class Intervals(Format):
 def read_intervals(evaluation: Path) -> Intervals:
     path = evaluation / "intervals.json"
     return parse(path, Intervals, read_json(path))
+
+
+class Bias(Format):
+    """How a class's accuracy goes with something: slope and Spearman's correlation; None where there is none."""
+
+    slope: float | None
+    slope_interval: tuple[float, float] | None
+    correlation: float | None
+    correlation_interval: tuple[float, float] | None
+
+
+class Biases(Format):
+    """branch -> by_count, by_prior, by_zero_shot -> bias (see `mdpr.evaluation.biases`)."""
+
+    format: Literal["mdpr-biases/1"] = "mdpr-biases/1"
+    level: float
+    resamplings: int
+    seed: int
+    branches: dict[str, dict[str, Bias]]
+
+
+def read_biases(evaluation: Path) -> Biases:
+    path = evaluation / "biases.json"
+    return parse(path, Biases, read_json(path))
+
+
+def read_table(evaluation: Path, name: str) -> pd.DataFrame:
+    """A CSV table of evaluation/; raises `ArtifactError` where it is missing or is none."""
+    import pandas as pd
+
+    path = evaluation / name
+    try:  # a class may be called "NA"
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run evaluate first") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a readable table: {error}") from None
 
 
 def read_metrics(evaluation: Path) -> dict[str, dict[str, float]]:

@@ -83,5 +83,8 @@ def read_tensors(
     if metadata.get("format") != file_format:
         raise ArtifactError(f"{path} has the format {metadata.get('format')}, expected {file_format}")
     if metadata.get("classes") != class_digest(class_names):
-        raise ArtifactError(f"{path} was made for another label set: rerun the stage that writes it")
+        raise ArtifactError(
+            f"{path} was made for another label set (digest {metadata.get('classes')}) than the {len(class_names)} "
+            f"classes here (digest {class_digest(class_names)}): rerun the stage that writes it"
+        )
     return arrays, metadata

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class ClassKnowledge(Format):
-    """Five sentences about one class; `rival` is the class its differential sentence contrasts it with."""
+    """Five sentences about one class; `rival` is the class its differential sentence contrasts it with.
+
+    `rival_index` says which one where names repeat; a hand-written file may leave it out.
+    """
 
     index: int = Field(ge=0)
     name: str = Field(min_length=1)
     rival: str | None = None
+    rival_index: int | None = Field(None, ge=0)
     sentences: dict[str, str]
     differential_alternatives: dict[str, str] = Field(default_factory=dict)
 
@@ -42,17 +46,23 @@ class Knowledge(Format):
         return [[item.sentences[key] for key in self.dimensions] for item in self.classes]
 
 
-def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
-    """A complete knowledge base, for exactly `class_names` in order where they are given.
-
-    Raises `KnowledgeError` that names the class and the dimension of the first gap; nothing is ever filled in.
-    """
+def parse_knowledge(path: Path) -> Knowledge:
+    """A knowledge base as it stands, gaps included. Raises `KnowledgeError` where the file is not one."""
     try:
         knowledge = parse(path, Knowledge, read_json(path), KnowledgeError)
     except ArtifactError as error:
         raise KnowledgeError(str(error)) from None
     if knowledge.dimensions != DIMENSIONS:
         raise KnowledgeError(f"{path}: dimensions must be {', '.join(DIMENSIONS)}, in this order")
+    return knowledge
+
+
+def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
+    """A complete knowledge base, for exactly `class_names` in order where they are given.
+
+    Raises `KnowledgeError` that names the class and the dimension of the first gap; nothing is ever filled in.
+    """
+    knowledge = parse_knowledge(path)
     if class_names is None:
         class_names = [item.name for item in knowledge.classes]
     if len(knowledge.classes) != len(class_names):

@@ -25,10 +25,15 @@ def read_registration(path: Path) -> Registration:
 
 
 class Check(Format):
-    """One test of the gate: passed where `value` is above `threshold`."""
+    """One test of the gate: passed where `value` is above, at least or at most `threshold`, as `passes` says.
+
+    Where `value` is a confidence bound, `estimate` is the measured figure that it bounds; otherwise the two are equal.
+    """
 
     name: str
     value: float
+    estimate: float
+    passes: Literal["above", "at least", "at most"]
     threshold: float
     passed: bool
 

@@ -7,7 +7,7 @@ Errors name the key, the value and what was allowed:
 
 from mdpr.config.data import PrepareParams, ValidateParams
 from mdpr.config.delivery import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
-from mdpr.config.knowledge import DescribeParams, EncodeParams, ProbeParams
+from mdpr.config.knowledge import DescribeParams, EncodeParams, LlmParams, ProbeParams
 from mdpr.config.parsing import apply_overrides, load_params, parse_params, read_yaml
 from mdpr.config.section import DIMENSIONS, Section
 from mdpr.config.sections import SECTIONS
@@ -20,6 +20,7 @@ __all__ = [
     "DescribeParams",
     "EncodeParams",
     "EvaluateParams",
+    "LlmParams",
     "LossParams",
     "PrepareParams",
     "ProbeParams",

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from mdpr.config.section import Count, Section
+
+Ablation = Literal[
+    "without_general_appearance",
+    "without_fine_grained_appearance",
+    "without_functionality",
+    "without_contextual_information",
+    "without_differential_features",
+    "uniform_routing",
+    "prior_only",
+    "shuffled_sentences",
+]
 
 
 class EvaluateParams(Section):
@@ -12,6 +25,15 @@ class EvaluateParams(Section):
 
     batch_size: Count = Field(256, description="images a batch")
     gallery_images: int = Field(24, ge=0, description="test images shown in the report with their routing weights")
+    ablations: bool | tuple[Ablation, ...] = Field(
+        True, description="routing taken apart without training again: all of it, or a list of what to do"
+    )
+    test_time: Literal["none", "flip", "five_crop", "five_crop_flip"] = Field(
+        "none", description="an ensemble over views of each test image, as a row of its own; costs 1, 5, 10 passes"
+    )
+    post_hoc: bool = Field(
+        True, description="logit adjustment and fusion weight, chosen on validation, as rows of their own"
+    )
 
 
 class RegisterParams(Section):
@@ -32,3 +54,5 @@ class TrackingParams(Section):
 
     experiment: str = Field("mdpr", min_length=1, description="MLflow experiment")
     model_name: str = Field("mdpr", min_length=1, description="name in the MLflow model registry")
+    spool: str = Field("mlflow.spool", min_length=1, description="folder for what MLflow could not be told yet")
+    system_metrics: bool = Field(True, description="log the load of CPU, memory, disk, network and GPUs every epoch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mdpr.config.section import Count, NonNegative, Section
 
@@ -23,11 +23,79 @@ class ProbeParams(Section):
     )
 
 
+class LlmParams(Section):
+    """The chat model that writes the sentences, and how hard it may be asked. A key is never a setting: api_key_env."""
+
+    vendor: Literal["openai", "anthropic", "google_genai"] = Field(
+        "openai",
+        description="protocol of the server (LangChain's model_provider); openai serves everything that is compatible "
+        "with it: vLLM, Ollama, llama.cpp, DashScope (then base_url names the server)",
+    )
+    model: str = Field("", description="model name, as the server calls it")
+    base_url: str = Field(
+        "", pattern=r"^(https?://[^@?]+)?$", description="address of the server; empty: the vendor's own"
+    )
+    api_key_env: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_]*$",
+        description="environment variable that holds the key; empty: the vendor's usual one",
+    )
+    structured_output: Literal["function_calling", "json_schema"] = Field(
+        "function_calling",
+        description="how the schema reaches the model; json_schema for servers that constrain decoding (openai only)",
+    )
+    temperature: float = Field(0.2, ge=0, le=2, description="sampling temperature")
+    seed: int = Field(0, ge=0, description="sampling seed, where the vendor takes one")
+    max_tokens: Count = Field(200, description="tokens an answer may have")
+    timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
+    max_retries: int = Field(5, ge=0, description="repeats after 429, 5xx or a time-out, with growing pauses")
+    concurrency: int = Field(8, ge=1, le=1024, description="calls under way at once")
+    requests_per_minute: int = Field(0, ge=0, description="limit over all calls; 0: none")
+    tokens_per_minute: int = Field(0, ge=0, description="limit over prompts and answers; 0: none")
+    input_usd_per_million: NonNegative = Field(0.0, description="price of a million prompt tokens, for the estimate")
+    output_usd_per_million: NonNegative = Field(0.0, description="price of a million answer tokens, for the estimate")
+    store: str = Field(
+        "data/answers.sqlite",
+        min_length=1,
+        description="file that keeps every accepted answer, whatever happens to the run",
+    )
+
+    @model_validator(mode="after")
+    def _constrained_decoding_is_openai(self) -> LlmParams:
+        if self.structured_output == "json_schema" and self.vendor != "openai":
+            raise ValueError(f"structured_output = json_schema needs vendor = openai, not {self.vendor}")
+        return self
+
+
 class DescribeParams(Section):
     """Where the five sentences a class come from."""
 
-    provider: Literal["curated"] = Field("curated", description="curated: read and check a finished knowledge base")
+    provider: Literal["curated", "llm", "local"] = Field(
+        "curated",
+        description="curated: read and check a finished knowledge base; llm: ask the chat model of describe.llm; "
+        "local: ask a small model that runs in this process, without network or key (its text is poor)",
+    )
     path: str = Field("data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated)")
+    strict: bool = Field(
+        True, description="errors of the audit end the run; false: they are only reported (warnings never end it)"
+    )
+    repair: bool = Field(
+        False, description="ask once more, with the reason, for each sentence in which the audit finds an error"
+    )
+    budget_usd: NonNegative = Field(0.0, description="stop before a run costs more than this; 0: no limit")
+    llm: LlmParams = Field(default_factory=lambda: LlmParams.model_validate({}), description="the chat model")
+
+    @model_validator(mode="after")
+    def _settings_fit_the_provider(self) -> DescribeParams:
+        if self.provider == "llm" and not self.llm.model:
+            raise ValueError("provider = llm needs a model: set describe.llm.model")
+        if self.provider == "curated" and self.repair:
+            raise ValueError("repair = true needs provider = llm or local: a finished file is mended by hand")
+        if self.budget_usd and not (self.llm.input_usd_per_million and self.llm.output_usd_per_million):
+            raise ValueError(
+                "budget_usd needs the prices: set describe.llm.input_usd_per_million and output_usd_per_million"
+            )
+        return self
 
 
 class EncodeParams(Section):

@@ -7,6 +7,9 @@ Positional arguments are ports: `In` exists when the stage starts, `Out` is made
 sections of params.yaml: `params` is the section named like the stage, any other is a section named like the
 argument.
 
+A stage that takes long may take a `Checkpoint` as well: a folder of its own beside its first output, which outlives a
+run that was killed and is removed by one that succeeds. It is not a port: no driver knows of it.
+
 Stage modules import their libraries inside the function, so that reading a signature (for --help, for a compiled
 pipeline, for the contract test) loads neither torch nor mlflow.
 
@@ -22,17 +25,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from mdpr.config import Section
-from mdpr.errors import ArtifactError, CheckFailed, ConfigError, MdprError
+from mdpr.errors import ArtifactError, ConfigError, MdprError
+from mdpr.launch import read_launch
+from mdpr.stages.outputs import dropped, remove, whole_or_not_at_all
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +43,12 @@ logger = logging.getLogger(__name__)
 class Direction(Enum):
     IN = "in"
     OUT = "out"
+    CHECKPOINT = "checkpoint"
 
 
 In = Annotated[Path, Direction.IN]
 Out = Annotated[Path, Direction.OUT]
+Checkpoint = Annotated[Path, Direction.CHECKPOINT]
 
 # The flow, in order, with the line each stage has in `mdpr --help`.
 STAGES: dict[str, str] = {
@@ -80,6 +85,7 @@ class Stage(Interface):
 
     name: str
     otherwise: Mapping[str, Interface]
+    checkpoint: str | None = None  # the argument that takes the checkpoint's folder
 
     @property
     def ports(self) -> tuple[str, ...]:
@@ -93,21 +99,27 @@ def load_stage(name: str) -> Stage:
     module = importlib.import_module(f"mdpr.stages.{name}")
     otherwise = {flag: _interface(name, function) for flag, function in getattr(module, "OTHERWISE", {}).items()}
     whole = _interface(name, getattr(module, name))
-    return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise)
+    checkpoint = next(iter(_ports(whole.function, Direction.CHECKPOINT)), None)
+    return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise, checkpoint)
 
 
 def _interface(stage: str, function: Callable[..., None]) -> Interface:
+    sections = {
+        parameter.name: stage if parameter.name == "params" else parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return Interface(function, _ports(function, Direction.IN), _ports(function, Direction.OUT), sections)
+
+
+def _ports(function: Callable[..., None], direction: Direction) -> tuple[str, ...]:
+    """The positional arguments that are annotated with `direction`."""
     hints = get_type_hints(function, include_extras=True)
-    inputs: list[str] = []
-    outputs: list[str] = []
-    sections: dict[str, str] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            sections[parameter.name] = stage if parameter.name == "params" else parameter.name
-        else:
-            direction = get_args(hints[parameter.name])[1]
-            (inputs if direction is Direction.IN else outputs).append(parameter.name)
-    return Interface(function, tuple(inputs), tuple(outputs), sections)
+    return tuple(
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and get_args(hints[parameter.name])[1] is direction
+    )
 
 
 def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
@@ -115,13 +127,19 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Sect
 
     Outputs appear whole or not at all: the stage writes to a temporary name beside each output, renamed once it
     has returned. Where a check failed (`CheckFailed`), what it wrote is kept as `<output>.failed`.
+    Of several processes that torchrun started, the one that leads writes outputs; what the others write is dropped.
     Raises `ArtifactError` for an input that is not there.
     """
     arguments = _arguments(stage, stage, paths, params)
-    started = time.monotonic()
-    with _whole_or_not_at_all([paths[port] for port in stage.outputs]) as partial:
+    finals = [paths[port] for port in stage.outputs]
+    if stage.checkpoint:
+        arguments[stage.checkpoint] = checkpoint = finals[0].with_name(f".{finals[0].name}.checkpoint")
+    started, leads = time.monotonic(), read_launch().leads
+    with (whole_or_not_at_all if leads else dropped)(finals) as partial:
         outputs = dict(zip(stage.outputs, partial, strict=True))
         _call(stage, stage, arguments | outputs)
+    if stage.checkpoint and leads:
+        remove(checkpoint)
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
 
 
@@ -149,37 +167,3 @@ def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> N
     except ModuleNotFoundError as error:
         extras = "pip install 'mdpr[data,llm,train,track]'"
         raise MdprError(f"{stage.name} needs the package {error.name}, which is not installed: {extras}") from error
-
-
-@contextmanager
-def _whole_or_not_at_all(finals: list[Path]) -> Iterator[list[Path]]:
-    """Temporary names for `finals`, renamed on success, kept as `.failed` on `CheckFailed`, removed otherwise."""
-    partial = [final.with_name(f".{final.name}.partial") for final in finals]
-    failed = [final.with_name(f"{final.name}.failed") for final in finals]
-    for path in (*partial, *failed):
-        _remove(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        for temporary, final in zip(partial, finals, strict=True):
-            assert temporary.exists(), f"the stage did not write {final}"
-        for temporary, final in zip(partial, finals, strict=True):
-            _remove(final)
-            temporary.rename(final)
-    except CheckFailed as error:
-        for temporary, kept in zip(partial, failed, strict=True):
-            if temporary.exists():
-                temporary.rename(kept)
-        raise type(error)(f"{error}; see {', '.join(str(path) for path in failed)}") from None
-    except OSError as error:
-        raise MdprError(f"{error.strerror or error}: {error.filename or finals[0]}") from error
-    finally:
-        for path in partial:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mdpr.config import BackboneParams, TrackingParams, TuneParams
-from mdpr.stages.definition import In, Out
+from mdpr.stages.definition import Checkpoint, In, Out
 
 
 def tune(
@@ -11,12 +11,15 @@ def tune(
     probe: In,
     features: In,
     model: Out,
+    checkpoint: Checkpoint,
     *,
     params: TuneParams,
     backbone: BackboneParams,
     tracking: TrackingParams,
 ) -> None:
     """Write the learned weights of the epoch that is best on validation, its configuration and the history."""
+    from contextlib import nullcontext
+
     import pandas as pd
 
     from mdpr.artifacts import (
@@ -28,53 +31,78 @@ def tune(
         write_json,
     )
     from mdpr.data.loading import ImageTable, eval_transform, train_transform
-    from mdpr.errors import ArtifactError
+    from mdpr.errors import Diverged
     from mdpr.model.backbone import Backbone
     from mdpr.model.classifier import MDPR
     from mdpr.model.weights import save_weights
+    from mdpr.tracking.datasets import split_inputs
     from mdpr.tracking.runs import flatten, lineage_tags, open_run
-    from mdpr.training.loop import TrainingData, fit
+    from mdpr.training.checkpoint import Checkpoints
+    from mdpr.training.distributed import join
+    from mdpr.training.identity import check_fit, run_identity
+    from mdpr.training.interruption import listen_for_sigterm
+    from mdpr.training.loop import Surroundings, TrainingData, fit
     from mdpr.training.objective import Objective
+    from mdpr.training.precision import check_precision
     from mdpr.training.reproducibility import seed_everything
 
-    classes = read_classes(prepared)
-    names = [item.name for item in classes]
-    encoded = read_features(features, names)
-    frozen = Backbone.load(backbone)
-    zero_shot = read_probe(probe, names)
-    if zero_shot.fingerprint != frozen.fingerprint:
-        raise ArtifactError(f"{probe} was made with another backbone than {frozen.fingerprint}: rerun probe")
+    with join(params, backbone) as ranks, listen_for_sigterm() as stop:
+        classes = read_classes(prepared)
+        names = [item.name for item in classes]
+        encoded, zero_shot = read_features(features, names), read_probe(probe, names)
+        frozen = Backbone.load(backbone)
+        check_precision(params.precision, frozen.device)
+        check_fit(frozen, {features: encoded.fingerprint, probe: zero_shot.fingerprint})
 
-    look = (frozen.image_size_px, frozen.image_mean, frozen.image_std)
-    data = TrainingData(
-        train=ImageTable(
-            read_images(prepared / "train.parquet"), train_transform(*look, params.augment), seed=params.seed
-        ),
-        val=ImageTable(read_images(prepared / "val.parquet"), eval_transform(*look)),
-        counts=[item.train_images for item in classes],
-        shots=[item.shot for item in classes],
-    )
-    seed_everything(params.seed)
-    tuned = MDPR(frozen, names, params, encoded, zero_shot)
-    objective = Objective(tuned, data.counts, encoded)
-
-    settings = flatten({"tune": params.model_dump(), "backbone": backbone.model_dump()})
-    with open_run(tracking, "tune", settings, lineage_tags([prepared, probe, features])) as run:
-        fitted = fit(tuned, objective, data, on_epoch=run.log_epoch)
-        model.mkdir()
-        save_weights(model / "model.safetensors", fitted.state)
-        write_json(
-            model / "config.json",
-            ModelConfig(
-                backbone=backbone,
-                fingerprint=frozen.fingerprint,
-                tune=params,
-                class_names=tuple(names),
-                train_images=tuple(data.counts),
-                knowledge_digest=encoded.knowledge_digest,
-                selected_epoch=fitted.epoch,
-                val_accuracy=fitted.val_accuracy,
+        look = (frozen.image_size_px, frozen.image_mean, frozen.image_std)
+        data = TrainingData(
+            train=ImageTable(
+                read_images(prepared / "train.parquet"), train_transform(*look, params.augment), seed=params.seed
             ),
+            val=ImageTable(read_images(prepared / "val.parquet"), eval_transform(*look)),
+            counts=[item.train_images for item in classes],
+            shots=[item.shot for item in classes],
         )
-        pd.DataFrame(fitted.history).astype({"epoch": int}).to_csv(model / "history.csv", index=False)
-        write_json(model / "run.json", run.tracked)
+        seed_everything(params.seed)
+        tuned = MDPR(frozen, names, params, encoded, zero_shot)
+        objective = Objective(tuned, data.counts, encoded)
+        made_from = [prepared / "card.json", prepared / "classes.json", probe, features]  # the card digests the images
+        checkpoints = Checkpoints(checkpoint, run_identity(params, frozen, ranks.world, made_from))
+        resume = checkpoints.read()
+
+        settings = flatten({"tune": params.model_dump(), "backbone": backbone.model_dump()})
+        tags, run_id = lineage_tags([prepared, probe, features]), checkpoints.notes.get("run_id")
+        tracked = (
+            open_run(tracking, "tune", settings, tags, datasets=split_inputs(prepared, ["train", "val"]), run_id=run_id)
+            if ranks.leads
+            else nullcontext()
+        )
+        with tracked as run:
+            if run is None:
+                fit(tuned, objective, data, Surroundings(ranks, resume=resume, stop=stop))
+                return
+            checkpoints.notes["run_id"] = run.run_id
+            try:
+                fitted = fit(
+                    tuned, objective, data, Surroundings(ranks, run.log_epoch, checkpoints.write, resume, stop)
+                )
+            except Diverged:
+                checkpoints.discard()  # its steps would end in the same way again
+                raise
+            model.mkdir()
+            save_weights(model / "model.safetensors", fitted.state)
+            write_json(
+                model / "config.json",
+                ModelConfig(
+                    backbone=backbone,
+                    fingerprint=frozen.fingerprint,
+                    tune=params,
+                    class_names=tuple(names),
+                    train_images=tuple(data.counts),
+                    knowledge_digest=encoded.knowledge_digest,
+                    selected_epoch=fitted.epoch,
+                    val_accuracy=fitted.val_accuracy,
+                ),
+            )
+            pd.DataFrame(fitted.history).astype({"epoch": int}).to_csv(model / "history.csv", index=False)
+            write_json(model / "run.json", run.tracked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,11 @@ class Objective(nn.Module):
 
     def terms(self, outputs: Outputs, label_B: Tensor, epoch: int) -> dict[str, Tensor]:
         """Weighted terms whose sum is the loss: base; with a router semantic, prior_alignment, knowledge_alignment
-        (and fusion, where that learns)."""
+        (and fusion, where that learns). Each is a mean over images, computed in float32 whatever the autocast."""
+        with torch.autocast(label_B.device.type, enabled=False):
+            return self._terms(_single_precision(outputs), label_B, epoch)
+
+    def _terms(self, outputs: Outputs, label_B: Tensor, epoch: int) -> dict[str, Tensor]:
         weights = self.weights
         terms = {"base": weights.base * self.base(outputs.base_BC, label_B)}
         if outputs.routed_BC is None:
@@ -61,3 +66,13 @@ class Objective(nn.Module):
             "prior_alignment": weights.prior_alignment * prior_alignment(outputs.weights_BCV, self.prior_CV),
             "knowledge_alignment": strength * weights.knowledge_alignment * alignment,
         }
+
+
+def _single_precision(outputs: Outputs) -> Outputs:
+    """Half-precision outputs as float32; the others as they are."""
+    half = {
+        item.name: value.float()
+        for item in fields(outputs)
+        if (value := getattr(outputs, item.name)) is not None and value.dtype in (torch.bfloat16, torch.float16)
+    }
+    return replace(outputs, **half)

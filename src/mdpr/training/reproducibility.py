@@ -15,7 +15,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(seed: int, epoch: int, step: int) -> None:
-    """Seed torch for one step, so that dropout depends on where training is and not on how it got there."""
-    state = np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)
+def seed_step(seed: int, epoch: int, step: int, offset: int = 0) -> None:
+    """Seed torch for one step, so that dropout depends on where training is and not on how it got there.
+
+    `offset` is the place of the first image in the step's batch: each micro-batch and each process has dropout of its
+    own, which is why splitting a batch changes what is dropped (and nothing else).
+    """
+    key = (offset,) if offset else ()
+    state = np.random.SeedSequence((seed, epoch, step), spawn_key=key).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,51 @@ def test_what_a_killed_run_left_does_not_stop_the_next(paths: dict[str, Path], p
     (left / "half").write_text("half")
     run_stage(stage(write), paths, params)
     assert [path.name for path in paths["made"].iterdir()] == ["file"]
+
+
+@pytest.fixture
+def resumable() -> Stage:
+    """A stage that keeps what it did in its checkpoint, and stops the first time."""
+
+    def goes_on(source: Path, made: Path, kept: Path, params: Section) -> None:
+        if not kept.exists():
+            kept.mkdir()
+            raise MdprError("stopped")
+        write(source, made, params)
+
+    return replace(stage(goes_on), checkpoint="kept")
+
+
+def test_a_checkpoint_outlives_a_run_that_stops_and_goes_with_one_that_succeeds(
+    paths: dict[str, Path], params: dict[str, Section], resumable: Stage
+) -> None:
+    with pytest.raises(MdprError, match="stopped"):
+        run_stage(resumable, paths, params)
+    assert [path.name for path in paths["made"].parent.iterdir()] == [".made.checkpoint"]
+    run_stage(resumable, paths, params)
+    assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
+
+
+def test_only_tune_has_a_checkpoint_and_it_is_no_port() -> None:
+    stages = [load_stage(name) for name in STAGES]
+    assert {item.name: item.checkpoint for item in stages if item.checkpoint} == {"tune": "checkpoint"}
+    assert "checkpoint" not in load_stage("tune").ports
+
+
+def test_of_several_processes_the_one_that_leads_writes(
+    paths: dict[str, Path], params: dict[str, Section], resumable: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    kept = paths["made"].with_name(".made.checkpoint")
+    partial = paths["made"].with_name(".made.partial")
+    for path in (kept, partial):
+        path.mkdir(parents=True)
+    monkeypatch.setenv("RANK", "1")
+    run_stage(resumable, paths, params)
+    assert sorted(path.name for path in kept.parent.iterdir()) == [kept.name, partial.name]
+    monkeypatch.setenv("RANK", "0")
+    run_stage(resumable, paths, params)
+    assert [path.name for path in kept.parent.iterdir()] == ["made"]
 
 
 def test_a_missing_input_is_named(paths: dict[str, Path], params: dict[str, Section]) -> None:

@@ -12,9 +12,10 @@ import yaml
 
 from mdpr.artifacts import write_json
 from mdpr.errors import ConfigError
-from mdpr.stages import kubeflow
+from mdpr.stages import kubeflow_views
 from mdpr.stages.definition import STAGES
-from mdpr.stages.kubeflow import configure_stages, merge_params, run_component, show_confusion, show_metrics, summarise
+from mdpr.stages.kubeflow import configure_stages, merge_params, run_component, summarise
+from mdpr.stages.kubeflow_views import show_confusion, show_metrics
 
 
 @dataclass
@@ -99,7 +100,7 @@ def test_a_confusion_matrix_too_large_to_draw_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "confusion.csv").write_text("actual,predicted\na,b\nc,a\n", "utf-8")
-    monkeypatch.setattr(kubeflow, "CONFUSION_MAX_CLASSES", 2)
+    monkeypatch.setattr(kubeflow_views, "CONFUSION_MAX_CLASSES", 2)
     view = Port("")
     with caplog.at_level(logging.INFO, logger="mdpr"):
         show_confusion(Port(str(tmp_path)), view)

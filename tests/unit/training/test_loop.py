@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mdpr.artifacts import Features, read_classes, read_features, read_images
-from mdpr.config import Section, TuneParams
-from mdpr.data.loading import ImageTable, eval_transform, train_transform
-from mdpr.errors import TrainingError
-from mdpr.model.backbone import Backbone
-from mdpr.model.classifier import MDPR
-from mdpr.training.loop import Fitted, TrainingData, fit
-from mdpr.training.objective import Objective
-from mdpr.training.reproducibility import seed_everything
+from mdpr.errors import Diverged, Interrupted
+from mdpr.training.checkpoint import Snapshot
+from mdpr.training.interruption import StopRequest
+from mdpr.training.loop import Surroundings, fit
 
 
-@pytest.fixture(scope="module")
-def backbone(small_params: Mapping[str, Section]) -> Backbone:
-    return Backbone.load(small_params["backbone"])
-
-
-class Bench:
-    """One training set-up, fitted as often as a test wants."""
-
-    def __init__(self, paths: Mapping[str, Path], backbone: Backbone, params: TuneParams) -> None:
-        classes = read_classes(paths["prepared"])
-        self.names = [item.name for item in classes]
-        self.params, self.backbone = params, backbone
-        self.features: Features = read_features(paths["features"], self.names)
-        look = (backbone.image_size_px, backbone.image_mean, backbone.image_std)
-        self.data = TrainingData(
-            ImageTable(read_images(paths["prepared"] / "train.parquet"), train_transform(*look, "flip"), seed=0),
-            ImageTable(read_images(paths["prepared"] / "val.parquet"), eval_transform(*look)),
-            [item.train_images for item in classes],
-            [item.shot for item in classes],
-        )
-
-    def model(self, **changes: object) -> MDPR:
-        seed_everything(self.params.seed)
-        return MDPR(self.backbone, self.names, self.params.model_copy(update=changes), self.features)
-
-    def fit(self, **changes: object) -> Fitted:
-        model = self.model(**changes)
-        return fit(model, Objective(model, self.data.counts, self.features), self.data)
-
-
-@pytest.fixture(scope="module")
-def bench(encoded: Mapping[str, Path], backbone: Backbone, small_params: Mapping[str, Section]) -> Bench:
-    params = small_params["tune"]
-    assert isinstance(params, TuneParams)
-    return Bench(encoded, backbone, params.model_copy(update={"epochs": 3, "batch_size": 64}))
-
-
-def test_tuning_lowers_the_loss_and_records_every_epoch(bench: Bench) -> None:
+def test_tuning_lowers_the_loss_and_records_every_epoch(bench: Any) -> None:
     fitted = bench.fit()
     assert len(fitted.history) == 3
     assert fitted.history[-1]["loss_base"] < fitted.history[0]["loss_base"]
@@ -65,14 +22,14 @@ def test_tuning_lowers_the_loss_and_records_every_epoch(bench: Bench) -> None:
     )
 
 
-def test_the_best_epoch_by_validation_is_kept(bench: Bench) -> None:
+def test_the_best_epoch_by_validation_is_kept(bench: Any) -> None:
     fitted = bench.fit()
     curve = [row["val_fused_all"] for row in fitted.history]
     assert fitted.epoch == curve.index(max(curve))  # the earlier of two equal ones
     assert fitted.val_accuracy["fused"] == max(curve)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bench: Bench) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bench: Any) -> None:
     first, second, other = bench.fit(), bench.fit(), bench.fit(seed=1)
     assert first.history == second.history
     assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)
@@ -83,27 +40,73 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bench: Ben
     ("prompting", "routing"),
     [("none", True), *((name, routing) for name in ("coop", "vpt", "ivlp", "maple") for routing in (True, False))],
 )
-def test_every_tuner_trains_with_and_without_the_router(bench: Bench, prompting: str, routing: bool) -> None:
-    model = bench.model(prompting=prompting, routing=routing, epochs=1)
-    before = {name: value.clone() for name, value in model.learned_state().items()}
-    fitted = fit(model, Objective(model, bench.data.counts, bench.features), bench.data)
+def test_every_tuner_trains_with_and_without_the_router(bench: Any, prompting: str, routing: bool) -> None:
+    objective = bench.objective(prompting=prompting, routing=routing, epochs=1)
+    before = {name: value.clone() for name, value in objective.model.learned_state().items()}
+    fitted = fit(objective.model, objective, bench.data)
     changed = {name for name, value in fitted.state.items() if not torch.equal(value, before[name])}
     assert changed == set(before)
     assert not any(name.startswith("backbone.") for name in before)
     assert ("val_routed_all" in fitted.history[0]) == routing
 
 
-def test_the_frozen_model_is_not_touched(bench: Bench) -> None:
+def test_the_frozen_model_is_not_touched(bench: Any) -> None:
     before = {name: value.clone() for name, value in bench.backbone.state_dict().items()}
     bench.fit(epochs=1)
     assert all(torch.equal(value, before[name]) for name, value in bench.backbone.state_dict().items())
     assert not bench.backbone.clip.training
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_the_term(bench: Bench) -> None:
-    model = bench.model(epochs=1)
-    assert model.align is not None
+def test_a_loss_that_is_no_number_stops_with_the_step_and_the_term(bench: Any) -> None:
+    objective = bench.objective(epochs=1, micro_batch_size=16)
     with torch.no_grad():
-        model.align.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"knowledge_alignment is nan at step 0 of epoch 1: lower tune"):
-        fit(model, Objective(model, bench.data.counts, bench.features), bench.data)
+        objective.model.align.weight.fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"knowledge_alignment is nan at step 0 of epoch 1: lower tune"):
+        fit(objective.model, objective, bench.data)
+
+
+SPLIT = {
+    "epochs": 2,
+    "micro_batch_size": 48,
+    "sampling": "class_balanced",
+    "warmup_epochs": 0.5,
+    "checkpoint_every_steps": 2,
+}
+
+
+def test_going_on_from_any_snapshot_ends_with_the_same_bits(bench: Any) -> None:
+    kept: list[Snapshot] = []
+    whole = bench.fit(Surroundings(save=lambda snapshot: kept.append(copy(snapshot))), **SPLIT)
+    places = {(snapshot.record["epoch"], snapshot.record["step"]) for snapshot in kept}
+    assert {(0, 2), (1, 0), (1, 2), (2, 0)} <= places
+    for snapshot in (kept[0], kept[-1]):
+        resumed = bench.fit(Surroundings(resume=snapshot), **SPLIT)
+        assert resumed.history == whole.history
+        assert resumed.epoch == whole.epoch
+        assert all(torch.equal(value, whole.state[name]) for name, value in resumed.state.items())
+
+
+def test_a_stop_that_was_asked_for_keeps_the_step_that_ran_and_leaves(bench: Any) -> None:
+    kept: list[Snapshot] = []
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM after step 1 of epoch 1: the same command goes on"):
+        bench.fit(Surroundings(save=kept.append, stop=StopRequest(made=True)))
+    assert [(snapshot.record["epoch"], snapshot.record["step"]) for snapshot in kept] == [(0, 1)]
+    assert Interrupted.exit_code == 143
+
+
+def test_early_stopping_waits_as_long_as_it_was_told(bench: Any) -> None:
+    # A rate this small changes no prediction: no epoch is better than the first.
+    settings = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "epochs": 5, "prompting": "none"}
+    assert [len(bench.fit(**settings, early_stopping_patience=patience).history) for patience in (1, 3)] == [2, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_workers_change_nothing(bench: Any, workers: int) -> None:
+    one = bench.fit(epochs=1, prompting="none", workers=workers)
+    assert one.history == bench.fit(epochs=1, prompting="none").history
+
+
+def copy(snapshot: Snapshot) -> Snapshot:
+    """As a file would keep it: later steps change the model's tensors in place."""
+    record = {**snapshot.record, "history": list(snapshot.record["history"])}
+    return Snapshot({name: value.clone() for name, value in snapshot.tensors.items()}, record)
