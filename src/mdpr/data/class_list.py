@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,6 +47,20 @@ def read_class_list(file: Path) -> tuple[ClassName, ...]:
     return classes
 
 
+def shipped_class_list(name: str) -> tuple[ClassName, ...]:
+    """The class names of a public data set, shipped with the package: a name a line, in order of label.
+
+    A name that two labels share is told apart by the label.
+    """
+    text = (resources.files("mdpr.data") / "names" / f"{name}.txt").read_text(encoding="utf-8")
+    names = text.splitlines()
+    uses = Counter(names)
+    return tuple(
+        ClassName(index=index, name=item, disambiguation=f"label {index}" if uses[item] > 1 else None)
+        for index, item in enumerate(names)
+    )
+
+
 class LabelReader:
     """Turns label texts of a list file into class indices.
 
@@ -52,7 +68,7 @@ class LabelReader:
     """
 
     def __init__(self, classes: tuple[ClassName, ...] | None, labels: Sequence[str], file: Path) -> None:
-        self._file = file
+        self.file = file
         self._accepts_indices = classes is not None
         self.classes = classes or tuple(
             ClassName(index=index, name=name) for index, name in enumerate(sorted(set(labels) - {""}))
@@ -63,7 +79,7 @@ class LabelReader:
 
     def index(self, label: str, line: int) -> int:
         """Raises `DataError` naming the line for a label that is empty, unknown or means two classes."""
-        where = f"{self._file} line {line}: label {label!r}"
+        where = f"{self.file} line {line}: label {label!r}"
         if label.isdecimal() and not self._accepts_indices:
             raise DataError(f"{where} is a number: add classes.json, which names the classes")
         matches = self._by_name.get(label, [])

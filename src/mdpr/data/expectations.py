@@ -26,6 +26,7 @@ from mdpr.errors import CheckFailed
 
 Level = Literal["error", "warning"]
 EXAMPLES = 5
+NO_TEXT = "[\\x00-\\x1f\\x7f\\ufffd]"  # control characters, and what a wrong decoding leaves behind
 
 
 class Finding(Format):
@@ -52,9 +53,7 @@ def expectations(
     """The expectations on each table. Each carries its name and its level in `meta`."""
     splits = {split: _on_images(class_count, params) for split in ("train", "val", "test")}
     for split in ("val", "test"):
-        splits[split].append(
-            gxe.ExpectColumnValuesToBeNull(column="duplicate_of", meta=_meta("no_duplicate_across_splits"))
-        )
+        splits[split] += _across_splits(params)
     balanced = gxe.ExpectColumnMaxToBeBetween(
         column="val_imbalance_ratio",
         min_value=1,
@@ -71,6 +70,15 @@ def expectations(
     return {**splits, "classes": _on_classes(), "profile": [ratio, balanced]}
 
 
+def _across_splits(params: ValidateParams) -> list[gxe.Expectation]:
+    """No image of val or test in a split before it: nothing of test leaks into train."""
+    same = gxe.ExpectColumnValuesToBeNull(column="duplicate_of", meta=_meta("no_duplicate_across_splits"))
+    if params.near_duplicates == "off":
+        return [same]
+    meta = _meta("no_near_duplicate_across_splits", params.near_duplicates)
+    return [same, gxe.ExpectColumnValuesToBeNull(column="near_duplicate_of", meta=meta)]
+
+
 def _meta(name: str, level: Level = "error") -> dict[str, str]:
     return {"name": name, "level": level}
 
@@ -84,6 +92,7 @@ def _on_images(class_count: int, params: ValidateParams) -> list[gxe.Expectation
         gxe.ExpectColumnValuesToBeBetween(
             column="label", min_value=0, max_value=class_count - 1, meta=_meta("label_in_class_list")
         ),
+        gxe.ExpectColumnValuesToBeNull(column="path_fault", meta=_meta("path_is_utf8")),
         gxe.ExpectColumnValuesToBeNull(column="fault", meta=_meta("decodes")),
         gxe.ExpectColumnValuesToBeBetween(column="width_px", **sides, meta=_meta("width_within_bounds")),
         gxe.ExpectColumnValuesToBeBetween(column="height_px", **sides, meta=_meta("height_within_bounds")),
@@ -98,6 +107,9 @@ def _on_classes() -> list[gxe.Expectation]:
     ]
     return [
         gxe.ExpectColumnValuesToBeUnique(column="display_name", meta=_meta("class_names_distinct")),
+        gxe.ExpectColumnValuesToNotMatchRegex(
+            column="display_name", regex=NO_TEXT, meta=_meta("class_names_are_text", "warning")
+        ),
         *every_split,
         gxe.ExpectColumnPairValuesToBeEqual(
             column_A="train_images", column_B="train_images_declared", meta=_meta("class_counts_as_declared")

@@ -17,6 +17,8 @@ from mdpr.errors import DataError
 MAX_PIXELS = 64_000_000
 """Width times height above which an image is refused before it is decoded (a decompression bomb)."""
 
+JPEG_QUALITY = 95
+
 # Raster formats that Pillow decodes itself; others (EPS) start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -47,12 +49,26 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         width_px, height_px = image.size
         if width_px * height_px <= MAX_PIXELS:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # copies nothing where the image is upright
+            return _to_rgb(image)
     except Image.UnidentifiedImageError:
         raise DataError(f"{where} is not an image ({', '.join(FORMATS)}): convert or remove the file") from None
     except DAMAGED as error:
         raise DataError(f"{where} cannot be decoded ({error}): restore or remove the file") from None
     raise DataError(f"{where} has {width_px} x {height_px} pixels, more than {MAX_PIXELS:,} in all: scale it down")
+
+
+def verify_image(data: bytes, where: str, short_side_px: int = 0) -> bytes:
+    """`data` once it has been decoded; or, where its short side is larger than `short_side_px`, scaled down to
+    that (bicubic) as JPEG of quality 95. 0 leaves every size as it is. Raises as `decode_image` does."""
+    image = decode_image(data, where)
+    short_px = min(image.size)
+    if not short_side_px or short_px <= short_side_px:
+        return data
+    width_px, height_px = (round(side_px * short_side_px / short_px) for side_px in image.size)
+    stream = io.BytesIO()
+    image.resize((width_px, height_px), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ like depends on (seed, epoch, index) alone: not on the order in which it is aske
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,9 @@ from torchvision.transforms.v2 import functional as F
 from mdpr.data.images import decode_image
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from PIL import Image
+
+    from mdpr.artifacts import ImageFile
 
     Fixed = Callable[[Image.Image], torch.Tensor]
 
@@ -90,18 +92,14 @@ class ImageTable(Dataset[Any]):
 
     def __init__(
         self,
-        table: pa.Table,
+        table: ImageFile,
         transform: ImageTransform,
         *,
         seed: int = 0,
         cache_max_bytes: int = CACHE_MAX_BYTES,
     ) -> None:
-        import pyarrow.compute as pc
-
-        self._images = pc.struct_field(table["image"], "bytes")
-        names = table.schema.field("image").type.get_field_index("path") >= 0
-        self._paths = pc.struct_field(table["image"], "path") if names else None
-        self.labels_N = labels(table)
+        self._images = table
+        self.labels_N = table.labels_N
         self._transform = transform
         self._seed = seed
         self._cache: dict[int, torch.Tensor] = {}
@@ -134,18 +132,13 @@ class ImageTable(Dataset[Any]):
     def _fixed(self, index: int) -> torch.Tensor:
         if index in self._cache:
             return self._cache[index]
-        path = self._paths[index].as_py() if self._paths is not None else None
-        image = decode_image(self._images[index].as_py() or b"", f"row {index} ({path or 'image'})")
+        record = self._images[index]
+        image = decode_image(record.image, f"{self._images.path} row {index} ({record.path or 'image'})")
         fixed_3HW: torch.Tensor = self._transform.fixed(image)
         if fixed_3HW.nbytes <= self._cache_left_bytes and get_worker_info() is None:
             self._cache[index] = fixed_3HW
             self._cache_left_bytes -= fixed_3HW.nbytes
         return fixed_3HW
-
-
-def labels(table: pa.Table) -> np.ndarray:
-    """The labels of a split, int64 (N,)."""
-    return table["label"].to_numpy().astype(np.int64)
 
 
 def _stream(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -155,33 +148,35 @@ def _stream(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def make_loader(
     dataset: ImageTable,
-    batch_size: int,
+    batches: int | Sequence[Sequence[int]],
     *,
-    seed: int | None = None,
     epoch: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
-    drop_last: bool = False,
 ) -> DataLoader[Batch]:
     """Batches (B, 3, H, W) float32 and (B,) int64 of one epoch; also moves `dataset` to that epoch.
 
-    With a seed the order is a permutation that depends on (seed, epoch) alone; without one it is the table's.
+    `batches` are the indices of each batch (see `mdpr.data.sampling`), or the size of batches in the table's order.
     Make a new loader each epoch. torch's global generator is not touched.
     """
     dataset.set_epoch(epoch)
-    generator = torch.Generator().manual_seed(int(_stream(seed or 0, epoch, 1)[0]))
-    count = len(dataset)
-    order = range(count) if seed is None else torch.randperm(count, generator=generator).tolist()
+    if isinstance(batches, int):
+        count, size = len(dataset), batches
+        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=order,
+        batch_sampler=[list(batch) for batch in batches],
         collate_fn=_as_it_is,
         num_workers=workers,
+        worker_init_fn=_leave_sigterm_to_the_trainer,
         pin_memory=pin_memory,
-        drop_last=drop_last,
-        generator=generator,
+        generator=torch.Generator().manual_seed(0),  # torch draws a seed for its workers; nothing here uses it
     )
+
+
+def _leave_sigterm_to_the_trainer(worker: int) -> None:
+    """Whoever stops a node signals all its processes; the one that trains still needs its step's images to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Batch:

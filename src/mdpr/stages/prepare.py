@@ -8,11 +8,10 @@ from mdpr.stages.definition import Out
 
 def prepare(prepared: Out, *, params: PrepareParams) -> None:
     """Write train, val and test as Parquet, classes.json and card.json. The test split is never cut."""
-    from pathlib import Path
-
     from mdpr.data.preparation import write_prepared
-    from mdpr.data.sources import open_source
+    from mdpr.data.sources import Place, open_source
 
-    source = open_source(params.source, Path(params.root))
+    place = Place.of(params)
+    source = open_source(params.source, place)
     prepared.mkdir()
-    write_prepared(prepared, source, params)
+    write_prepared(prepared, source, params, place.faults)

@@ -11,10 +11,11 @@ def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
     from mdpr.artifacts import read_card, read_classes, write_json
     from mdpr.data.data_docs import write_data_docs
     from mdpr.data.expectations import expectations, raise_for_errors, run_expectations
-    from mdpr.data.inventory import class_table, profile_table, split_tables
+    from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables
 
     classes, card = read_classes(prepared), read_card(prepared)
-    splits = split_tables(prepared, classes)
+    near_duplicate_bits = None if params.near_duplicates == "off" else params.near_duplicate_bits
+    splits = split_tables(inspect_splits(prepared), classes, near_duplicate_bits)
     counts = class_table(classes, splits)
     profile = profile_table(counts, card)
     suites = expectations(len(classes), card, params, profile["declared_imbalance_ratio"].item())

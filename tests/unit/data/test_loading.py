@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
-from mdpr.artifacts import read_images, write_images
+from mdpr.artifacts import ImageFile, read_images, write_images
 from mdpr.data.images import decode_image
-from mdpr.data.loading import Augment, ImageTable, eval_transform, labels, make_loader, train_transform
+from mdpr.data.loading import Augment, ImageTable, eval_transform, make_loader, train_transform
+from mdpr.data.sampling import instance_order, plan_epoch
 from mdpr.errors import DataError
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -21,13 +21,13 @@ COUNT = 40
 
 
 @pytest.fixture
-def table(tmp_path: Path, png: Callable[..., bytes]) -> pa.Table:
+def table(tmp_path: Path, png: Callable[..., bytes]) -> ImageFile:
     file = tmp_path / "train.parquet"
     write_images(file, [png(row) for row in range(COUNT)], [f"{row}.png" for row in range(COUNT)], [*range(COUNT)])
     return read_images(file)
 
 
-def dataset(table: pa.Table, augment: Augment = "flip", **options: int) -> ImageTable:
+def dataset(table: ImageFile, augment: Augment = "flip", **options: int) -> ImageTable:
     return ImageTable(table, train_transform(32, MEAN, STD, augment), **options)
 
 
@@ -38,13 +38,13 @@ def test_eval_transform_is_that_of_open_clip(size: tuple[int, int]) -> None:
     assert torch.equal(eval_transform(32, MEAN, STD)(image), stock(image))
 
 
-def test_training_without_augmentation_is_evaluation(table: pa.Table, png: Callable[..., bytes]) -> None:
+def test_training_without_augmentation_is_evaluation(table: ImageFile, png: Callable[..., bytes]) -> None:
     image, label = dataset(table, "none")[3]
     assert torch.equal(image, eval_transform(32, MEAN, STD)(decode_image(png(3), "")))
     assert label == 3
 
 
-def test_flip_mirrors_about_half_of_the_images(table: pa.Table) -> None:
+def test_flip_mirrors_about_half_of_the_images(table: ImageFile) -> None:
     plain, flipped = dataset(table, "none"), dataset(table, "flip")
     mirrored = 0
     for index in range(COUNT):
@@ -55,7 +55,7 @@ def test_flip_mirrors_about_half_of_the_images(table: pa.Table) -> None:
 
 
 @pytest.mark.parametrize("augment", ["flip", "crop_flip"])
-def test_augmentation_hangs_on_seed_epoch_and_index_alone(table: pa.Table, augment: Augment) -> None:
+def test_augmentation_hangs_on_seed_epoch_and_index_alone(table: ImageFile, augment: Augment) -> None:
     first = everything(dataset(table, augment, seed=7), epoch=2)
     torch.manual_seed(123)
     torch.rand(17)
@@ -69,7 +69,7 @@ def test_augmentation_hangs_on_seed_epoch_and_index_alone(table: pa.Table, augme
     assert not torch.equal(first, everything(dataset(table, augment, seed=8), epoch=2))
 
 
-def test_one_image_and_a_batch_are_the_same(table: pa.Table) -> None:
+def test_one_image_and_a_batch_are_the_same(table: ImageFile) -> None:
     images = dataset(table, "crop_flip", seed=1)
     batch, batch_labels = next(iter(make_loader(images, COUNT, epoch=4)))
     assert torch.equal(batch, torch.stack([images[index][0] for index in range(COUNT)]))
@@ -77,11 +77,11 @@ def test_one_image_and_a_batch_are_the_same(table: pa.Table) -> None:
     assert (batch.shape, batch.dtype, batch_labels.dtype) == ((COUNT, 3, 32, 32), torch.float32, torch.int64)
 
 
-def test_order_is_the_table_s_without_a_seed(table: pa.Table) -> None:
+def test_order_is_the_table_s_without_a_seed(table: ImageFile) -> None:
     assert order(dataset(table)) == list(range(COUNT))
 
 
-def test_order_hangs_on_seed_and_epoch_alone(table: pa.Table) -> None:
+def test_order_hangs_on_seed_and_epoch_alone(table: ImageFile) -> None:
     shuffled = order(dataset(table), seed=1, epoch=1)
     torch.manual_seed(99)
     assert order(dataset(table, seed=5), seed=1, epoch=1, batch_size=3, workers=1) == shuffled
@@ -91,32 +91,27 @@ def test_order_hangs_on_seed_and_epoch_alone(table: pa.Table) -> None:
     assert shuffled != list(range(COUNT))
 
 
-def test_the_trainer_s_generator_is_not_touched(table: pa.Table) -> None:
+def test_the_trainer_s_generator_is_not_touched(table: ImageFile) -> None:
     before = torch.get_rng_state()
     order(dataset(table, "crop_flip"), seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_cache_stays_within_its_bound(table: pa.Table) -> None:
+def test_cache_stays_within_its_bound(table: ImageFile) -> None:
     images = dataset(table, cache_max_bytes=10 * 3 * 32 * 32 + 5)
     order(images)
     assert len(images._cache) == 10
 
 
-def test_drop_last_and_length(table: pa.Table) -> None:
+def test_batches_are_of_the_size_or_of_the_indices_asked_for(table: ImageFile) -> None:
     assert [len(batch[1]) for batch in make_loader(dataset(table), 15)] == [15, 15, 10]
-    assert [len(batch[1]) for batch in make_loader(dataset(table), 15, drop_last=True)] == [15, 15]
-
-
-def test_labels_are_int64(table: pa.Table) -> None:
-    narrow = table.set_column(1, "label", table["label"].cast(pa.int8()))
-    assert labels(narrow).dtype == np.int64
-    assert labels(narrow).tolist() == list(range(COUNT))
+    chosen = [[3, 1], [4], [1, 5, 9]]
+    assert [batch[1].tolist() for batch in make_loader(dataset(table), chosen)] == chosen
 
 
 def test_a_damaged_image_is_named(tmp_path: Path, png: Callable[..., bytes]) -> None:
     write_images(tmp_path / "x.parquet", [png(0), png(1)[:200]], ["a.png", "b.png"], [0, 1])
-    with pytest.raises(DataError, match=r"row 1 \(b\.png\) cannot be decoded"):
+    with pytest.raises(DataError, match=r"x\.parquet row 1 \(b\.png\) cannot be decoded"):
         dataset(read_images(tmp_path / "x.parquet"))[1]
 
 
@@ -131,7 +126,7 @@ def test_pictures_of_any_shape_are_cropped_to_one_size(tmp_path: Path) -> None:
 
 def everything(images: ImageTable, epoch: int, order_seed: int | None = None, workers: int = 0) -> torch.Tensor:
     """All images of an epoch in the table's order, whatever the order they were asked for in."""
-    batches = list(make_loader(images, 7, seed=order_seed, epoch=epoch, workers=workers))
+    batches = list(make_loader(images, _batches(images, 7, order_seed, epoch), epoch=epoch, workers=workers))
     rows = torch.cat([batch[1] for batch in batches])
     return torch.cat([batch[0] for batch in batches])[rows.argsort()]
 
@@ -139,5 +134,11 @@ def everything(images: ImageTable, epoch: int, order_seed: int | None = None, wo
 def order(
     images: ImageTable, seed: int | None = None, epoch: int = 0, batch_size: int = 8, workers: int = 0
 ) -> list[int]:
-    loader = make_loader(images, batch_size, seed=seed, epoch=epoch, workers=workers)
+    loader = make_loader(images, _batches(images, batch_size, seed, epoch), epoch=epoch, workers=workers)
     return torch.cat([batch[1] for batch in loader]).tolist()
+
+
+def _batches(images: ImageTable, batch_size: int, seed: int | None, epoch: int) -> int | list[list[int]]:
+    if seed is None:
+        return batch_size
+    return [part.indices for (part,) in plan_epoch(instance_order(images.labels_N, seed, epoch), batch_size)]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdpr.config import PrepareParams
-from mdpr.data.long_tail import Cut, cut_pool, exponential_profile, shot_group
+from mdpr.data.long_tail import Cut, cut_pool
+from mdpr.data.profiles import exponential_profile, shot_group
 from mdpr.errors import DataError
 
 NAMES = ("ant", "bee", "cat")

@@ -9,9 +9,8 @@ import pytest
 
 from mdpr.artifacts import SPLITS, read_card, read_classes, read_images, sha256, write_images
 from mdpr.config import PrepareParams
-from mdpr.data.loading import labels
 from mdpr.data.long_tail import cut_pool
-from mdpr.data.sources import open_source
+from mdpr.data.sources import Place, open_source
 from mdpr.errors import DataError, MdprError
 from mdpr.stages.definition import load_stage, run_stage
 
@@ -42,7 +41,7 @@ def test_files_and_card_agree(make_parquet: MakeSource, tmp_path: Path) -> None:
     ]
     for split in SPLITS:
         file = prepared / f"{split}.parquet"
-        assert tuple(np.bincount(labels(read_images(file)))) == card.images_per_class[split]
+        assert tuple(np.bincount(read_images(file).labels_N)) == card.images_per_class[split]
         assert sha256(file) == card.sha256[file.name]
     assert (card.validation, card.seed, card.imbalance_ratio) == ("left_over", 0, 4)
 
@@ -51,11 +50,14 @@ def test_images_keep_their_bytes_and_their_class(make_parquet: MakeSource, tmp_p
     root = make_parquet()
     prepared = prepare("parquet", root, tmp_path / "prepared")
     pool = {row["image"]["bytes"]: row for row in pq.read_table(root / "pool.parquet").to_pylist()}
-    kept = [row for split in ("train", "val") for row in read_images(prepared / f"{split}.parquet").to_pylist()]
-    assert len({row["image"]["bytes"] for row in kept}) == 50
-    assert all(pool[row["image"]["bytes"]] == row for row in kept)
+    kept = [row for split in ("train", "val") for row in read_images(prepared / f"{split}.parquet")]
+    assert len({record.image for record in kept}) == 50
+    for record in kept:
+        source = pool[record.image]
+        assert (record.path, record.label) == (source["image"]["path"], source["label"])
     test = read_images(prepared / "test.parquet")
-    assert test.to_pylist() == pq.read_table(root / "test.parquet").to_pylist()
+    original = pq.read_table(root / "test.parquet").to_pylist()
+    assert [record.image for record in test] == [row["image"]["bytes"] for row in original]
 
 
 def test_same_parameters_same_bytes_wherever_the_source_lies(make_parquet: MakeSource, tmp_path: Path) -> None:
@@ -69,11 +71,12 @@ def test_same_parameters_same_bytes_wherever_the_source_lies(make_parquet: MakeS
 
 def test_the_shipped_set_gives_the_benchmark_s_cut(project_root: Path) -> None:
     root = project_root / "data" / "embedded" / "fashion-mnist"
-    source = open_source("embedded", root)
+    source = open_source("embedded", Place.of(PrepareParams(root=str(root))))
     cut = cut_pool(source.pool.labels_N, [item.name for item in source.classes], PrepareParams(), with_val=True)
     train_C = np.bincount(source.pool.labels_N[cut.train])
     assert train_C.tolist() == [1000, 599, 359, 215, 129, 77, 46, 27, 16, 10]
     assert np.bincount(source.pool.labels_N[cut.val]).tolist() == [200] * 10
+    assert source.test is not None
     assert len(source.test.labels_N) == 10_000
 
 

@@ -1,12 +1,16 @@
 """Faults planted in a prepared data set, each found by the expectation that is there for it."""
 
+import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from mdpr.artifacts import ClassInfo, read_classes, read_images, sha256, write_classes, write_images, write_json
 from mdpr.config import PrepareParams, ValidateParams
@@ -45,7 +49,10 @@ def failures(prepared: Path) -> dict[tuple[str, str], str]:
 
 
 def edit(prepared: Path, split: str, change: Callable[[list[Row]], None]) -> None:
-    rows = read_images(prepared / f"{split}.parquet").to_pylist()
+    rows = [
+        {"image": {"bytes": image, "path": path}, "label": label}
+        for image, path, label in read_images(prepared / f"{split}.parquet")
+    ]
     change(rows)
     write_images(
         prepared / f"{split}.parquet",
@@ -79,7 +86,8 @@ def test_data_docs_load_nothing_from_elsewhere(prepared: Path) -> None:
 
 
 def test_each_planted_fault_is_found_and_nothing_else(prepared: Path) -> None:
-    stolen = read_images(prepared / "train.parquet")["image"][3].as_py()
+    record = read_images(prepared / "train.parquet")[3]
+    stolen = {"bytes": record.image, "path": record.path}
     first, *others = read_classes(prepared)
     edit(prepared, "test", lambda rows: rows[2].update(image=stolen))
     edit(prepared, "test", lambda rows: rows[0].update(label=3))
@@ -99,6 +107,50 @@ def test_each_planted_fault_is_found_and_nothing_else(prepared: Path) -> None:
     assert found.keys() == expected.keys()
     for key, pattern in expected.items():
         assert re.fullmatch(pattern, found[key]), found[key]
+
+
+def test_look_alikes_across_splits_are_a_warning_an_error_or_nothing(prepared: Path) -> None:
+    """A picture of train is in test as a JPEG: other pixels, and the same picture."""
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(read_images(prepared / "train.parquet")[3].image)) as original:
+        original.save(stream, "JPEG", quality=95)
+    edit(prepared, "test", lambda rows: rows[2]["image"].update(bytes=stream.getvalue()))
+    (finding,) = [item for item in validate(prepared)["expectations"] if not item["success"]]
+    assert (finding["table"], finding["name"]) == ("test", "no_near_duplicate_across_splits")
+    assert (finding["level"], finding["observed"][:45]) == (
+        "warning",
+        "1 of 12 unexpected (row 2: train row 3 (0 bits"[:45],
+    )
+    assert all(item["success"] for item in validate(prepared, near_duplicates="off")["expectations"])
+    with pytest.raises(CheckFailed, match=r"^no_near_duplicate_across_splits fails in test: 1 of 12"):
+        validate(prepared, near_duplicates="error")
+
+
+def test_text_that_is_not_utf8_or_no_text(prepared: Path) -> None:
+    image = pa.array([{"bytes": record.image, "path": "x"} for record in read_images(prepared / "val.parquet")])
+    names = pa.array([b"caf\xe9.png"] * len(image), pa.binary()).view(pa.string())
+    image = pa.StructArray.from_arrays([image.field("bytes"), names], ["bytes", "path"])
+    labels = read_images(prepared / "val.parquet").labels_N
+    pq.write_table(pa.table({"image": image, "label": labels}), prepared / "val.parquet", compression="none")
+    first, *others = read_classes(prepared)
+    write_classes(prepared, [first.model_copy(update={"name": "caf\ufffd"}), *others])
+    with pytest.raises(CheckFailed, match=r"path_is_utf8 fails in val: 15 of 15 .*caf.xe9\.png' is not UTF-8"):
+        validate(prepared)
+    assert failures(prepared)["classes", "class_names_are_text"].startswith("1 of 3 unexpected (row 0: caf")
+
+
+@pytest.mark.parametrize("profile", ["step", "pareto"])
+def test_every_profile_is_held_to_what_it_declares(profile: str, make_parquet: MakeSource, tmp_path: Path) -> None:
+    params = PrepareParams.model_validate(
+        {"source": "parquet", "root": str(make_parquet()), "profile": profile, "class_order": "shuffled"}
+        | {"max_images_per_class": 10, "imbalance_ratio": 5, "val_images_per_class": 5}
+    )
+    run_stage(load_stage("prepare"), {"prepared": tmp_path / "prepared"}, {"prepare": params})
+    assert validate(tmp_path / "prepared")["success"] is True
+    card = json.loads((tmp_path / "prepared" / "card.json").read_text())
+    write_json(tmp_path / "prepared" / "card.json", {**card, "imbalance_ratio": 3})
+    with pytest.raises(CheckFailed, match=r"imbalance_ratio_as_declared fails in profile: 5\.0"):
+        validate(tmp_path / "prepared")
 
 
 def test_missing_class_and_empty_split(prepared: Path) -> None:

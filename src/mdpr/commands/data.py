@@ -1,0 +1,52 @@
+"""`mdpr data`: data sets that DVC keeps elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import click
+
+from mdpr.errors import DataError, MdprError
+
+
+@click.group("data")
+def command() -> None:
+    """Bring a data set that DVC keeps elsewhere into data/."""
+
+
+@command.command("import")
+@click.option("--repo", required=True, metavar="URL", help="Git repository with DVC data: an address or a folder")
+@click.option("--path", required=True, help="the data set in that repository")
+@click.option("--rev", help="commit, tag or branch; without it, the default branch as it is now")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="where it goes; without it, data/ and the path's last part"
+)
+def import_data(repo: str, path: str, rev: str | None, out: Path | None) -> None:
+    """Fetch a data set, and track which commit of which repository it is (`dvc import`)."""
+    target = out or Path("data") / PurePosixPath(path).name
+    if target.exists():
+        raise DataError(f"{target} exists: remove it, or name another place with --out")
+    if not target.parent.is_dir():
+        raise DataError(f"{target.parent} does not exist: make it, or name another place with --out")
+    fetch(repo, path, rev, target)
+    click.echo(f"wrote {target} and {target}.dvc; next: git add {target}.dvc, and prepare.root = {target}")
+
+
+def fetch(repo: str, path: str, rev: str | None, target: Path) -> None:
+    """`dvc import`: the data at `target`, its origin in `target`.dvc. Raises `MdprError` in one line."""
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from dvc.scm import SCMError
+        from dvc_data.index import DataIndexError
+    except ModuleNotFoundError as error:
+        raise MdprError(f"mdpr data import needs {error.name}: pip install 'mdpr[pipeline]'") from None
+    try:
+        with Repo() as project:
+            project.imp(repo, path, out=str(target), rev=rev)
+    except (DvcException, SCMError, DataIndexError, OSError) as error:
+        what = f"{path} of {repo}{f' at {rev}' if rev else ''}"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{what} cannot be imported ({reason}): `dvc list --dvc-only -R {repo}` shows what is there"
+        ) from None

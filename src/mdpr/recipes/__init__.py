@@ -1,0 +1,97 @@
+"""A YAML file a benchmark: the paper, the commands, published figures to compare with, the settings.
+
+A recipe names the settings that differ from the documented defaults; a variant names those in which it differs
+from the recipe (another imbalance ratio). `params_text` is the whole params.yaml that comes of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mdpr.config import apply_overrides, parse_params
+from mdpr.errors import ConfigError
+
+EXTENSION = ".yaml"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Paper(_Part):
+    title: str
+    venue: str
+    url: str
+
+
+class PublishedFigure(_Part):
+    """Overall accuracy on the test set in percent, as someone reported it."""
+
+    method: str
+    setting: str
+    overall: float = Field(gt=0, le=100)
+    source: str
+
+
+class Recipe(_Part):
+    """`settings` is section -> key -> value; `variants` is name -> overrides like tune.epochs=5."""
+
+    name: str
+    title: str
+    paper: Paper
+    commands: tuple[str, ...] = Field(min_length=1)
+    published: tuple[PublishedFigure, ...]
+    expected_time: str
+    notes: str
+    settings: dict[str, dict[str, Any]]
+    variants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+def recipe_names() -> list[str]:
+    """The names of the shipped recipes, sorted."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(EXTENSION) for file in files if file.name.endswith(EXTENSION))
+
+
+def recipe_text(name: str) -> str:
+    """The file of a recipe as it is; `ConfigError` where there is none of that name."""
+    names = recipe_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise ConfigError(f"there is no recipe {name}; {hint}")
+    return (resources.files(__name__) / f"{name}{EXTENSION}").read_text(encoding="utf-8")
+
+
+def read_recipe(name: str) -> Recipe:
+    """A recipe by its name; raises `ConfigError` where there is none."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(recipe_text(name)))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ConfigError(f"recipe {name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def params_text(recipe: Recipe, variant: str | None, overrides: Sequence[str] = ()) -> str:
+    """A complete params.yaml: every section and key, checked. `overrides` have the last word.
+
+    Raises `ConfigError` for a variant that the recipe does not have, and for a wrong key or value.
+    """
+    if variant is not None and variant not in recipe.variants:
+        known = ", ".join(recipe.variants) or "none"
+        raise ConfigError(f"recipe {recipe.name} has no variant {variant}; there are {known}")
+    chosen = recipe.variants[variant] if variant is not None else ()
+    sections = parse_params(apply_overrides(recipe.settings, [*chosen, *overrides]))
+    name = recipe.name if variant is None else f"{recipe.name}, variant {variant}"
+    head = f"# Recipe {name}: {recipe.title}. `mdpr recipe show {recipe.name}` says what to compare with.\n"
+    bodies = (
+        yaml.safe_dump({section: values.model_dump(mode="json")}, sort_keys=False, allow_unicode=True)
+        for section, values in sections.items()
+    )
+    return head + "\n".join(bodies)

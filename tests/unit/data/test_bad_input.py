@@ -1,0 +1,226 @@
+"""Everything a source may hold that is no usable image: named by file and row, or skipped, counted and listed."""
+
+import io
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdpr.artifacts import read_card, read_classes, read_images, write_images
+from mdpr.config import PrepareParams
+from mdpr.errors import DataError
+from mdpr.stages.definition import load_stage, run_stage
+
+MakeSource = Callable[..., Path]
+
+
+def prepare(source: str, root: Path, prepared: Path, **changes: object) -> Path:
+    settings = {"source": source, "root": str(root), "profile": "natural", "val_images_per_class": 3, **changes}
+    run_stage(load_stage("prepare"), {"prepared": prepared}, {"prepare": PrepareParams.model_validate(settings)})
+    return prepared
+
+
+def gif(frames: int) -> bytes:
+    """An animation of single-coloured frames, the first of them red."""
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)][:frames]
+    first, *others = (Image.new("RGB", (20, 20), colour) for colour in colours)
+    stream = io.BytesIO()
+    first.save(stream, "GIF", save_all=True, append_images=others)
+    return stream.getvalue()
+
+
+def huge() -> bytes:
+    """A valid JPEG of 168 megapixels, all one grey."""
+    stream = io.BytesIO()
+    Image.new("L", (14_000, 12_000), 128).save(stream, "JPEG", quality=10)
+    return stream.getvalue()
+
+
+def truncated(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:-60])
+
+
+def looped(image: Path) -> None:
+    image.unlink()
+    image.symlink_to(image.name)
+
+
+def dangling(image: Path) -> None:
+    image.unlink()
+    image.symlink_to("nowhere.png")
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "zero bytes": (lambda image: image.write_bytes(b""), "is empty (0 bytes)"),
+    "text": (lambda image: image.write_bytes(b"hello, this is no image"), "is not an image"),
+    "truncated": (truncated, "cannot be decoded"),
+    "168 megapixels": (lambda image: image.write_bytes(huge()), "has 14000 x 12000 pixels"),
+    "link in a circle": (looped, "is a link that leads nowhere or in a circle"),
+    "dangling link": (dangling, "is a link that leads nowhere or in a circle"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_stops_or_is_skipped_and_listed(kind: str, make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    spoil, message = BAD_FILES[kind]
+    spoil(root / "train" / "bee" / "007.png")
+    with pytest.raises(DataError) as caught:
+        prepare("folder", root, tmp_path / "prepared")
+    assert f"{root}/train/bee/007.png" in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "prepared").exists()
+
+    card = read_card(prepare("folder", root, tmp_path / "prepared", skip_bad=True))
+    (listed,) = card.left_out
+    assert listed.startswith("train/bee/007.png ")
+    assert message in listed
+    assert card.images["train"] + card.images["val"] == 64
+    assert sum(item.train_images for item in read_classes(tmp_path / "prepared")) == card.images["train"]
+    assert len(read_images(tmp_path / "prepared" / "train.parquet")) == card.images["train"]
+
+
+def test_what_is_left_out_does_not_change_what_else_is_there(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    whole = list(read_images(prepare("folder", root, tmp_path / "whole") / "train.parquet"))
+    spoiled = next(record for record in whole if record.path.startswith("train/ant"))
+    truncated(root / spoiled.path)
+    rest = list(read_images(prepare("folder", root, tmp_path / "rest", skip_bad=True) / "train.parquet"))
+    assert rest == [record for record in whole if record != spoiled]
+
+
+def test_a_class_that_loses_its_last_image_is_named(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (9, 9, 9), "test": (4, 1, 4)})
+    truncated(root / "test" / "bee" / "000.png")
+    with pytest.raises(DataError, match=r"test: class 1 \(bee\) has no image"):
+        prepare("folder", root, tmp_path / "prepared", skip_bad=True)
+    assert not (tmp_path / "prepared").exists()
+
+
+BAD_ROWS = {
+    "../secret.png,ant,train": "images.csv line 2: path '../secret.png' leads out of",
+    "/etc/passwd,ant,train": "images.csv line 2: path '/etc/passwd' leads out of",
+    ",ant,train": "images.csv line 2: the path is empty",
+    "gone.png,ant,train": "gone.png (images.csv line 2) does not exist",
+    "train/ant,ant,train": "train/ant (images.csv line 2) cannot be read: Is a directory",
+}
+
+
+def test_bad_rows_of_a_csv(make_csv: MakeSource, tmp_path: Path) -> None:
+    good = [f"train/{name}/{row:03}.png,{name},train" for name in ("ant", "bee") for row in range(8)]
+    good += ["test/ant/000.png,ant,test", "test/bee/000.png,bee,test"]
+    root = make_csv()
+    for row, message in BAD_ROWS.items():
+        (root / "images.csv").write_text("\n".join(["path,label,split", row, *good]) + "\n")
+        with pytest.raises(DataError) as caught:
+            prepare("csv", root, tmp_path / "prepared")
+        assert message in str(caught.value)
+    (root / "images.csv").write_text("\n".join(["path,label,split", *BAD_ROWS, *good]) + "\n")
+    card = read_card(prepare("csv", root, tmp_path / "prepared", skip_bad=True, val_images_per_class=1))
+    assert sum(card.images.values()) == 18
+    assert len(card.left_out) == len(BAD_ROWS)
+    assert all(any(f"line {line}" in text for text in card.left_out) for line in range(2, 7))
+
+
+def test_a_label_outside_the_list_in_parquet(make_parquet: MakeSource, tmp_path: Path) -> None:
+    root = make_parquet()
+    rows = list(read_images(root / "test.parquet"))
+    rows[2] = rows[2]._replace(label=3)
+    write_images(root / "test.parquet", *zip(*rows, strict=True))
+    with pytest.raises(DataError, match=r"test\.parquet row 2 has label 3, classes\.json ends at 2"):
+        prepare("parquet", root, tmp_path / "prepared")
+    card = read_card(prepare("parquet", root, tmp_path / "prepared", skip_bad=True))
+    assert card.images["test"] == 11
+    assert card.left_out[0].startswith("test.parquet row 2 has label 3")
+
+
+def test_a_suffix_may_be_wrong_and_an_animation_gives_its_first_frame(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    (root / "train" / "bee" / "wrong.jpg").write_bytes(gif(3))
+    (root / "train" / "bee" / "notes.txt").write_text("no image, and not looked into")
+    card = read_card(prepare("folder", root, tmp_path / "prepared", short_side_px=10))
+    assert card.left_out == ("train/bee/notes.txt has not the suffix of an image",)
+    found = [record for split in ("train", "val") for record in read_images(tmp_path / "prepared" / f"{split}.parquet")]
+    (image,) = (record.image for record in found if record.path == "train/bee/wrong.jpg")
+    with Image.open(io.BytesIO(image)) as small:
+        assert (small.format, small.size) == ("JPEG", (10, 10))
+        red, green, blue = np.asarray(small)[5, 5].astype(int)
+    assert red > 240
+    assert max(green, blue) < 10
+
+
+def test_a_class_folder_that_links_to_a_folder_above(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    (root / "train" / "loop").symlink_to("..")
+    with pytest.raises(DataError, match=r"train/loop is a symbolic link to a folder above it: remove it"):
+        prepare("folder", root, tmp_path / "prepared")
+
+
+def test_class_folders_that_differ_by_case(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    (root / "train" / "Bee").mkdir()
+    if len(list((root / "train").iterdir())) == 3:
+        pytest.skip("this file system does not tell upper from lower case")
+    with pytest.raises(DataError, match=r"train: the classes 'Bee' and 'bee' differ by case alone: merge or rename"):
+        prepare("folder", root, tmp_path / "prepared")
+
+
+def test_names_that_are_not_utf8(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    image = root / "train" / "bee" / "007.png"
+    image.rename(image.with_name(os.fsdecode(b"fran\xe7ais.png")))
+    with pytest.raises(DataError, match=r"train/bee/fran\\xe7ais\.png: the name is not UTF-8: rename the file"):
+        prepare("folder", root, tmp_path / "prepared")
+    card = read_card(prepare("folder", root, tmp_path / "prepared", skip_bad=True))
+    assert card.left_out == (r"train/bee/fran\xe7ais.png: the name is not UTF-8: rename the file",)
+    (root / "train" / "bee").rename(root / "train" / os.fsdecode(b"gu\xeape"))
+    with pytest.raises(DataError, match=r"train/gu\\xeape: the name is not UTF-8"):
+        prepare("folder", root, tmp_path / "prepared", skip_bad=True)
+
+
+def test_folders_without_splits_and_a_csv_without_the_column(make_csv: MakeSource, tmp_path: Path) -> None:
+    root = make_csv()
+    lines = (root / "images.csv").read_text().splitlines()
+    (root / "images.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    card = read_card(prepare("csv", root, tmp_path / "listed", test_share=0.5))
+    assert (card.test, card.images_per_class["test"]) == ("share", (17, 12, 9))
+    folder = read_card(prepare("folder", root / "train", tmp_path / "folder", test_share=0.5))
+    assert folder.images_per_class == {"train": (12, 8, 7), "val": (3, 2, 1), "test": (15, 10, 7)}
+
+
+def test_resizing_keeps_small_images_and_shape(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder()
+    original = root / "train" / "ant" / "000.png"
+    Image.open(original).resize((60, 30)).save(root / "test" / "ant" / "000.png")
+    prepare("folder", root, tmp_path / "prepared", short_side_px=20)
+    test = {record.path: record.image for record in read_images(tmp_path / "prepared" / "test.parquet")}
+    with Image.open(io.BytesIO(test["test/ant/000.png"])) as image:
+        assert (image.format, image.size) == ("JPEG", (40, 20))
+    assert test["test/ant/001.png"] == (root / "test/ant/001.png").read_bytes()
+
+
+@pytest.mark.parametrize("spare_bytes", [0, 20_000])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
+    spare_bytes: int, make_folder: MakeSource, tmp_path: Path
+) -> None:
+    """The limit on the size of files stands in for a full disk: the same calls fail."""
+    root = make_folder()
+    (tmp_path / "params.yaml").write_text(f"prepare: {{source: folder, root: {root}, profile: natural}}\n")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (spare_bytes, spare_bytes))
+
+    command = [sys.executable, "-B", "-m", "mdpr", "prepare", "--prepared", "prepared"]
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "params.yaml"]

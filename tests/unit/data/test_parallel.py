@@ -1,0 +1,42 @@
+"""Results in order, work within bounds, errors at once."""
+
+import threading
+import time
+
+import pytest
+
+from mdpr.data.parallel import MAX_THREADS, TASK_ITEMS, map_in_order
+
+
+def test_results_keep_the_order_of_the_items() -> None:
+    def slow_at_first(item: int) -> int:
+        time.sleep(0.02 if item == 0 else 0)
+        return item * item
+
+    assert list(map_in_order(slow_at_first, range(500))) == [item * item for item in range(500)]
+    assert list(map_in_order(str, iter(()))) == []
+
+
+def test_no_more_is_read_than_is_under_way() -> None:
+    read = 0
+
+    def items():
+        nonlocal read
+        for item in range(100_000):
+            read += 1
+            yield item
+
+    results = map_in_order(str, items())
+    for taken in range(1, 200):
+        next(results)
+        assert read - taken <= (MAX_THREADS + 2) * TASK_ITEMS
+    results.close()
+    assert read < 10_000
+
+
+def test_work_is_done_in_other_threads_and_an_error_ends_it() -> None:
+    names = set(map_in_order(lambda _: threading.current_thread().name, range(200)))
+    assert threading.current_thread().name not in names
+    results = map_in_order(lambda item: 1 // (item - 40), range(100_000))
+    with pytest.raises(ZeroDivisionError):
+        list(results)

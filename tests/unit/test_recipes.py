@@ -1,0 +1,111 @@
+"""Every shipped recipe is a valid params.yaml, and `mdpr recipe` writes it whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from mdpr.commands.recipe import command
+from mdpr.config import SECTIONS, DescribeParams, PrepareParams, TuneParams, load_params, parse_params
+from mdpr.data.sources import SOURCES
+from mdpr.errors import ConfigError, MdprError
+from mdpr.recipes import params_text, read_recipe, recipe_names
+
+NAMES = ("cifar10-lt", "cifar100-lt", "fashion-mnist-lt", "imagenet-lt", "inat2018", "own-data", "places-lt")
+VARIANTS = [(name, variant) for name in NAMES for variant in (None, *read_recipe(name).variants)]
+
+
+def recipe(*arguments: str) -> Result:
+    return CliRunner().invoke(command, arguments, catch_exceptions=True)
+
+
+def test_the_recipes_are_these() -> None:
+    assert recipe_names() == sorted(NAMES)
+    assert [read_recipe(name).name for name in NAMES] == list(NAMES)
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_a_recipe_is_a_whole_and_valid_params_yaml(name: str, variant: str | None, project_root: Path) -> None:
+    raw = yaml.safe_load(params_text(read_recipe(name), variant))
+    params = parse_params(raw)
+    assert list(raw) == list(SECTIONS)
+    assert all(set(raw[section]) == set(values.model_dump()) for section, values in params.items())
+    prepare, describe = params["prepare"], params["describe"]
+    assert isinstance(prepare, PrepareParams)
+    assert isinstance(describe, DescribeParams)
+    assert prepare.source in SOURCES
+    if describe.path.startswith("data/embedded/"):  # the file is shipped, or named before it is
+        assert (project_root / describe.path).is_file()
+
+
+@pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt"])
+def test_variants_are_imbalance_ratios(name: str) -> None:
+    found = {}
+    for variant in read_recipe(name).variants:
+        prepare = parse_params(yaml.safe_load(params_text(read_recipe(name), variant)))["prepare"]
+        assert isinstance(prepare, PrepareParams)
+        found[variant] = (prepare.imbalance_ratio, prepare.shots_from)
+    assert found == {"ir100": (100, None), "ir50": (50, 100), "ir10": (10, 100)}
+
+
+def test_the_embedded_recipe_is_the_shipped_params_yaml(project_root: Path) -> None:
+    text = params_text(read_recipe("fashion-mnist-lt"), None)
+    assert parse_params(yaml.safe_load(text)) == load_params(project_root / "params.yaml")
+
+
+def test_published_figures_say_where_they_are_from() -> None:
+    figures = {name: read_recipe(name).published for name in NAMES}
+    assert {name for name, items in figures.items() if items} == {"cifar100-lt", "imagenet-lt", "places-lt"}
+    assert all(item.source and item.method for items in figures.values() for item in items)
+
+
+def test_list_and_show(project_root: Path) -> None:
+    listed = recipe("list")
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in NAMES)
+    shown = recipe("show", "places-lt")
+    assert shown.output == (project_root / "src/mdpr/recipes/places-lt.yaml").read_text()
+
+
+def test_use_writes_once_and_replaces_only_when_told(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    done = recipe("use", "cifar100-lt", "--variant", "ir50", "--set", "tune.epochs=3", "--params", str(file))
+    assert done.exit_code == 0, done.output
+    params = load_params(file)
+    assert isinstance(params["tune"], TuneParams)
+    assert params["tune"].epochs == 3
+    before = file.read_bytes()
+    fails(("use", "cifar10-lt", "--params", str(file)), r"params\.yaml exists: --force replaces it", ConfigError)
+    assert file.read_bytes() == before
+    assert recipe("use", "cifar10-lt", "--params", str(file), "--force").exit_code == 0
+    assert file.read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("use", "cifar10lt"), "there is no recipe cifar10lt; did you mean cifar10-lt?"),
+        (("show", "../params"), r"there is no recipe \.\./params; there are cifar10-lt, "),
+        (("use", "cifar10-lt", "--variant", "ir20"), "has no variant ir20; there are ir100, ir50, ir10"),
+        (("use", "own-data", "--variant", "x"), "has no variant x; there are none"),
+        (("use", "own-data", "--set", "tune.epoch=1"), r"tune\.epoch is not a setting"),
+        (("use", "own-data", "--params", "no/where.yaml"), r"no/where\.yaml cannot be written: No such file"),
+    ],
+)
+def test_mistakes_write_nothing(
+    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(arguments, message, MdprError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fails(arguments: Sequence[str], message: str, kind: type[MdprError]) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    assert "\n" not in str(caught.value)
