@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mdpr.artifacts import ClassKnowledge, Knowledge
-
-DIFFERENTIAL = "differential_features"
+from mdpr.knowledge.dimensions import DIFFERENTIAL
 
 
 def fit_rivals(knowledge: Knowledge, rival_names: Sequence[str]) -> Knowledge:

@@ -7,31 +7,48 @@ from mdpr.stages.definition import In, Out
 
 
 def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> None:
-    """Write knowledge.json, complete for every class, and audit.json; raises `KnowledgeError` for a gap."""
+    """Write knowledge.json, complete for every class, and audit.json.
+
+    Raises `AnswersMissing` for a gap that a chat model left, `KnowledgeError` for one in a finished knowledge base,
+    `CheckFailed` for an error of the audit where `strict` is set.
+    """
     import logging
     from dataclasses import asdict
-    from pathlib import Path
 
-    from mdpr.artifacts import read_classes, read_knowledge, read_probe, write_json
-    from mdpr.errors import CheckFailed
+    from mdpr.artifacts import read_classes, read_probe, write_json
     from mdpr.knowledge.audit import audit
-    from mdpr.knowledge.curated import fit_rivals
+    from mdpr.knowledge.generated import explain_gaps
+    from mdpr.knowledge.providers import PROVIDERS
+    from mdpr.knowledge.verdict import reject, report
 
-    names = [item.name for item in read_classes(prepared)]
-    rival_names = [names[index] for index in read_probe(probe, names).rival_C]
-    content = fit_rivals(read_knowledge(Path(params.path), names), rival_names)
-    findings = audit(content, rival_names)
+    classes = read_classes(prepared)
+    names = [item.name for item in classes]
+    rival_C = read_probe(probe, names).rival_C.tolist()
+    gathered = PROVIDERS[params.provider](classes, rival_C, params)
+    findings = explain_gaps(audit(gathered.knowledge, [names[index] for index in rival_C]), gathered.missing)
 
     knowledge.mkdir()
-    write_json(knowledge / "knowledge.json", content)
     write_json(knowledge / "audit.json", {"findings": [asdict(finding) for finding in findings]})
-    for finding in findings:
-        where = f"{finding.class_name}, {finding.dimension}"
-        logging.getLogger(__name__).info("audit %s: %s: %s", finding.level, where, finding.message)
-    errors = [finding for finding in findings if finding.level == "error"]
-    if errors:
-        first = errors[0]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise CheckFailed(
-            f"{params.path}: class {first.class_index} ({first.class_name}), {first.dimension}: {first.message}{more}"
-        )
+    if not gathered.missing:
+        write_json(knowledge / "knowledge.json", gathered.knowledge)
+    for line in report(findings):
+        logging.getLogger(__name__).info(line)
+    reject(findings, params)
+
+
+def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:
+    """Print how many calls it takes, how many of them are answered already, and what the rest costs; ask nothing."""
+    from mdpr.artifacts import read_classes, read_probe
+    from mdpr.knowledge.generated import plan_generation
+
+    classes = read_classes(prepared)
+    if params.provider == "curated":
+        print(f"describe reads {params.path}: no calls")
+        return
+    plan = plan_generation(classes, read_probe(probe, [item.name for item in classes]).rival_C.tolist(), params)
+    print(f"calls: {plan.calls}, of which {plan.stored} are answered in {params.llm.store}")
+    print(f"tokens of the others, about: {plan.usage.input_tokens:,} in, {plan.usage.output_tokens:,} out")
+    print(f"cost, about: {plan.cost_usd:.2f} USD")
+
+
+OTHERWISE = {"dry_run": preview}

@@ -1,0 +1,80 @@
+"""`mdpr knowledge`: check a knowledge base without a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mdpr.knowledge.audit import Finding
+
+COLORS: Mapping[str, str] = {"error": "red", "warning": "yellow"}
+
+
+@click.group("knowledge")
+def command() -> None:
+    """Check a knowledge base."""
+
+
+@command.command("audit")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--names", type=click.Path(path_type=Path), help="class names, one a line, in order of class index")
+@click.option("--tokens", is_flag=True, help="count CLIP's tokens too (loads open_clip)")
+@click.option("--json", "as_json", is_flag=True, help="print audit.json instead of a line a finding")
+@click.option("--strict", is_flag=True, help="warnings fail too")
+def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, strict: bool) -> None:
+    """Look for faults in a knowledge base: missing or repeated sentences, chatter, markup, another class, and so on.
+
+    Exit code 0 where there is no error (with --strict: nothing at all), else 2.
+    """
+    import json
+    from dataclasses import asdict
+
+    from mdpr.artifacts import parse_knowledge, read_knowledge
+    from mdpr.errors import CheckFailed
+    from mdpr.knowledge.audit import audit, too_many_tokens
+
+    knowledge = parse_knowledge(file)
+    findings = audit(knowledge)
+    if tokens:
+        findings += too_many_tokens(knowledge, _tokenizer())
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False))
+    else:
+        _show(findings)
+    failing = [finding for finding in findings if strict or finding.level == "error"]
+    if failing:
+        raise CheckFailed(f"{file}: {len(failing)} of {len(findings)} findings are to be mended")
+    read_knowledge(file, _read_names(names) if names else None)  # the label set, and that nothing is missing
+    if not as_json:
+        click.echo(f"{file}: {len(knowledge.classes)} classes, {len(findings)} warnings, no errors")
+
+
+def _show(findings: list[Finding]) -> None:
+    for finding in findings:
+        level = click.style(finding.level, fg=COLORS[finding.level])
+        where = f"class {finding.class_index} ({finding.class_name}), {finding.dimension}"
+        click.echo(f"{level} {finding.check}: {where}: {finding.message}")
+
+
+def _tokenizer() -> Callable[[str], list[int]]:
+    from mdpr.errors import KnowledgeError
+
+    try:
+        from open_clip.tokenizer import SimpleTokenizer
+    except ModuleNotFoundError as error:
+        raise KnowledgeError(f"--tokens needs the package {error.name}: pip install 'mdpr[train]'") from error
+    encode: Callable[[str], list[int]] = SimpleTokenizer().encode
+    return encode
+
+
+def _read_names(path: Path) -> list[str]:
+    from mdpr.errors import KnowledgeError
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KnowledgeError(f"{path} cannot be read: {error}") from None

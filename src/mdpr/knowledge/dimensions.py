@@ -1,0 +1,5 @@
+"""The dimension that depends on another class."""
+
+from mdpr.config import DIMENSIONS
+
+DIFFERENTIAL = DIMENSIONS[-1]

@@ -1,0 +1,34 @@
+"""Where a knowledge base comes from: the table behind `describe.provider`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mdpr.artifacts import ClassInfo, read_knowledge
+from mdpr.config import DescribeParams
+from mdpr.knowledge.curated import fit_rivals
+from mdpr.knowledge.generated import Gathered, generate
+from mdpr.knowledge.local import local_settings, serving
+
+Provider = Callable[[Sequence[ClassInfo], Sequence[int], DescribeParams], Gathered]
+
+
+def from_file(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Gathered:
+    """The finished knowledge base of `params.path`, its contrasts fitted to the rivals that were found.
+
+    Raises `KnowledgeError` where it has a gap or is of other classes.
+    """
+    names = [item.name for item in classes]
+    knowledge = read_knowledge(Path(params.path), names)
+    return Gathered(fit_rivals(knowledge, [names[index] for index in rival_C]), {})
+
+
+def from_local_model(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Gathered:
+    """`generate` with the small model that is served from this process for as long as it takes."""
+    llm = local_settings(params.llm)
+    with serving() as address:
+        return generate(classes, rival_C, params.model_copy(update={"llm": llm}), reached_at=address)
+
+
+PROVIDERS: dict[str, Provider] = {"curated": from_file, "llm": generate, "local": from_local_model}
