@@ -10,17 +10,17 @@ Shapes: N test images, C classes, k best classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 
 from mdpr.artifacts import SHOT_GROUPS
+from mdpr.evaluation.calibration import expected_calibration_error
 from mdpr.evaluation.predictions import final_branch, recorded_branches
 
 GROUPS = ("all", *SHOT_GROUPS)
-CALIBRATION_BINS = 15
 # The smallest normal float32: predictions hold float32 probabilities, and log(0) has no mean.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
@@ -52,12 +52,10 @@ def harmonic_mean(value_C: np.ndarray) -> float:
     return float(len(known) / np.sum(1 / known)) if (known > 0).all() else 0.0
 
 
-def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """ECE over equal-width bins (a, b] of confidence (Guo et al., ICML 2017, equation 3)."""
-    edges = np.linspace(0, 1, bins + 1)
-    bin_N = np.clip(np.digitize(confidence_N, edges, right=True) - 1, 0, bins - 1)
-    gap_bins = np.bincount(bin_N, weights=correct_N - confidence_N.astype(np.float64), minlength=bins)
-    return float(np.abs(gap_bins).sum() / len(confidence_N))
+def geometric_mean(value_C: np.ndarray) -> float:
+    """Geometric mean of the classes' recalls; 0 as soon as one class is never found."""
+    known = value_C[~np.isnan(value_C)]
+    return float(np.exp(np.log(known).mean())) if (known > 0).all() else 0.0
 
 
 def negative_log_likelihood(true_probability_N: np.ndarray) -> float:
@@ -70,7 +68,8 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     """Every figure of one branch. `shots` is the shot group of each class, in order of index.
 
     Keys: all, many, medium, few (those that exist), head_tail_gap (many - few, where both exist), worst_class,
-    harmonic_mean, top1, top5 (over images, not class-balanced), macro_f1, ece, nll.
+    harmonic_mean, geometric_mean, top1, top5 (over images, not class-balanced), macro_f1 (over classes with a test
+    image), ece, nll.
     """
     label_N = predictions["label"].to_numpy()
     top1_N = predictions[f"{branch}_top1"].to_numpy()
@@ -82,6 +81,7 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     return scores | {
         "worst_class": float(np.nanmin(recall_C)),
         "harmonic_mean": harmonic_mean(recall_C),
+        "geometric_mean": geometric_mean(recall_C),
         "top1": float((top1_N == label_N).mean()),
         "top5": float((top5_Nk == label_N[:, None]).any(axis=1).mean()),
         "macro_f1": float(f1_score(label_N, top1_N, labels=np.unique(label_N), average="macro", zero_division=0)),
@@ -90,13 +90,18 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     }
 
 
-def score(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, dict[str, float]]:
-    """`score_branch` of every recorded branch, and always of `fused`, the model's answer.
+def score(
+    predictions: pd.DataFrame, shots: Sequence[str], classwise_ece: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """`score_branch` of every recorded branch with its `classwise_ece`, and always of `fused`, the model's answer.
 
     With routing off the fused prediction is the base prediction, and so are its figures; readers of `fused` (the
     gate, `dvc metrics diff` between two settings) need not know the difference.
     """
-    scores = {branch: score_branch(predictions, branch, shots) for branch in recorded_branches(predictions)}
+    scores = {
+        branch: score_branch(predictions, branch, shots) | {"classwise_ece": classwise_ece[branch]}
+        for branch in recorded_branches(predictions)
+    }
     return scores | {"fused": scores[final_branch(predictions)]}
 
 

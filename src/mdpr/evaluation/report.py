@@ -2,77 +2,55 @@
 
 Everything is inlined; a content security policy forbids every load, and every script but the report's own (by
 hash). Class names and sentences are text to the template (autoescape) and to the charts (SVG text).
-
-Shapes: C classes, K classes shown in the confusion matrix, V dimensions.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
-from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
-from mdpr.artifacts import SHOT_GROUPS, ClassInfo
 from mdpr.config import DIMENSIONS
-from mdpr.evaluation.charts.accuracy import accuracy_by_count, accuracy_by_zero_shot, confusion
+from mdpr.evaluation.charts.accuracy import accuracy_by_count, accuracy_by_zero_shot
+from mdpr.evaluation.charts.calibration import reliability_diagram
+from mdpr.evaluation.charts.confusion import labelled, whole
 from mdpr.evaluation.charts.knowledge import dimension_label, hidden_prior, routing_by_dimension
 from mdpr.evaluation.charts.svg import Figure
 from mdpr.evaluation.charts.training import training_curves
-from mdpr.evaluation.gallery import GalleryItem
-from mdpr.evaluation.metrics import GROUPS, points, signed_points
+from mdpr.evaluation.charts.variants import variant_gains
+from mdpr.evaluation.contents import ReportContent
+from mdpr.evaluation.metrics import GROUPS, points
 from mdpr.evaluation.predictions import BRANCHES
 from mdpr.evaluation.results import Results
-from mdpr.evaluation.tables import confusion_block, display_names, mean_routing
+from mdpr.evaluation.tables import confusion_block, confusion_density, display_names, mean_routing, worst_confusions
+from mdpr.evaluation.wording import (
+    BIAS_TITLES,
+    GROUP_TITLES,
+    OTHER_FIGURES,
+    bias_rows,
+    class_sizes,
+    figure_cells,
+    make_card,
+    shown_branches,
+    summary_sentence,
+    variant_rows,
+)
 
-MAX_CONFUSION_CLASSES = 20
-GROUP_TITLES = {"all": "All classes", "many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
-OTHER_FIGURES = {
-    "head_tail_gap": "Many − few",
-    "worst_class": "Worst class",
-    "harmonic_mean": "Harmonic mean",
-    "top1": "Top-1",
-    "top5": "Top-5",
-    "macro_f1": "Macro F1",
-    "ece": "ECE",
-    "nll": "NLL (nats)",
-}
-
-
-@dataclass(frozen=True)
-class ReportContent:
-    """What the report shows beside the results: where they come from, and what they look like."""
-
-    title: str
-    results: Results
-    history: pd.DataFrame
-    selected_epoch: int
-    prior_C: np.ndarray
-    gallery: Sequence[GalleryItem]
-    lineage: Mapping[str, str]
+MAX_LABELLED_CLASSES = 20
+WORST_BLOCK_CLASSES = 5  # of a matrix that is labelled whole
+DENSITY_CELLS = 250
+WORST_CONFUSIONS = 12
+AUDIT_ROWS = 200
 
 
-@dataclass(frozen=True)
-class Card:
-    """A headline figure: accuracy of the model on one group of classes."""
-
-    title: str
-    value: str
-    interval: str
-    gain: str
-    gain_interval: str
-    helped: bool
-
-
-def render_report(content: ReportContent) -> str:
-    """The report as one HTML document."""
+def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
+    """The report as one HTML document; `figures` are those of `make_figures`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mdpr.evaluation"),
         autoescape=True,
@@ -85,6 +63,7 @@ def render_report(content: ReportContent) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     results = content.results
     groups = [group for group in GROUPS if group in results.scores["fused"]]
+    branches = shown_branches(results.scores)
     return environment.get_template("report.html.j2").render(
         content=content,
         results=results,
@@ -93,73 +72,59 @@ def render_report(content: ReportContent) -> str:
         script_hash=f"sha256-{digest}",
         summary=summary_sentence(results),
         cards=[make_card(results, group) for group in groups],
-        branches={branch: BRANCHES[branch] for branch in shown_branches(results.scores)},
+        branches={branch: BRANCHES[branch] for branch in branches},
         group_titles={group: GROUP_TITLES[group] for group in groups},
         other_figures=OTHER_FIGURES,
+        figure_rows=[(BRANCHES[branch], figure_cells(results, branch)) for branch in branches],
         class_sizes=class_sizes(results.classes),
-        figures=make_figures(content),
+        bias_titles=BIAS_TITLES,
+        bias_rows=bias_rows(results.biases, branches),
+        variant_rows=variant_rows(results.variants, groups),
+        worst=worst_confusions(results.predictions, display_names(results.classes), WORST_CONFUSIONS),
+        figures={figure.name: figure for figure in figures},
         dimensions=[dimension_label(key) for key in DIMENSIONS],
+        dimension_label=dimension_label,
+        audit_rows=AUDIT_ROWS,
         svg=lambda figure: Markup(figure.svg),  # noqa: S704 - Vega escapes the text in it
-    )
-
-
-def shown_branches(scores: Mapping[str, Any]) -> list[str]:
-    """Branches with a row of their own: without routing `fused` only repeats `base`."""
-    return [branch for branch in BRANCHES if branch in scores and (branch != "fused" or "routed" in scores)]
-
-
-def class_sizes(classes: Sequence[ClassInfo]) -> dict[str, int]:
-    """Number of classes in `all` and in each shot group."""
-    return {"all": len(classes)} | {group: sum(item.shot == group for item in classes) for group in SHOT_GROUPS}
-
-
-def make_card(results: Results, group: str) -> Card:
-    """The model's accuracy on `group`, its interval, and the gain over base (over zero-shot without routing)."""
-    scores, intervals = results.scores, results.intervals
-    reference, name = ("base", "base") if "routed" in scores else ("zero_shot", "zero-shot")
-    low, high = intervals.accuracy["fused"][group]
-    gain = scores["fused"][group] - scores[reference][group]
-    gain_low, gain_high = intervals.gain_of_fused[reference][group]
-    return Card(
-        title=GROUP_TITLES[group],
-        value=points(scores["fused"][group]),
-        interval=f"{points(low)} to {points(high)}",
-        gain=f"{signed_points(gain)} over {name}",
-        gain_interval=f"{signed_points(gain_low)} to {signed_points(gain_high)}",
-        helped=gain_low > 0,
-    )
-
-
-def summary_sentence(results: Results) -> str:
-    """The result in one sentence."""
-    final, base = results.scores["fused"]["all"], results.scores["base"]["all"]
-    low, high = results.intervals.accuracy["fused"]["all"]
-    tail = results.scores["fused"].get("few")
-    few = "" if tail is None else f", and {points(tail)} % on few-shot classes alone"
-    over_base = f", {signed_points(final - base)} against its own base branch" if "routed" in results.scores else ""
-    return (
-        f"On {len(results.predictions):,} test images of {len(results.classes):,} classes the model reaches "
-        f"{points(final)} % class-balanced accuracy (95 % interval {points(low)} to {points(high)}), "
-        f"{signed_points(final - results.scores['zero_shot']['all'])} points against zero-shot CLIP{over_base}{few}."
     )
 
 
 def make_figures(content: ReportContent) -> list[Figure]:
     """Every chart that the content allows; routing weights only where there was routing."""
     results = content.results
-    classes, predictions = results.classes, results.predictions
-    names = display_names(classes)
-    branches = [branch for branch in shown_branches(results.scores) if branch != "routed"]
-    class_K, share_KK = confusion_block(predictions, len(names), MAX_CONFUSION_CLASSES)
-    routing = mean_routing(predictions, [item.shot for item in classes])
+    names = display_names(results.classes)
+    shown = shown_branches(results.scores)
+    branches = [branch for branch in shown if branch != "routed"]
+    routing = mean_routing(results.predictions, [item.shot for item in results.classes])
     return [
         accuracy_by_count(results.per_class, branches),
         accuracy_by_zero_shot(results.per_class),
-        confusion([names[index] for index in class_K], share_KK, len(names)),
-        training_curves(content.history, content.selected_epoch),
+        hidden_prior(names, [item.train_images for item in results.classes], content.prior_C),
+        reliability_diagram(results.reliability, shown, results.scores),
+        confusion_figure(results, names),
         *([routing_by_dimension(routing, DIMENSIONS)] if routing else []),
-        hidden_prior(names, [item.train_images for item in classes], content.prior_C),
+        *([] if results.variants.empty else [variant_gains(results.variants)]),
+        training_curves(content.history, content.selected_epoch),
     ]
+
+
+def confusion_figure(results: Results, names: Sequence[str]) -> Figure:
+    """The whole matrix, with names where they have room, and a closer look at the block of the worst confusions."""
+    classes = len(names)
+    everything = classes <= MAX_LABELLED_CLASSES
+    most = WORST_BLOCK_CLASSES if everything else MAX_LABELLED_CLASSES
+    if everything:
+        _, share_CC = confusion_block(results.predictions, classes, classes)
+        matrix = labelled(names, share_CC, "Confusion", "confusion")
+        if classes <= most:
+            return matrix
+    class_K, share_KK = confusion_block(results.predictions, classes, most)
+    scope = f" Shown are the {len(class_K)} classes of the worst confusions, of {classes:,}."
+    closer = labelled([names[index] for index in class_K], share_KK, "Worst block", "confusion_zoom", scope)
+    if everything:
+        return replace(matrix, zoom=closer)
+    order_C = np.argsort([-item.train_images for item in results.classes], kind="stable")
+    return whole(confusion_density(results.predictions, order_C, DENSITY_CELLS), classes, closer)
 
 
 def _asset(name: str) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mdpr.artifacts import SHOT_GROUPS, ClassInfo
+from mdpr.config import DIMENSIONS
+from mdpr.evaluation.calibration import reliability
 from mdpr.evaluation.metrics import class_recall
 from mdpr.evaluation.predictions import final_branch, recorded_branches
 
@@ -25,10 +27,12 @@ def display_names(classes: Sequence[ClassInfo]) -> list[str]:
 
 
 def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], rival_C: np.ndarray) -> pd.DataFrame:
-    """One row a class: index, class, shot, train_images, test_images, rival, one accuracy a branch, gain.
+    """One row a class: index, class, shot, train_images, test_images, rival, one accuracy a branch, gain,
+    overconfidence.
 
-    `gain` is fused - base. A class without test images has empty accuracies. As in metrics.json, fused is always
-    there and equals base where routing is off.
+    `gain` is fused - base; `overconfidence` the model's mean confidence on the class's images minus its accuracy on
+    them: below 0 it is right more often than it says. A class without test images has empty accuracies. As in
+    metrics.json, fused is always there and equals base where routing is off.
     """
     names = display_names(classes)
     label_N = predictions["label"].to_numpy()
@@ -36,7 +40,9 @@ def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], riv
         branch: class_recall(label_N, predictions[f"{branch}_top1"].to_numpy(), len(classes))
         for branch in recorded_branches(predictions)
     }
-    recall["fused"] = recall[final_branch(predictions)]
+    final = final_branch(predictions)
+    recall["fused"] = recall[final]
+    confidence = predictions[f"{final}_probability"].astype("float64").groupby(predictions["label"]).mean()
     return pd.DataFrame(
         {
             "index": [item.index for item in classes],
@@ -47,6 +53,7 @@ def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], riv
             "rival": [names[index] for index in rival_C],
             **{f"{branch}_accuracy": recall_C for branch, recall_C in recall.items()},
             "gain": recall["fused"] - recall["base"],
+            "overconfidence": confidence.reindex(range(len(classes))).to_numpy() - recall["fused"],
         }
     )
 
@@ -81,6 +88,60 @@ def confusion_block(predictions: pd.DataFrame, class_count: int, max_classes: in
     class_K = np.sort(np.array(list(dict.fromkeys(order))[:max_classes], dtype=np.int64))
     matrix = share.pivot(index="actual", columns="predicted", values="share")
     return class_K, matrix.reindex(index=class_K, columns=class_K).fillna(0.0).to_numpy()
+
+
+def worst_confusions(predictions: pd.DataFrame, names: Sequence[str], most: int) -> pd.DataFrame:
+    """The `most` largest confusions: actual, predicted, images, share of the true class's images."""
+    label = predictions["label"].rename("actual")
+    predicted = predictions[f"{final_branch(predictions)}_top1"].rename("predicted")
+    pairs = pd.concat([label, predicted], axis=1).value_counts().rename("images").reset_index()
+    pairs["share"] = pairs["images"] / pairs["actual"].map(label.value_counts())
+    wrong = pairs[pairs["actual"] != pairs["predicted"]]
+    wrong = wrong.sort_values(["share", "images", "actual", "predicted"], ascending=[False, False, True, True])
+    name_C = np.asarray(names, dtype=object)
+    return wrong.head(most).assign(
+        actual=lambda table: name_C[table["actual"]], predicted=lambda table: name_C[table["predicted"]]
+    )
+
+
+def confusion_density(predictions: pd.DataFrame, order_C: np.ndarray, side: int) -> np.ndarray:
+    """The whole row-normalised matrix on at most `side` x `side` cells, a cell the mean over its true classes of the
+    share that went to its predicted classes; classes in the order `order_C`. Rows of untested classes are NaN."""
+    classes = len(order_C)
+    cells = min(side, classes)
+    cell_C = np.empty(classes, dtype=np.int64)
+    cell_C[order_C] = np.arange(classes) * cells // classes
+    label_N = predictions["label"].to_numpy()
+    predicted_N = predictions[f"{final_branch(predictions)}_top1"].to_numpy()
+    image_C = np.bincount(label_N, minlength=classes)
+    flat_N = cell_C[label_N] * cells + cell_C[predicted_N]
+    total = np.bincount(flat_N, weights=1 / image_C[label_N], minlength=cells * cells).reshape(cells, cells)
+    tested = np.bincount(cell_C, weights=image_C > 0, minlength=cells)[:, None]
+    return np.divide(total, tested, out=np.full_like(total, np.nan), where=tested > 0)
+
+
+def reliability_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The bins of `mdpr.evaluation.calibration.reliability` of every branch, with a column `branch`."""
+    label_N = predictions["label"].to_numpy()
+    return pd.concat(
+        [
+            reliability(
+                predictions[f"{branch}_probability"].to_numpy(), predictions[f"{branch}_top1"].to_numpy() == label_N
+            ).assign(branch=branch)
+            for branch in recorded_branches(predictions)
+        ],
+        ignore_index=True,
+    )
+
+
+def routing_table(predictions: pd.DataFrame, shots: Sequence[str]) -> pd.DataFrame:
+    """`mean_routing` as rows dimension, shot, weight."""
+    rows = [
+        {"dimension": dimension, "shot": shot, "weight": float(weight)}
+        for shot, weight_V in mean_routing(predictions, shots).items()
+        for dimension, weight in zip(DIMENSIONS, weight_V, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["dimension", "shot", "weight"])
 
 
 def mean_routing(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, np.ndarray]:

@@ -12,9 +12,11 @@ from PIL import Image
 
 from mdpr.artifacts import ClassInfo, ShotGroup
 from mdpr.config import DIMENSIONS
+from mdpr.evaluation.contents import AuditFinding, ReportContent
 from mdpr.evaluation.gallery import make_gallery, pick_tail_images
-from mdpr.evaluation.predictions import PredictionRecorder
-from mdpr.evaluation.report import ReportContent
+from mdpr.evaluation.inference import Passed
+from mdpr.evaluation.predictions import BRANCHES, PredictionRecorder
+from mdpr.evaluation.report import make_figures, render_report
 from mdpr.evaluation.results import Results
 
 
@@ -48,6 +50,20 @@ def make_predictions(class_count: int, images_per_class: int, routing: bool = Tr
     return recorder.table()
 
 
+def make_passed(predictions: pd.DataFrame, variants: bool = True) -> Passed:
+    """What `predict` would give: base and zero-shot answers stand in for two variants."""
+    columns = ["index", "label", *(name for name in predictions if name.startswith(("base_", "zero_shot_")))]
+    renamed = {
+        name: name.replace("zero_shot_", "uniform_routing_").replace("base_", "flip_ensemble_") for name in columns
+    }
+    return Passed(
+        predictions,
+        dict.fromkeys(BRANCHES, 0.01),
+        predictions[columns].rename(columns=renamed) if variants else None,
+        {"uniform_routing": "ablation", "flip_ensemble": "robust"} if variants else {},
+    )
+
+
 def make_history(epochs: int, routing: bool = True) -> pd.DataFrame:
     epoch = np.arange(1, epochs + 1)
     columns = {"epoch": epoch, "learning_rate": 1e-3 / epoch, "loss": 2 / epoch, "loss_base": 1.5 / epoch}
@@ -72,7 +88,13 @@ def make_content(
     prior_C = np.random.default_rng(1).dirichlet(np.full(class_count, 3.0))
     return ReportContent(
         title="mdpr: evaluation on the test set",
-        results=Results.of(predictions, classes, np.roll(np.arange(class_count), 1)),
+        results=Results.of(
+            make_passed(predictions, variants=routing),
+            classes,
+            np.roll(np.arange(class_count), 1),
+            np.log(prior_C),
+            resamplings=200,
+        ),
         history=make_history(20, routing),
         selected_epoch=17,
         prior_C=prior_C,
@@ -80,12 +102,35 @@ def make_content(
             picked, classes, sentences, dict.fromkeys(picked["index"].tolist(), Image.fromarray(pixels))
         ),
         lineage={"MLflow run": "0" * 32, "mlflow.source.git.commit": "a" * 40},
+        audit=[
+            AuditFinding(
+                level="warning",
+                check="other_rival",
+                class_name=classes[0].name,
+                dimension="differential_features",
+                message=f"contrasts with {classes[1].name}",
+            )
+        ],
     )
+
+
+def make_html(content: ReportContent) -> str:
+    return render_report(content, make_figures(content))
 
 
 @pytest.fixture(scope="session")
 def content() -> Callable[..., ReportContent]:
     return make_content
+
+
+@pytest.fixture(scope="session")
+def html_of() -> Callable[[ReportContent], str]:
+    return make_html
+
+
+@pytest.fixture(scope="session")
+def passed() -> Callable[..., Passed]:
+    return make_passed
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""Where the model is right: by training count, by what the frozen model already knew, and confusions.
-
-Shapes: K classes shown in the confusion matrix.
-"""
+"""Where the model is right: by training count, and by what the frozen model already knew."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import pandas as pd
 
 from mdpr.artifacts import SHOT_GROUPS
 from mdpr.evaluation.charts.svg import (
-    HEAT_COLOR,
     NEUTRAL_COLOR,
     PERCENT,
     WIDTH_PX,
@@ -24,14 +20,14 @@ from mdpr.evaluation.charts.svg import (
     render,
     shape_of,
     shot_legend,
+    tip,
+    tooltip,
 )
 from mdpr.evaluation.metrics import points
 from mdpr.evaluation.predictions import BRANCHES
 
 MAX_SINGLE_CLASSES = 60  # more classes than this are drawn as groups of neighbours
 BINS = 20
-BLANK_BELOW = 0.005  # shares that round to 0 % leave their cell empty
-WHITE_TEXT_ABOVE = 0.85
 
 
 def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figure:
@@ -41,9 +37,14 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
     size = 1 if len(known) <= MAX_SINGLE_CLASSES else -(-len(known) // BINS)
     if size > 1:
         known = known.groupby(np.arange(len(known)) // size)[["train_images", *columns]].mean()
+        known["class"] = f"{size} classes"
     rows = pd.concat(
-        known[["train_images"]].assign(branch=BRANCHES[branch], accuracy=known[column])
+        known[["train_images", "class"]].assign(branch=BRANCHES[branch], accuracy=known[column])
         for branch, column in zip(branches, columns, strict=True)
+    )
+    rows["tip"] = tip(
+        f"{row['class']}: {row['branch']} {points(row['accuracy'])} %, {row['train_images']:,.0f} training images"
+        for row in rows.to_dict("records")
     )
     legend = branch_legend(branches)
     base = alt.Chart(rows, width=WIDTH_PX, height=230).encode(
@@ -51,7 +52,8 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
         y=alt.Y("accuracy:Q", title="test accuracy", axis=alt.Axis(format=PERCENT), scale=alt.Scale(zero=False)),
         color=color_of(legend, "branch"),
     )
-    marks = base.mark_point(size=55, filled=True, opacity=1).encode(shape=shape_of(legend, "branch"))
+    marks = base.mark_point(size=55, filled=True, opacity=1)
+    marks = marks.encode(shape=shape_of(legend, "branch"), description=tooltip("tip"))
     first, last = known.iloc[0], known.iloc[-1]
     ends = "; ".join(
         f"{BRANCHES[branch]} {points(first[column])} % at {first['train_images']:,.0f} images and "
@@ -60,6 +62,7 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
     )
     unit = "one class" if size == 1 else f"the mean of {size} classes of like count"
     return Figure(
+        name="accuracy_by_count",
         title="Accuracy by training count",
         caption=f"Each mark is {unit}. A flat line treats head and tail alike.",
         alternative=f"Accuracy over training images. {ends}.",
@@ -71,7 +74,7 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
 def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     """Accuracy of the tuned model over the frozen model's own, one mark a class or a cell of classes."""
     x, y = "zero_shot_accuracy", "fused_accuracy"
-    known = per_class.dropna(subset=[x, y])[["shot", x, y]]
+    known = per_class.dropna(subset=[x, y])[["class", "shot", x, y]]
     class_count, better, worse = (
         len(known),
         int((known[y] > known[x]).sum()),
@@ -81,6 +84,10 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     if crowded:
         cells = known.assign(**{name: (known[name] * BINS).round() / BINS for name in (x, y)})
         known = cells.groupby(["shot", x, y]).size().rename("classes").reset_index()
+        known["class"] = [f"{classes} {shot} classes" for classes, shot in known[["classes", "shot"]].to_numpy()]
+    known["tip"] = tip(
+        f"{row['class']}: zero-shot {points(row[x])} %, tuned {points(row[y])} %" for row in known.to_dict("records")
+    )
     legend = shot_legend([shot for shot in SHOT_GROUPS if shot in set(known["shot"])])
     domain = [max(0.0, float(known[[x, y]].min().min()) - 0.05), 1.0]
     scale = alt.Scale(domain=domain, nice=False, zero=False)
@@ -93,48 +100,17 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
         y=up,
         color=color_of(legend, "shot"),
         shape=shape_of(legend, "shot"),
+        description=tooltip("tip"),
         size=alt.Size("classes:Q", scale=alt.Scale(range=[10, 400])) if crowded else alt.value(80),
     )
     diagonal = alt.Chart(pd.DataFrame({x: domain, y: domain})).mark_line(strokeDash=[4, 4], color=NEUTRAL_COLOR)
     area = " The larger a mark, the more classes it stands for." if crowded else ""
     return Figure(
+        name="accuracy_by_zero_shot",
         title="Accuracy against the frozen model's own",
         caption=f"Above the dashed line tuning helped a class, below it tuning cost it something.{area}",
         alternative=f"Of {class_count:,} classes, {better:,} are above the frozen model's zero-shot accuracy "
         f"and {worse:,} below it.",
         svg=render(diagonal.encode(x=across, y=up) + dots, "bias"),
         legend=legend,
-    )
-
-
-def confusion(names: Sequence[str], share_KK: np.ndarray, class_count: int) -> Figure:
-    """Row-normalised confusion matrix of K of the `class_count` classes; rows are true classes."""
-    size = len(names)
-    order = list(names)
-    rows = pd.DataFrame(
-        {"actual": np.repeat(order, size), "predicted": np.tile(order, size), "share": share_KK.ravel()}
-    )
-    rows = rows[rows["share"] >= BLANK_BELOW]
-    large = size <= 12
-    side_px = (32 if large else 24) * size
-    scale = alt.Scale(domain=order, padding=0)
-    base = alt.Chart(rows, width=side_px, height=side_px).encode(
-        x=alt.X("predicted:N", title="predicted", scale=scale, axis=alt.Axis(labelAngle=-90)),
-        y=alt.Y("actual:N", title="true class", scale=scale),
-    )
-    opacity = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]))
-    ink = alt.condition(f"datum.share > {WHITE_TEXT_ABOVE}", alt.value("#ffffff"), alt.value("currentColor"))
-    label = base.transform_calculate(label="round(datum.share * 100)").mark_text(fontSize=11 if large else 10)
-    wrong_KK = share_KK - np.diag(np.diag(share_KK))
-    actual, predicted = divmod(int(wrong_KK.argmax()), size)
-    scope = "" if size == class_count else f" Shown are the {size} classes of the worst confusions of {class_count:,}."
-    return Figure(
-        title="Confusion",
-        caption=f"Percent of each true class's test images (a row).{scope}",
-        alternative=f"Confusion matrix. The largest share of mistakes: {points(wrong_KK[actual, predicted])} % "
-        f"of {order[actual]} are taken for {order[predicted]}.",
-        svg=render(
-            base.mark_rect(color=HEAT_COLOR).encode(opacity=opacity) + label.encode(text="label:N", color=ink),
-            "confusion",
-        ),
     )

@@ -21,6 +21,8 @@ from mdpr.evaluation.charts.svg import (
     render,
     shape_of,
     shot_legend,
+    tip,
+    tooltip,
 )
 
 TRAINING = LegendEntry("training set", "#E69F00", "square")
@@ -41,6 +43,7 @@ def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequen
     rows = pd.concat(
         pd.DataFrame({"dimension": labels, "shot": shot, "weight": weights}) for shot, weights in routing_V.items()
     )
+    rows["tip"] = tip(f"{row['dimension']}, {row['shot']}: {row['weight']:.3f}" for row in rows.to_dict("records"))
     uniform = 1 / len(labels)
     legend = shot_legend(shots, mark="bar")
     bars = alt.Chart(rows, width=WIDTH_PX - 120, height=230).mark_bar()
@@ -49,6 +52,7 @@ def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequen
         y=alt.Y("dimension:N", title=None, sort=labels),
         yOffset=alt.YOffset("shot:N", sort=shots),
         color=color_of(legend, "shot"),
+        description=tooltip("tip"),
     )
     even = alt.Chart(pd.DataFrame({"weight": [uniform]})).mark_rule(strokeDash=[4, 4]).encode(x="weight:Q")
     most = "; ".join(
@@ -56,6 +60,7 @@ def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequen
     )
     spread = max(float(np.ptp(weights)) for weights in routing_V.values())
     return Figure(
+        name="routing",
         title="Which knowledge was consulted",
         caption="By shot group of the image's class. An image's weights sum to 1; the dashed line is no "
         f"preference ({uniform:.2f}). Within a group the means differ by at most {spread:.2g}.",
@@ -73,6 +78,7 @@ def hidden_prior(names: Sequence[str], train_images: Sequence[int], prior_C: np.
     crowded = len(names) > MAX_SINGLE_CLASSES
     quartiles = " Median and quartiles over neighbouring classes." if crowded else ""
     return Figure(
+        name="hidden_prior",
         title="Two biases: training set and pre-training",
         caption="The pre-training share is estimated from the frozen model's answers on training images; "
         f"1 is an even share.{quartiles}",
@@ -95,6 +101,7 @@ def _prior_per_class(names: Sequence[str], count_C: np.ndarray, relative_C: np.n
         pd.DataFrame({"class": sorted_names, "source": entry.label, "relative": value_C[order]})
         for entry, value_C in values.items()
     )
+    rows["tip"] = tip(f"{row['class']}: {row['source']} {row['relative']:.2f}" for row in rows.to_dict("records"))
     scale = alt.Scale(type="log" if (rows["relative"] > 0).all() else "symlog")
     height_px = len(names) * (24 if len(names) <= 20 else 14)
     chart = alt.Chart(rows, width=WIDTH_PX - 90, height=height_px).mark_point(filled=True, size=70, opacity=1)
@@ -103,6 +110,7 @@ def _prior_per_class(names: Sequence[str], count_C: np.ndarray, relative_C: np.n
         y=alt.Y("class:N", title=None, sort=sorted_names, axis=alt.Axis(grid=True)),
         color=color_of([TRAINING, PRIOR], "source"),
         shape=shape_of([TRAINING, PRIOR], "source"),
+        description=tooltip("tip"),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,7 @@ NEUTRAL_COLOR = "#888888"
 GRID_COLOR = "#8888884d"
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 PERCENT = ".0%"
+TIP = "tip:"
 WIDTH_PX = 360  # plots are narrow, so that a phone need not shrink their text
 
 
@@ -48,13 +49,18 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart on the page. `alternative` says in words, with numbers, what the picture shows."""
+    """A chart on the page. `alternative` says in words, with numbers, what the picture shows; `name` is its file's.
 
+    `zoom` is a closer look at a part of it.
+    """
+
+    name: str
     title: str
     caption: str
     alternative: str
     svg: str
     legend: Sequence[LegendEntry] = field(default_factory=tuple)
+    zoom: Figure | None = None
 
 
 def color_of(entries: Sequence[LegendEntry], column: str) -> alt.Color:
@@ -93,6 +99,16 @@ def count_axis(low: float, high: float) -> alt.X:
     )
 
 
+def tooltip(column: str) -> alt.Description:
+    """The text that a mark shows under the pointer; `column` is made by `tip`."""
+    return alt.Description(f"{column}:N")
+
+
+def tip(texts: Iterable[str]) -> list[str]:
+    """Values for the column of `tooltip`."""
+    return [f"{TIP}{text}" for text in texts]
+
+
 def render(chart: alt.TopLevelMixin, name: str) -> str:
     """`chart` as an SVG element. `name` keeps its ids apart from those of other charts on the page."""
     text = {
@@ -110,14 +126,16 @@ def render(chart: alt.TopLevelMixin, name: str) -> str:
             "top": 5,
             "bottom": 10,
         },  # room for a font wider than the one measured
-        aria=False,  # the page gives every chart one text alternative; thousands of marks need none each
         font=FONT,
         view=alt.ViewConfig(stroke=None),
         axis=alt.AxisConfig(
-            **text, gridColor=GRID_COLOR, domainColor=NEUTRAL_COLOR, tickColor=NEUTRAL_COLOR, labelLimit=150
+            **text, gridColor=GRID_COLOR, domainColor=NEUTRAL_COLOR, tickColor=NEUTRAL_COLOR, labelLimit=150, aria=False
         ),
         rule=alt.MarkConfig(color=NEUTRAL_COLOR),
         legend=alt.LegendConfig(disable=True),
     )
     svg: str = vl_convert.vegalite_to_svg(themed.to_dict())
+    # The page gives every chart one text alternative; what Vega says of each mark is a tooltip or nothing.
+    svg = re.sub(rf'<(\w+) aria-label="{TIP}([^"]*)"([^>]*)/>', r"<\1\3><title>\2</title></\1>", svg)
+    svg = re.sub(r' (?:aria-label|aria-roledescription|role)="[^"]*"', "", svg)
     return re.sub(r'(\bid="|url\(#)', rf"\g<1>{name}-", svg)

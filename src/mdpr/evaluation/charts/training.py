@@ -56,6 +56,7 @@ def training_curves(history: pd.DataFrame, selected_epoch: int) -> Figure:
     )
     last = "; ".join(f"{BRANCHES[branch]} {points(history[f'val_{branch}_all'].iloc[-1])} %" for branch in branches)
     return Figure(
+        name="training",
         title="Training",
         caption=f"The dotted line marks epoch {selected_epoch} (the first is 0), the one kept: best on "
         "validation, never on test.",

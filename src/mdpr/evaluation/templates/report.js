@@ -1,5 +1,6 @@
 "use strict";
-// Sorting and searching of the per-class table. No storage, no network: works in a sandboxed frame.
+// Sorting and searching of the per-class table, and the closer look at a chart. No storage, no network: works in a
+// sandboxed frame. Without scripts the table stands in order of index and both looks at a chart are shown.
 (() => {
   const table = document.getElementById("classes");
   const body = table.tBodies[0];
@@ -49,5 +50,26 @@
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
+  }
+
+  for (const views of document.querySelectorAll(".views")) {
+    const panels = Array.from(views.children);
+    const bar = document.createElement("div");
+    bar.className = "switch";
+    bar.setAttribute("role", "group");
+    bar.setAttribute("aria-label", "View");
+    const show = (index) => {
+      panels.forEach((panel, other) => (panel.hidden = other !== index));
+      Array.from(bar.children).forEach((button, other) => button.setAttribute("aria-pressed", String(other === index)));
+    };
+    ["Whole matrix", "Worst block"].forEach((title, index) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = title;
+      button.addEventListener("click", () => show(index));
+      bar.append(button);
+    });
+    views.before(bar);
+    show(0);
   }
 })();

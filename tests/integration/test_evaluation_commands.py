@@ -1,0 +1,81 @@
+"""evaluate on a really tuned model, then what people do with its folder: make the report again, compare runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mdpr.artifacts import write_json
+from mdpr.cli import cli
+from mdpr.config import Section, TrackingParams
+from mdpr.errors import ArtifactError, TrackingError
+from mdpr.evaluation.ablation import ABLATIONS
+from mdpr.stages.definition import load_stage, run_stage
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def data(
+    tmp_path: Path, encoded: Mapping[str, Path], small_params: Mapping[str, Section], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder like data/, evaluated; results are in an MLflow store beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, path in encoded.items():
+        (folder / name).symlink_to(path)
+    paths = {name: folder / name for name in (*encoded, "model", "evaluation")}
+    tune = small_params["tune"].model_copy(update={"epochs": 1})
+    tracking = TrackingParams(system_metrics=False)
+    params = {**small_params, "tune": tune, "tracking": tracking}
+    for name in ("tune", "evaluate"):
+        run_stage(load_stage(name), paths, params)
+    sections = {"tracking": tracking.model_dump(), "evaluate": {"gallery_images": 4}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    return folder
+
+
+def test_the_folder_its_report_and_its_run(data: Path, tmp_path: Path) -> None:
+    evaluation = data / "evaluation"
+    variants = pd.read_csv(evaluation / "variants.csv")
+    assert list(variants["variant"][: len(ABLATIONS)]) == list(ABLATIONS)
+    assert set(variants["kind"]) == {"ablation", "robust"}
+    assert set(pd.read_csv(evaluation / "routing.csv")["shot"]) <= {"many", "medium", "few"}
+    assert "Not decided yet" in (evaluation / "report.html").read_text(encoding="utf-8")
+
+    decision = {
+        "decision": "promoted",
+        "reason": "better than zero-shot",
+        "model_name": "mdpr",
+        "version": "1",
+        "champion_before": None,
+        "champion_after": "1",
+        "checks": [],
+    }
+    write_json(data / "promotion.json", {"format": "mdpr-promotion/1", **decision})
+    runner = CliRunner()
+    made = runner.invoke(cli, ["report", "render"], catch_exceptions=False)
+    page = Path(made.output.strip())
+    assert page == Path("data/report.html")
+    html = page.read_text(encoding="utf-8")
+    assert "better than zero-shot" in html
+    assert "Not decided yet" not in html
+    (data / "knowledge").unlink()
+    result = runner.invoke(cli, ["report", "render"])
+    assert isinstance(result.exception, ArtifactError)
+    assert "name it with --knowledge" in str(result.exception)
+    assert page.read_text(encoding="utf-8") == html  # whole or not at all
+
+    run_id = json.loads((evaluation / "run.json").read_text())["run_id"]
+    compared = runner.invoke(cli, ["compare", str(evaluation), f"runs:/{run_id}", "--json"], catch_exceptions=False)
+    assert {item["difference"] for item in json.loads(compared.output)["differences"]} == {0.0}
+    result = runner.invoke(cli, ["compare", str(evaluation), "runs:/none"])
+    assert isinstance(result.exception, TrackingError)

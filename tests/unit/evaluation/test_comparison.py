@@ -1,0 +1,124 @@
+"""Paired tests and Holm's correction, and what may not be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mdpr.artifacts import ClassInfo, write_json
+from mdpr.cli import cli
+from mdpr.errors import ArtifactError
+from mdpr.evaluation.comparison import bootstrap_p, compare, holm, mcnemar_p, read_results
+from mdpr.evaluation.inference import Passed
+from mdpr.evaluation.results import Results
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(
+    tmp_path: Path,
+    predictions: Callable[..., object],
+    classes: Callable[..., list[ClassInfo]],
+    passed: Callable[..., Passed],
+) -> Write:
+    def run(
+        folder_name: str, class_count: int = 6, images: int = 40, seed: int = 0, test: str = "t", **options: object
+    ) -> Path:
+        folder = tmp_path / folder_name
+        folder.mkdir()
+        made = classes(class_count, **options)
+        table = passed(predictions(class_count, images, seed=seed))
+        Results.of(table, made, np.zeros(class_count, dtype=int), np.zeros(class_count), resamplings=50).write(folder)
+        write_json(folder / "lineage.json", {"sha256 of test.parquet": test})
+        return folder
+
+    return run
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_agrees_with_its_definition(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    count = len(p_values)
+    for p, mine in zip(p_values, corrected, strict=True):
+        smaller = sorted(p_values)[: sorted(p_values).index(p) + p_values.count(p)]
+        expected = max((count - rank) * value for rank, value in enumerate(smaller))
+        assert mine == pytest.approx(min(1.0, expected))
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    assert mcnemar_p(0, 0) == 1
+    assert mcnemar_p(9, 1) == pytest.approx(2 * sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1)))
+    assert mcnemar_p(1, 9) == mcnemar_p(9, 1)
+
+
+def test_bootstrap_p_is_two_sided_and_never_zero() -> None:
+    assert bootstrap_p(np.array([1.0] * 999)) == pytest.approx(2 / 1000)
+    assert bootstrap_p(np.array([-1.0, 1.0] * 500)) == 1
+    assert bootstrap_p(np.zeros(100)) == 1
+
+
+def test_a_run_does_not_differ_from_itself_and_a_worse_one_does(write: Write) -> None:
+    same, other = write("same"), write("other")
+    differences = compare([read_results(same, "a"), read_results(other, "b")], resamplings=500)
+    assert [item.difference for item in differences] == [0] * len(differences)
+    assert all(item.p == item.p_holm == 1 for item in differences)
+    better, worse = read_results(write("better", images=200), "better"), read_results(write("x", images=200), "worse")
+    worse.right_N[:600] = False  # the first classes are lost
+    found = {item.figure: item for item in compare([better, worse], resamplings=500)}
+    assert found["all"].significant
+    assert found["images"].significant
+    assert found["all"].difference < 0
+    assert found["all"].interval is not None
+    assert found["all"].interval[0] <= found["all"].difference <= found["all"].interval[1] < 0
+
+
+def test_other_classes_and_other_images_are_refused(write: Write) -> None:
+    first = read_results(write("first"), "first")
+    with pytest.raises(ArtifactError, match="fewer knows other classes than first"):
+        compare([first, read_results(write("fewer", class_count=5), "fewer")])
+    renamed = read_results(write("renamed", name="other {}".format), "renamed")
+    with pytest.raises(ArtifactError, match="renamed knows other classes"):
+        compare([first, renamed])
+    with pytest.raises(ArtifactError, match="more was scored on other test images than first"):
+        compare([first, read_results(write("more", images=41), "more")])
+    with pytest.raises(ArtifactError, match="digest was scored on other test images"):
+        compare([first, read_results(write("digest", test="u"), "digest")])
+
+
+def test_command_prints_a_table_or_one_json_object(write: Write, tmp_path: Path) -> None:
+    folders = [str(write(name, seed=seed)) for seed, name in enumerate(("one", "two", "three"))]
+    arguments = ["compare", *folders, "--resamplings", "200"]
+    shown = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "Class-balanced accuracy" in shown.output
+    content = json.loads(CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).output)
+    assert [run["run"] for run in content["runs"]] == folders
+    pairs = {(item["first"], item["second"]) for item in content["differences"]}
+    assert pairs == {(folders[0], folders[1]), (folders[0], folders[2]), (folders[1], folders[2])}
+    accuracy = {run["run"]: run["all"] for run in content["runs"]}
+    for item in content["differences"]:
+        assert item["p"] <= item["p_holm"] <= 1
+        if item["figure"] == "all":
+            assert item["difference"] == pytest.approx(accuracy[item["second"]] - accuracy[item["first"]])
+
+
+def test_command_names_what_is_wrong(write: Write, tmp_path: Path) -> None:
+    folder = str(write("one"))
+    assert "at least two" in CliRunner().invoke(cli, ["compare", folder]).output
+    assert "named twice" in CliRunner().invoke(cli, ["compare", folder, folder]).output
+    result = CliRunner().invoke(cli, ["compare", folder, str(tmp_path / "none")])
+    assert isinstance(result.exception, ArtifactError)
+    assert "runs:/RUN_ID" in str(result.exception)
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(cli, ["compare", folder, str(tmp_path / "empty")])
+    assert "predictions.parquet is missing: run evaluate first" in str(result.exception)

@@ -1,0 +1,221 @@
+"""Ablations against the published attention, choices on validation, views, and the two biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+from torch import Tensor, nn
+
+from mdpr.artifacts import Features, ModelConfig, read_classes, read_features, read_probe
+from mdpr.config import DIMENSIONS, EvaluateParams, Section, TuneParams
+from mdpr.errors import ArtifactError, ConfigError
+from mdpr.evaluation.ablation import ABLATIONS, RoutingAblations, prior_only, shuffled, uniform
+from mdpr.evaluation.biases import biases, rank_correlations, slopes
+from mdpr.evaluation.inference import Passed
+from mdpr.evaluation.passes import ablation_names, evaluate_splits
+from mdpr.evaluation.results import Results, check_label_set
+from mdpr.evaluation.robust import choose, five_crop_transform, mean_probability, weigh
+from mdpr.evaluation.variants import Seen
+from mdpr.inference import Classifier
+from mdpr.model.backbone import Backbone
+from mdpr.model.classifier import MDPR
+
+C, V, D = 6, len(DIMENSIONS), 16
+
+
+@pytest.fixture(scope="module")
+def classifier(encoded: Mapping[str, Path], small_params: Mapping[str, Section]) -> Classifier:
+    """A real, untrained model on the embedded backbone."""
+    tune, backbone = small_params["tune"], small_params["backbone"]
+    assert isinstance(tune, TuneParams)
+    classes = read_classes(encoded["prepared"])
+    names = [item.name for item in classes]
+    features: Features = read_features(encoded["features"], names)
+    torch.manual_seed(0)
+    frozen = Backbone.load(backbone)  # type: ignore[arg-type]
+    model = MDPR(frozen, names, tune, features)
+    config = ModelConfig(
+        backbone=backbone,  # type: ignore[arg-type]
+        fingerprint=frozen.fingerprint,
+        tune=tune,
+        class_names=tuple(names),
+        train_images=tuple(item.train_images for item in classes),
+        knowledge_digest=features.knowledge_digest,
+        selected_epoch=0,
+        val_accuracy={},
+    )
+    return Classifier(model, config)
+
+
+@pytest.fixture(scope="module")
+def prior_CV(encoded: Mapping[str, Path], classifier: Classifier) -> np.ndarray:
+    return read_features(encoded["features"], list(classifier.class_names)).prior_CV
+
+
+@pytest.fixture(scope="module")
+def seen(classifier: Classifier) -> Seen:
+    size = classifier.image_size_px
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return Seen(images, classifier(images), None)
+
+
+def attention_cosines(classifier: Classifier, image_Bd: Tensor, weight_CV: Tensor) -> Tensor:
+    """The routed cosines of fixed weights by the plain module: values mixed, projected, normalised."""
+    router = classifier.model.router
+    assert router is not None
+    attention: nn.MultiheadAttention = router.attention
+    _, _, value_weight = attention.in_proj_weight.chunk(3)
+    _, _, value_bias = attention.in_proj_bias.chunk(3)
+    value_CVd = classifier.model.sentences_CVd @ value_weight.T + value_bias
+    z_Cd = attention.out_proj((weight_CV[:, :, None] * value_CVd).sum(dim=1))
+    return image_Bd @ nn.functional.normalize(z_Cd, dim=-1).T
+
+
+@torch.no_grad()
+def test_image_independent_ablations_are_fixed_attention_weights(
+    classifier: Classifier, prior_CV: np.ndarray, seen: Seen
+) -> None:
+    found = RoutingAblations(classifier, prior_CV, ["uniform_routing", "prior_only"]).log_probabilities(seen)
+    prior = torch.as_tensor(prior_CV).clamp_min(0)
+    weights = {"uniform_routing": torch.full_like(prior, 1 / V), "prior_only": prior / prior.sum(1, keepdim=True)}
+    for name, weight_CV in weights.items():
+        routed_BC = classifier.backbone.logit_scale * attention_cosines(classifier, seen.outputs.image_Bd, weight_CV)
+        expected = classifier.model.fusion(seen.outputs.base_BC, routed_BC)
+        torch.testing.assert_close(found[name], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_without_a_dimension_its_sentences_do_not_matter(
+    classifier: Classifier, prior_CV: np.ndarray, seen: Seen
+) -> None:
+    found = RoutingAblations(classifier, prior_CV, list(ABLATIONS)).log_probabilities(seen)
+    assert list(found) == list(ABLATIONS)
+    for log_probability_BC in found.values():
+        torch.testing.assert_close(log_probability_BC.exp().sum(dim=1), torch.ones(4))
+    before = classifier.model.sentences_CVd.clone()
+    try:
+        classifier.model.sentences_CVd[:, 0] = torch.randn_like(before[:, 0])
+        again = RoutingAblations(classifier, prior_CV, list(ABLATIONS)).log_probabilities(seen)
+    finally:
+        classifier.model.sentences_CVd.copy_(before)
+    same = {name for name in ABLATIONS if torch.allclose(found[name], again[name], atol=1e-6)}
+    assert same == {f"without_{DIMENSIONS[0]}"}
+
+
+def test_shuffling_leaves_no_class_its_own_sentences() -> None:
+    sentences_CVd = torch.arange(C * V * D, dtype=torch.float32).reshape(C, V, D)
+    mixed = shuffled(sentences_CVd, torch.ones(C, V))
+    assert sorted(mixed[:, 0, 0].tolist()) == sentences_CVd[:, 0, 0].tolist()
+    assert not (mixed[:, 0, 0] == sentences_CVd[:, 0, 0]).any()
+    assert torch.equal(uniform(sentences_CVd, torch.ones(C, V)), sentences_CVd.mean(1, keepdim=True))
+    torch.testing.assert_close(prior_only(sentences_CVd, torch.ones(C, V)), sentences_CVd.mean(1, keepdim=True))
+    assert prior_only(sentences_CVd, -torch.ones(C, V)).isfinite().all()
+
+
+def test_every_setting_of_ablations_is_one_there_is() -> None:
+    everything = EvaluateParams(ablations=tuple(ABLATIONS))
+    assert ablation_names(everything, routed=True) == tuple(ABLATIONS)
+    assert ablation_names(EvaluateParams(), routed=True) == list(ABLATIONS)
+    assert ablation_names(EvaluateParams(), routed=False) == []
+    assert ablation_names(EvaluateParams(ablations=False), routed=True) == []
+    with pytest.raises(ConfigError, match="has no router: set it to false"):
+        ablation_names(everything, routed=False)
+
+
+def test_what_is_equally_good_changes_the_model_least() -> None:
+    label_N = np.array([0, 1])
+    right, wrong = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    values = np.array([0.0, 0.5, 1.0])
+    assert choose(values, [right, right, right], label_N, least=0.5) == 0.5
+    assert choose(values, [right, wrong, right], label_N, least=0.5) == 0
+    assert choose(values, [wrong, wrong, right], label_N, least=0.0) == 1
+    base, routed = torch.randn(3, 4), torch.randn(3, 4)
+    torch.testing.assert_close(weigh(base, routed, 0.5), ((base + routed) / 2).log_softmax(-1))
+    views = torch.randn(5, 3, 4).log_softmax(-1)
+    torch.testing.assert_close(mean_probability(views).exp(), views.exp().mean(0))
+
+
+def test_five_crops_are_corners_and_centre(classifier: Classifier) -> None:
+    size = classifier.image_size_px
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (2 * size, 2 * size, 3), dtype=np.uint8))
+    crops = five_crop_transform(classifier, flips=False).fixed(picture)
+    both = five_crop_transform(classifier, flips=True).fixed(picture)
+    assert crops.shape == (5, 3, size, size)
+    assert torch.equal(both[:5], crops)
+    assert torch.equal(both[5:], crops.flip(-1))
+    assert len({crop.numpy().tobytes() for crop in crops}) == 5
+
+
+@pytest.mark.parametrize("views", ["flip", "five_crop"])
+def test_variants_never_touch_the_main_rows(
+    classifier: Classifier, prior_CV: np.ndarray, encoded: Mapping[str, Path], views: str, tmp_path: Path
+) -> None:
+    from mdpr.artifacts import read_images, write_images
+
+    for split in ("val", "test"):  # a cut of the real splits
+        images = read_images(encoded["prepared"] / f"{split}.parquet")
+        rows = [images[row] for row in range(0, len(images), max(1, len(images) // 40))][:40]
+        write_images(
+            tmp_path / f"{split}.parquet", *([getattr(r, key) for r in rows] for key in ("image", "path", "label"))
+        )
+    probe = read_probe(encoded["probe"], list(classifier.class_names))
+    plain = EvaluateParams(ablations=False, post_hoc=False)
+    alone = evaluate_splits(classifier, probe, prior_CV, tmp_path, plain)
+    full = evaluate_splits(classifier, probe, prior_CV, tmp_path, EvaluateParams(test_time=views))  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(alone.predictions, full.predictions)
+    assert alone.variants is None
+    kinds = list(full.kinds.values())
+    assert kinds == ["ablation"] * len(ABLATIONS) + ["robust"] * 3
+    classes = read_classes(encoded["prepared"])
+    variants = Results.of(full, classes, probe.rival_C, probe.log_prior_C, resamplings=100).variants
+    assert list(variants["variant"]) == list(full.kinds)
+    assert (variants["gain_low"] <= variants["gain"] + 1e-12).all()
+    assert (variants["gain"] <= variants["gain_high"] + 1e-12).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_slopes_and_correlations_agree_with_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, 5, (3, 12)) / 4, rng.integers(0, 5, (3, 12)) / 4
+    for row in range(3):
+        if np.ptp(x[row]) and np.ptp(y[row]):
+            assert slopes(x, y)[row] == pytest.approx(stats.linregress(x[row], y[row]).slope, abs=1e-9)
+            expected = stats.spearmanr(x[row], y[row]).statistic
+            assert rank_correlations(x, y)[row] == pytest.approx(expected, abs=1e-9)
+    assert np.isnan(slopes(np.ones((1, 12)), y)).all()
+
+
+def test_biases_hold_their_estimate_and_are_none_where_there_is_none(
+    predictions: Callable[..., pd.DataFrame],
+) -> None:
+    table = predictions(8, 60)
+    counts = [1000, 500, 200, 100, 50, 20, 10, 5]
+    found = biases(table, counts, np.log(np.arange(1, 9) / 36), resamplings=300).branches
+    assert set(found["fused"]) == {"by_count", "by_prior", "by_zero_shot"}
+    assert "by_zero_shot" not in found["zero_shot"]
+    bias = found["fused"]["by_count"]
+    assert bias.slope is not None
+    assert bias.slope_interval is not None
+    assert bias.slope > 0  # the synthetic answers are better on early classes
+    assert bias.slope_interval[0] < bias.slope < bias.slope_interval[1]
+    balanced = biases(table, [10] * 8, np.zeros(8), resamplings=50).branches["base"]["by_count"]
+    assert balanced.slope is balanced.slope_interval is balanced.correlation is None
+
+
+def test_predictions_for_another_label_set_are_refused(
+    predictions: Callable[..., pd.DataFrame], passed: Callable[..., Passed], classes: Callable[..., object]
+) -> None:
+    with pytest.raises(ArtifactError, match="label set: label has class 5, there are 3 classes"):
+        Results.of(passed(predictions(6, 2)), classes(3), np.zeros(3, dtype=int), np.zeros(3))  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="has no image"):
+        check_label_set(predictions(3, 2).head(0), 3)
