@@ -1,8 +1,8 @@
 """The MLflow model registry: versions, their tags and cards, and the aliases. Nothing else talks to it.
 
 Aliases: `challenger` (by default) is the version registered last, `champion` the one that serves, `previous`
-the champion before it. An alias points to one version, so there is never more than one champion. It is moved
-by compare-and-set: read before and after, under a lock file where the store is a local file.
+the champion before it. An alias points to one version, so there is never more than one champion. Of those who
+want to move it at the same time one gets the claim (see `mdpr.registry.succession`), the others are told.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mdpr.errors import TrackingError
+from mdpr.registry.succession import Claim, Ledger, ensure_model, open_ledger
 from mdpr.tracking.store import Store, explained
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Version:
     run_id: str
     source: str
     card: str
+    created_ms: int
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,12 +68,23 @@ class Registry:
             found = self.store.client.search_model_versions(query)
         return min(map(_as_version, found), key=lambda version: int(version.number), default=None)
 
+    def versions(self) -> list[Version]:
+        """Every version, the newest first; none where the model is not there."""
+        with explained(self.store.uri):
+            found = self.store.client.search_model_versions(f"name = '{self.name}'")
+        return sorted(map(_as_version, found), key=lambda version: -int(version.number))
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> number of the version behind it; none where the model is not there."""
+        with explained(self.store.uri):
+            found = self.store.client.search_registered_models(f"name = '{self.name}'")
+        return {alias: str(number) for alias, number in found[0].aliases.items()} if found else {}
+
     def create(self, model_id: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Version:
         """A new version of a logged model, or the one that someone else made of the same digest meanwhile."""
         client = self.store.client
+        ensure_model(self.store, self.name, run_id)
         with explained(self.store.uri):
-            if not client.search_registered_models(f"name = '{self.name}'"):
-                client.create_registered_model(self.name)
             made = client.create_model_version(
                 self.name,
                 f"models:/{model_id}",
@@ -101,11 +114,28 @@ class Registry:
         Raises `TrackingError` that names the other version where someone else has moved it meanwhile.
         """
         with self.locked():
+            ledger = open_ledger(self.store, self.name)
+            last = ledger.last()
+            if last and not last.finished:  # its owner is about to set the alias, or died before it could
+                self._follow(ledger, last)
             self._require_champion(expected)
-            if expected:
-                self.point(PREVIOUS, expected)
-            self.point(CHAMPION, number)
-            self._require_champion(number)
+            claim = ledger.claim(last, number, expected)
+            if claim is None:
+                winner = ledger.last()
+                raise self._overtaken(winner.number if winner else None, expected)
+            self._follow(ledger, claim)
+
+    def _follow(self, ledger: Ledger, claim: Claim) -> None:
+        """The aliases as the claim says, and as a later one says where this process was overtaken meanwhile."""
+        while True:
+            if claim.before:
+                self.point(PREVIOUS, claim.before)
+            self.point(CHAMPION, claim.number)
+            ledger.finish(claim)
+            newest = ledger.last()
+            if newest is None or newest.generation == claim.generation:
+                return
+            claim = newest
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -132,10 +162,13 @@ class Registry:
         now = self.behind(CHAMPION)
         found = now.number if now else None
         if found != number:
-            raise TrackingError(
-                f"the champion of {self.name} is version {found or 'none'}, not {number or 'none'}: "
-                "someone else promoted at the same time, run promote again"
-            )
+            raise self._overtaken(found, number)
+
+    def _overtaken(self, found: str | None, expected: str | None) -> TrackingError:
+        return TrackingError(
+            f"the champion of {self.name} is version {found or 'none'}, not {expected or 'none'}: "
+            "someone else promoted at the same time, run promote again"
+        )
 
     def _ask(self, method: str, *arguments: str) -> Version | None:
         """MLflow's answer about one version; None where it says that there is no such thing."""
@@ -158,5 +191,6 @@ def _as_version(found: ModelVersion) -> Version:
         run_id=found.run_id or "",
         source=found.source,
         card=found.description or "",
+        created_ms=int(found.creation_timestamp),
         tags=dict(found.tags),
     )

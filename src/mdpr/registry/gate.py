@@ -1,60 +1,34 @@
 """The gate: when the champion gives way. Pure functions of two models' answers to the same test images.
 
-A group of classes is judged by the difference in class-balanced accuracy, in percentage points, between the
-challenger and its opponent: the champion, or for a first model the frozen CLIP's own zero-shot answers. It
-passes where the lower confidence bound of that difference (paired bootstrap, see `mdpr.bootstrap`) lies above
-minus the group's tolerance. With a tolerance of 0 a model must be shown to be better: of two equal models the
-challenger wins with a probability of 1 - confidence at most.
+Accuracies are class-balanced, differences in percentage points, between the challenger and its opponent: the
+champion, or for a first model the frozen CLIP's own zero-shot answers. With a margin of 0 on `all` a model must be
+shown to be better: of two equal models the challenger wins with a probability of 1 - confidence at most, whatever
+else is asked for, for everything asked for must hold.
 
-Shapes: N test images, C classes.
+Shapes: N test images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import TYPE_CHECKING
 
 from mdpr.artifacts import Check
-from mdpr.bootstrap import bootstrap_means
-from mdpr.config import read_yaml
-from mdpr.errors import ConfigError
+from mdpr.registry.comparison import Figure, compare
+from mdpr.registry.policy import FirstModel, Group, LaterModels, Policy
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Group = Literal["all", "many", "medium", "few"]
-Points = Annotated[float, Field(ge=0, le=100)]
 
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds to answer for one image, and the device that took them: other devices do not compare."""
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rule(Frozen):
-    """How far below its opponent a group may lie, in percentage points. A group not named is not judged."""
-
-    tolerance_points: dict[Group, Points]
-
-    @model_validator(mode="after")
-    def _judges_all(self) -> Rule:
-        if "all" not in self.tolerance_points:
-            raise ValueError("tolerance_points must name the group all")
-        return self
-
-
-class Policy(Frozen):
-    """promotion.yaml. No key has a default: a gate is written down or there is none."""
-
-    confidence: float = Field(gt=0.5, lt=1)
-    bootstrap_samples: int = Field(ge=100, le=1_000_000)
-    seed: int = Field(ge=0)
-    first_model: Rule
-    later_models: Rule
+    ms: float
+    device: str
 
 
 @dataclass(frozen=True)
@@ -62,11 +36,14 @@ class Candidate:
     """A model as the gate sees it: its answers, and digests of the classes and the test images behind them.
 
     predictions    a row an image: index, label, zero_shot_top1, base_top1, and fused_top1 where it routes
+    ece            expected calibration error of the model's own answer, a fraction
     """
 
     predictions: pd.DataFrame
     label_set: str
     test_set: str
+    ece: float
+    latency: Latency | None = None
 
 
 @dataclass(frozen=True)
@@ -74,16 +51,6 @@ class Decision:
     promote: bool
     reason: str
     checks: tuple[Check, ...] = ()
-
-
-def read_policy(path: Path) -> Policy:
-    """The gate's policy; `ConfigError` names the key that is missing, unknown or out of range."""
-    try:
-        return Policy.model_validate(read_yaml(path))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        raise ConfigError(f"{path}: {key}: {fault['msg']} (keys: {', '.join(Policy.model_fields)})") from None
 
 
 def should_promote(
@@ -98,54 +65,99 @@ def should_promote(
     if champion and not same_test(challenger, champion):
         return Decision(False, "the champion was scored on other test images: the two cannot be compared")
     right_N = answered_right(challenger.predictions)
+    opponent_right_N = (
+        answered_right(champion.predictions) if champion else answered_right(challenger.predictions, "zero_shot")
+    )
+    comparison = compare(
+        right_N,
+        opponent_right_N,
+        in_order(challenger.predictions)["label"].to_numpy(),
+        groups,
+        confidence=policy.confidence,
+        resamplings=policy.bootstrap_samples,
+        seed=policy.seed,
+    )
     if champion:
-        opponent, rule = "the champion", policy.later_models
-        opponent_right_N = answered_right(champion.predictions)
+        rule, name = policy.later_models, "the champion"
+        checks = [*_margins(rule.margin_points, comparison.gain, name), *_later(rule, comparison.gain)]
+        checks += _bounds_of_later(rule, challenger, champion)
+        asked = {*rule.margin_points, *rule.tolerance_points}
+        compared = _same_device(challenger, champion)
     else:
-        opponent, rule = "zero-shot", policy.first_model
-        opponent_right_N = answered_right(challenger.predictions, "zero_shot")
-    label_N = in_order(challenger.predictions)["label"].to_numpy()
-    gains = compare(right_N, opponent_right_N, label_N, groups, policy)
-    return _judge(gains, rule, opponent, policy)
+        first, name = policy.first_model, "zero-shot"
+        checks = [*_floors(first, comparison.accuracy), *_margins(first.margin_points, comparison.gain, name)]
+        checks += _bounds_of_first(first, challenger)
+        asked = {*first.floor_percent, *first.margin_points}
+        compared = challenger.latency is not None
+    notes = [f"{group}: no such class among the test images" for group in sorted(asked - set(comparison.gain))]
+    notes += [] if compared else ["latency: not measured on the same device, not judged"]
+    return _decide(checks, notes, name, policy.confidence)
 
 
-def compare(
-    right_N: np.ndarray,
-    opponent_right_N: np.ndarray,
-    label_N: np.ndarray,
-    groups: Mapping[str, Sequence[int]],
-    policy: Policy,
-) -> dict[str, tuple[float, float]]:
-    """Each tested group's difference in class-balanced accuracy and its lower bound, in points."""
-    import numpy as np
-
-    outcome_N = 1 - right_N.astype(np.int64) + opponent_right_N  # 0 won, 1 alike, 2 lost
-    class_count = int(label_N.max()) + 1
-    count_CK = np.bincount(label_N * 3 + outcome_N, minlength=class_count * 3).reshape(class_count, 3)
-    sampled = bootstrap_means(count_CK, (100, 0, -100), groups, resamplings=policy.bootstrap_samples, seed=policy.seed)
-    image_C = count_CK.sum(axis=1)
-    gain_C = 100 * (count_CK[:, 0] - count_CK[:, 2]) / np.maximum(image_C, 1)
-    gains = {}
-    for group, mean_S in sampled.items():
-        tested = [index for index in groups[group] if index < class_count and image_C[index]]
-        gains[group] = float(gain_C[tested].mean()), float(np.quantile(mean_S, 1 - policy.confidence))
-    return gains
-
-
-def _judge(gains: Mapping[str, tuple[float, float]], rule: Rule, opponent: str, policy: Policy) -> Decision:
-    checks, notes = [], []
-    for group, tolerance in rule.tolerance_points.items():
-        if group not in gains:
-            notes.append(f"{group}: no such class among the test images")
-            continue
-        gain, bound = gains[group]
-        name = f"{group}, points against {opponent}, lower bound"
-        checks.append(Check(name=name, value=bound, threshold=-tolerance, passed=bound > -tolerance))
-        notes.append(f"{group} {gain:+.2f}, lower bound {bound:+.2f}, must exceed {0 - tolerance:+.2f}")
-    promote = bool(checks) and all(check.passed for check in checks)
+def _decide(checks: Sequence[Check], notes: Sequence[str], opponent: str, confidence: float) -> Decision:
+    promote = all(check.passed for check in checks)
+    failed = [describe(check) for check in checks if not check.passed]
+    words = [f"failed: {'; '.join(failed)}"] if failed else [describe(check) for check in checks]
     verdict = "good enough" if promote else "not good enough"
-    details = f"points, {policy.confidence:.0%} confidence: {'; '.join(notes)}"
+    details = "; ".join([f"{confidence:.0%} confidence", *words, *notes])
     return Decision(promote, f"{verdict} against {opponent} ({details})", tuple(checks))
+
+
+def describe(check: Check) -> str:
+    """A check in words: its figure, and what it had to be."""
+    return f"{check.name} {check.value:+.2f}, must be {check.passes} {check.threshold + 0.0:+.2f}"
+
+
+def _floors(rule: FirstModel, accuracy: Mapping[str, Figure]) -> Iterator[Check]:
+    for group, floor in rule.floor_percent.items():
+        if group in accuracy:
+            figure = accuracy[group]
+            yield _check(f"{group}, percent, lower bound", figure.lower, "at least", floor, figure.value)
+
+
+def _margins(margin_points: Mapping[Group, float], gain: Mapping[str, Figure], opponent: str) -> Iterator[Check]:
+    for group, margin in margin_points.items():
+        if group in gain:
+            name = f"{group}, points against {opponent}, lower bound"
+            yield _check(name, gain[group].lower, "above", margin, gain[group].value)
+
+
+def _later(rule: LaterModels, gain: Mapping[str, Figure]) -> Iterator[Check]:
+    for group, tolerance in rule.tolerance_points.items():
+        if group in gain:
+            yield _check(f"{group}, points against the champion", gain[group].value, "at least", -tolerance)
+
+
+def _bounds_of_first(rule: FirstModel, challenger: Candidate) -> Iterator[Check]:
+    yield _check("calibration error (ECE)", challenger.ece, "at most", rule.max_ece)
+    if challenger.latency:
+        yield _check("latency of one image, ms", challenger.latency.ms, "at most", rule.max_latency_ms)
+
+
+def _bounds_of_later(rule: LaterModels, challenger: Candidate, champion: Candidate) -> Iterator[Check]:
+    yield _check("increase of calibration error (ECE)", challenger.ece - champion.ece, "at most", rule.max_ece_increase)
+    if challenger.latency and champion.latency and _same_device(challenger, champion):
+        ratio = challenger.latency.ms / champion.latency.ms
+        yield _check("latency over the champion's", ratio, "at most", rule.max_latency_ratio)
+
+
+def _same_device(challenger: Candidate, champion: Candidate) -> bool:
+    both = challenger.latency, champion.latency
+    return both[0] is not None and both[1] is not None and both[0].device == both[1].device
+
+
+def _check(name: str, value: float, passes: str, threshold: float, estimate: float | None = None) -> Check:
+    passed = {"above": value > threshold, "at least": value >= threshold, "at most": value <= threshold}[passes]
+    return Check.model_validate(
+        {
+            "name": name,
+            "value": value,
+            "threshold": threshold,
+            "passes": passes,
+            "passed": passed,
+            "estimate": value if estimate is None else estimate,
+        }
+    )
 
 
 def answered_right(predictions: pd.DataFrame, branch: str | None = None) -> np.ndarray:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import shutil
+import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import mdpr
 from mdpr.artifacts import ModelConfig, TrackedRun, read_model_config, sha256
 from mdpr.errors import ArtifactError, TrackingError
+from mdpr.registry.gate import Latency
 from mdpr.tracking.store import Store, explained
 
 if TYPE_CHECKING:
     from mlflow.models import Model
 
 LOGGED_NAME = "model"
+TIMED_REQUESTS = 9
 # What serving imports. The pipeline's own needs (DVC, Kubeflow, LangChain, Great Expectations) stay out.
 REQUIRED = (
     "numpy",
@@ -67,11 +73,11 @@ class Parts:
         return digest.hexdigest()
 
 
-def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) -> str:
-    """Log the model to `run`, served by the file `code`; returns its MLflow id.
+def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) -> tuple[str, Latency | None]:
+    """Log the model to `run`, served by the file `code`; returns its MLflow id and how long it takes for an image.
 
-    It is loaded and asked once before it is uploaded: a model that does not answer never becomes a version.
-    Without torch in this environment (a small image of the cluster) that trial is left out.
+    It is loaded and asked before it is uploaded: a model that does not answer never becomes a version.
+    Without torch in this environment (a small image of the cluster) that trial is left out, and there is no latency.
     Raises `TrackingError`, and `ArtifactError` where a part is missing.
     """
     if not code.is_file():
@@ -87,18 +93,18 @@ def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) ->
             experiment_id, LOGGED_NAME, source_run_id=run.run_id, model_type="classifier"
         )
         form = Model(artifact_path=logged.artifact_location, run_id=run.run_id, model_id=logged.model_id)
-        status = "FAILED"
+        status, latency = "FAILED", None
         try:
             saved = Path(folder) / "model"
             _save(saved, parts, code, form)
             if util.find_spec("torch"):
-                _try_out(saved)
+                latency = _try_out(saved)
             client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
             client.log_model_artifacts(logged.model_id, str(saved))
             status = "READY"
         finally:
             client.finalize_logged_model(logged.model_id, status)
-    return str(logged.model_id)
+    return str(logged.model_id), latency
 
 
 def _save(saved: Path, parts: Parts, code: Path, form: Model) -> None:
@@ -118,14 +124,24 @@ def _save(saved: Path, parts: Parts, code: Path, form: Model) -> None:
         )
 
 
-def _try_out(saved: Path) -> None:
+def _try_out(saved: Path) -> Latency:
+    """The median over a few requests of one image, after one that warms up."""
+    import torch
     from mlflow import pyfunc
 
-    answer = pyfunc.load_model(str(saved)).predict(_example(), params={"top_k": 1, "explain": True})
-    if answer["error"].notna().any():
-        raise TrackingError(f"the model does not answer: {answer['error'].iloc[0]}")
+    model, example = pyfunc.load_model(str(saved)), _example()
+    seconds = []
+    for _ in range(1 + TIMED_REQUESTS):
+        started_s = time.perf_counter()
+        answer = model.predict(example, params={"top_k": 1, "explain": True})
+        seconds.append(time.perf_counter() - started_s)
+        if answer["error"].notna().any():
+            raise TrackingError(f"the model does not answer: {answer['error'].iloc[0]}")
     for compiled in saved.rglob("__pycache__"):
         shutil.rmtree(compiled)
+    cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    return Latency(ms=1000 * statistics.median(seconds[1:]), device=device)
 
 
 def requirements() -> list[str]:

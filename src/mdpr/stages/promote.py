@@ -16,10 +16,41 @@ def promote(
 ) -> None:
     """Compare the challenger with the champion, move the alias or keep it, and write promotion.json."""
     from mdpr.artifacts import read_registration, write_json
-    from mdpr.registry import releases
-    from mdpr.registry.gate import read_policy
+    from mdpr.registry import promotions
+    from mdpr.registry.policy import read_policy
+    from mdpr.tracking.flushing import flush
+    from mdpr.tracking.store import connect
 
-    outcome = releases.promote(read_registration(registration), evaluation, read_policy(Path(params.policy)))
+    flush(connect(), Path(tracking.spool))
+    outcome = promotions.promote(read_registration(registration), evaluation, read_policy(Path(params.policy)))
     verdict = "promoted" if outcome.decision == "promoted" else "not promoted"
     logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, verdict, outcome.reason)
     write_json(promotion, outcome)
+
+
+def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
+    """Show what the gate would decide, every number of it, and change nothing."""
+    from rich.console import Console
+
+    from mdpr.artifacts import read_registration
+    from mdpr.registry import promotions
+    from mdpr.registry.listing import checks_table
+    from mdpr.registry.policy import read_policy
+
+    judgement = promotions.judge(read_registration(registration), evaluation, read_policy(Path(params.policy)))
+    outcome = judgement.promotion()
+    console = Console()
+    console.print(checks_table(outcome))
+    verdict = "would be promoted" if outcome.decision == "promoted" else "would not be promoted"
+    console.print(f"version {outcome.version} of {outcome.model_name} {verdict}: {outcome.reason}", markup=False)
+
+
+def rollback(*, tracking: TrackingParams) -> None:
+    """Move the alias `champion` back to the version behind `previous`."""
+    from mdpr.registry import promotions
+
+    went, came = promotions.rollback(tracking.model_name)
+    logger.info("the champion of %s is version %s again, version %s was rolled back", tracking.model_name, came, went)
+
+
+OTHERWISE = {"dry_run": preview, "rollback": rollback}

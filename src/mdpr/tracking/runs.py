@@ -1,4 +1,8 @@
-"""MLflow tracking: the run that `tune` opens and the results that `evaluate` adds to it."""
+"""MLflow tracking: the run that `tune` opens and the results that `evaluate` adds to it.
+
+Everything takes one way: first into the run's journal on this disk, then to the store. Where the store is away the
+work goes on; what waits is delivered with the next values, by the next stage, or by `mdpr tracking flush`.
+"""
 
 from __future__ import annotations
 
@@ -6,182 +10,180 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mdpr.artifacts import TrackedRun
 from mdpr.config import TrackingParams
-from mdpr.errors import TrackingError
+from mdpr.errors import Interrupted, TrackingError
+from mdpr.tracking.adoption import adopt, create_run, holds_run
+from mdpr.tracking.delivery import deliver
+from mdpr.tracking.flushing import flush, start_journal
 from mdpr.tracking.lineage import flatten, lineage_tags
-from mdpr.tracking.store import Store, connect, explained
+from mdpr.tracking.spool import CLOSED, OPENED, Journal
+from mdpr.tracking.store import Store, Unreachable, connect, explained
+from mdpr.tracking.system_metrics import SystemMonitor, monitored
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-__all__ = ["OpenRun", "add_results", "adopt", "flatten", "holds_run", "lineage_tags", "open_run"]
+__all__ = ["OpenRun", "add_results", "flatten", "lineage_tags", "open_run"]
 
 logger = logging.getLogger(__name__)
 
-ORIGINAL_RUN_TAG = "mdpr.original_run_id"
 RESULTS_FOLDER = "evaluation"  # where a run's artifacts hold predictions.parquet, report.html and so on
-ARTIFACT_FOLDER = "mlruns"
-VALUES_PER_REQUEST = 100  # MLflow takes 100 parameters or 1,000 metrics in one log_batch
+RETRY_AFTER_S = 60.0  # a store that hangs costs its time-out once in this time, not every epoch
 
 
 @dataclass
 class OpenRun:
-    """A run while it is open. Values that cannot be delivered wait here and go with the next epoch's."""
+    """A run while it is open. Values that cannot be delivered wait in its journal and go with a later epoch's."""
 
     store: Store
     tracked: TrackedRun
-    _waiting: list[Metric] = field(default_factory=list)
+    journal: Journal
+    monitor: SystemMonitor | None = None
+    _logged: set[int] = field(default_factory=set)  # epochs that an earlier process of this run has logged
+    _retry_at_s: float = 0.0
 
     @property
     def run_id(self) -> str:
         return self.tracked.run_id
 
     def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """All values of one epoch in one request. A store that is away is a warning: training goes on."""
-        self._waiting += _as_metrics(metrics, epoch)
+        """All values of one epoch in one request. A store that is away is a warning: training goes on.
+
+        An epoch that the run already has, from before it was resumed, is not logged again.
+        """
+        if epoch in self._logged:
+            return
+        self._logged.add(epoch)
+        load = self.monitor.drain() if self.monitor else {}
+        self.journal.append("metrics", as_metrics({**metrics, **load}, epoch))
+        if time.monotonic() < self._retry_at_s:
+            return
         try:
-            self._deliver()
+            deliver(self.store, self.journal, self.run_id)
         except TrackingError as error:
-            logger.warning("%s; %d values wait for the next epoch", error, len(self._waiting))
+            self._retry_at_s = time.monotonic() + RETRY_AFTER_S
+            logger.warning("%s; %d entries wait in %s", error, len(self.journal.pending), self.journal.path)
 
     def close(self, status: str) -> None:
         """The rest of the values, then the status. What fails here must not cost the user a trained model."""
+        self.journal.append(CLOSED, [status, _now_ms()])
         try:
-            self._deliver()
-            with explained(self.store.uri):
-                self.store.client.set_terminated(self.run_id, status)
+            deliver(self.store, self.journal, self.run_id)
+            self.journal.remove()
         except TrackingError as error:
-            logger.error("%s; run %s stays open and lacks %d values", error, self.run_id, len(self._waiting))
-
-    def _deliver(self) -> None:
-        # A value keeps the time it was made at, and MLflow stores one value a time and step: sending a batch
-        # again after a lost answer does no harm.
-        _log_metrics(self.store, self.run_id, self._waiting)
-        self._waiting.clear()
+            logger.error("%s; the rest of run %s waits in %s", error, self.run_id, self.journal.path)
+        self.journal.close()
 
 
 @contextmanager
 def open_run(
-    tracking: TrackingParams, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    tracking: TrackingParams,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    *,
+    datasets: Sequence[Mapping[str, Any]] = (),
+    run_id: str | None = None,
 ) -> Iterator[OpenRun]:
-    """A new run with flat `params` and `tags`; it ends FINISHED, FAILED on an exception, KILLED on Ctrl-C.
+    """A run with flat `params`, `tags` and `datasets` (see `split_inputs`); it ends FINISHED, FAILED on an exception,
+    KILLED on Ctrl-C and SIGTERM.
 
+    `run_id` goes on with the run that a killed process left, where the store holds it; otherwise it is a new one.
     Raises `TrackingError` where the store cannot be reached: before the work, not after it.
     """
-    store = connect()
-    run = OpenRun(store, _create_run(store, tracking, name, tags))
-    _log_params(store, run.run_id, params)
-    status = "FAILED"
-    try:
-        yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        run.close(status)
+    store, spool = connect(), Path(tracking.spool)
+    flush(store, spool, besides=run_id)
+    resumed = run_id is not None and holds_run(store, run_id)
+    if run_id is not None and resumed:
+        tracked = TrackedRun(run_id=run_id, experiment=tracking.experiment)
+    else:
+        tracked = create_run(store, tracking.experiment, name, tags)
+    with closing(start_journal(store, spool, tracked)) as journal:
+        waiting = {step for entry in journal.entries if entry.kind == "metrics" for _, _, _, step in entry.content}
+        journal.append(OPENED, _now_ms())
+        if not resumed:
+            journal.append("params", {key: str(value) for key, value in params.items()})
+        if datasets:
+            journal.append("datasets", list(datasets))
+        deliver(store, journal, tracked.run_id)
+        status = "FAILED"
+        with monitored(tracking.system_metrics) as monitor:
+            logged = waiting | _steps(store, tracked.run_id) if resumed else set()
+            run = OpenRun(store, tracked, journal, monitor, logged)
+            try:
+                yield run
+                status = "FINISHED"
+            except (KeyboardInterrupt, Interrupted):
+                status = "KILLED"
+                raise
+            finally:
+                run.close(status)
 
 
 def add_results(
-    run: TrackedRun, tracking: TrackingParams, metrics: Mapping[str, float], files: Sequence[Path]
+    run: TrackedRun,
+    tracking: TrackingParams,
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+    *,
+    datasets: Sequence[Mapping[str, Any]] = (),
+    attachments: Mapping[str, Path] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> TrackedRun:
-    """Add `metrics` and `files` (artifacts below evaluation/) to `run`; returns the run that now holds them.
+    """Add `metrics`, `files` (artifacts below evaluation/), `attachments` (artifact path -> file), `datasets` and
+    `tags` to `run`; returns the run that now holds them.
 
-    That is a new one where this store does not hold `run` (see `adopt`). Raises `TrackingError`.
+    That is another one where this store does not hold `run` (see `adopt`). Where the store is away, everything waits
+    in the spool and `run` comes back. Raises `TrackingError` where the store refuses.
     """
-    store = connect()
-    here = adopt(store, run, tracking)
-    _log_metrics(store, here.run_id, _as_metrics(metrics, step=0))
-    with explained(store.uri):
+    store, spool = connect(), Path(tracking.spool)
+    try:
+        flush(store, spool)
+        here = adopt(store, run, tracking.experiment)
+    except Unreachable:  # said once, by the delivery below
+        here = run.model_copy(update={"experiment": tracking.experiment})
+    with closing(start_journal(store, spool, here)) as journal:
+        journal.append("metrics", as_metrics(metrics, step=0))
         for file in files:
-            store.client.log_artifact(here.run_id, str(file), RESULTS_FOLDER)
-        if store.client.get_run(here.run_id).info.status == "RUNNING":  # new, or its end could not be delivered
-            store.client.set_terminated(here.run_id)
+            journal.append_file(file, f"{RESULTS_FOLDER}/{file.name}")
+        for target, file in (attachments or {}).items():
+            journal.append_file(file, target)
+        if datasets:
+            journal.append("datasets", list(datasets))
+        if tags:
+            journal.append("tags", dict(tags))
+        try:
+            deliver(store, journal, here.run_id)
+            _close_if_open(store, here.run_id)
+            journal.remove()
+        except Unreachable as error:
+            logger.warning("%s; the results of run %s wait in %s", error, here.run_id, spool)
     return here
 
 
-def adopt(store: Store, run: TrackedRun, tracking: TrackingParams) -> TrackedRun:
-    """`run` where this store holds it, otherwise the run that stands in for it here, made on first use.
+def as_metrics(metrics: Mapping[str, float], step: int) -> list[list[Any]]:
+    """[name, value, time_ms, step] each. MLflow's names take letters, digits, spaces and _ - . / : alone."""
+    now_ms = _now_ms()
+    return [[re.sub(r"[^\w\-./: ]", "_", key), float(value), now_ms, step] for key, value in metrics.items()]
 
-    A model out of a teammate's DVC cache names a run of the teammate's store. Raises `TrackingError`.
-    """
-    client = store.client
-    if holds_run(store, run.run_id):
-        return run
+
+def _steps(store: Store, run_id: str) -> set[int]:
+    """The epochs that the store has of a run."""
     with explained(store.uri):
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        query = f"tags.`{ORIGINAL_RUN_TAG}` = '{run.run_id}'"
-        stand_ins = client.search_runs([experiment.experiment_id], query) if experiment else []
-    if stand_ins:
-        return TrackedRun(run_id=stand_ins[0].info.run_id, experiment=tracking.experiment)
-    here = _create_run(store, tracking, f"from-{run.run_id[:8]}", {ORIGINAL_RUN_TAG: run.run_id})
-    logger.warning("run %s is not in this MLflow store: its results go to the new run %s", run.run_id, here.run_id)
-    return here
+        names = store.client.get_run(run_id).data.metrics
+        history = store.client.get_metric_history(run_id, "loss" if "loss" in names else next(iter(names), "loss"))
+    return {item.step for item in history}
 
 
-def holds_run(store: Store, run_id: str) -> bool:
-    """Whether the store has this run, not deleted; raises `TrackingError` where it cannot be asked."""
-    from mlflow.exceptions import MlflowException
-
+def _close_if_open(store: Store, run_id: str) -> None:
+    """A run that was made for these results, or whose end could not be delivered."""
     with explained(store.uri):
-        try:
-            return bool(store.client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return False
-            raise
+        if store.client.get_run(run_id).info.status == "RUNNING":
+            store.client.set_terminated(run_id)
 
 
-def _create_run(store: Store, tracking: TrackingParams, name: str, tags: Mapping[str, str]) -> TrackedRun:
-    with explained(store.uri):
-        experiment_id = _experiment_id(store, tracking.experiment)
-        created = store.client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    return TrackedRun(run_id=created.info.run_id, experiment=tracking.experiment)
-
-
-def _experiment_id(store: Store, name: str) -> str:
-    """The id of an experiment, made where there is none yet."""
-    from mlflow.exceptions import MlflowException
-
-    found = store.client.get_experiment_by_name(name)
-    if found is None:
-        # Beside the sqlite file, not in the folder that the process happens to work in; a server knows its own.
-        folder = store.file and str(store.file.absolute().parent / ARTIFACT_FOLDER)
-        try:
-            return str(store.client.create_experiment(name, artifact_location=folder))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # someone else's first run was faster
-                raise
-            found = store.client.get_experiment_by_name(name)
-    if found.lifecycle_stage == "deleted":
-        raise TrackingError(f"the experiment {name} is deleted: restore it or set tracking.experiment")
-    return str(found.experiment_id)
-
-
-def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Metric]:
-    """MLflow's names take letters, digits, spaces and _ - . / : alone."""
-    from mlflow.entities import Metric
-
-    now_ms = int(time.time() * 1000)
-    return [Metric(re.sub(r"[^\w\-./: ]", "_", key), float(value), now_ms, step) for key, value in metrics.items()]
-
-
-def _log_metrics(store: Store, run_id: str, metrics: Sequence[Metric]) -> None:
-    with explained(store.uri):
-        for start in range(0, len(metrics), VALUES_PER_REQUEST):
-            store.client.log_batch(run_id, metrics=metrics[start : start + VALUES_PER_REQUEST])
-
-
-def _log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    values = [Param(key, str(value)) for key, value in params.items()]
-    with explained(store.uri):
-        for start in range(0, len(values), VALUES_PER_REQUEST):
-            store.client.log_batch(run_id, params=values[start : start + VALUES_PER_REQUEST])
+def _now_ms() -> int:
+    return int(time.time() * 1000)

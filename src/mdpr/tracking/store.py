@@ -33,6 +33,14 @@ DEFAULTS = {
 }
 
 
+# MLflow's words for "this will never be accepted"; everything else may be another answer tomorrow.
+REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+
+
+class Unreachable(TrackingError):
+    """The store is away, busy or keeps us out: what it did not take can be sent again."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A client and the address it talks to."""
@@ -44,6 +52,16 @@ class Store:
     def file(self) -> Path | None:
         """The sqlite file, where the store is one."""
         return sqlite_file(self.uri)
+
+    @property
+    def address(self) -> str:
+        """The store's name for comparisons: no user, no password, no relative path."""
+        return f"sqlite:///{self.file.absolute()}" if self.file else without_login(self.uri)
+
+
+def without_login(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -75,14 +93,18 @@ def connect() -> Store:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn MLflow's refusals into `TrackingError`: one line, the address without its password, the fix."""
+    """Turn MLflow's refusals into `TrackingError`: one line, the address without its password, the fix.
+
+    Where trying again may help, it is `Unreachable`.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(explain(uri, str(error))) from error
+        refused = getattr(error, "error_code", None) in REFUSALS
+        raise (TrackingError if refused else Unreachable)(explain(uri, str(error))) from error
 
 
 def explain(uri: str, message: str) -> str:
@@ -91,7 +113,7 @@ def explain(uri: str, message: str) -> str:
         parts = urlsplit(uri)
     except ValueError:
         return "MLFLOW_TRACKING_URI is not an address: write http://HOST:PORT or sqlite:///FILE"
-    store = f"MLflow at {parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()}"
+    store = f"MLflow at {without_login(uri)}"
     if parts.password:
         message = message.replace(parts.password, "***")
     # MLflow words HTTP failures in three ways: a status it does not retry, one it gave up on, no answer.

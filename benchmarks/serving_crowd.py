@@ -1,0 +1,58 @@
+"""Many processes that promote their own version at the same moment, through one MLflow server."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.servers import START_TIMEOUT_S, running
+from mdpr.errors import TrackingError
+from mdpr.registry.aliases import Registry
+from mdpr.tracking.store import connect
+
+
+def count_winners(folder: Path, promoters: int) -> int:
+    """Of so many processes that promote at once, how many were told that they won; the alias must agree with them."""
+    command = ["-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'crowd.db'}"]
+    command += ["--artifacts-destination", str(folder / "crowd")]
+    with running(command, "/health", folder) as address:
+        os.environ["MLFLOW_TRACKING_URI"] = address
+        registry = Registry(connect(), "crowd")
+        client = registry.store.client
+        experiment_id = client.create_experiment("crowd")
+        run_id = client.create_run(experiment_id).info.run_id
+        models = [client.create_logged_model(experiment_id, "model", run_id) for _ in range(promoters)]
+        numbers = [registry.create(model.model_id, run_id, f"{n}", {}).number for n, model in enumerate(models)]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.serving", "mlflow"])  # one import of everything for all of them
+        start, answers = context.Barrier(promoters), context.Queue()
+        processes = [
+            context.Process(target=promote_when_told, args=(address, number, start, answers)) for number in numbers
+        ]
+        for process in processes:
+            process.start()
+        told = [answers.get(timeout=START_TIMEOUT_S) for _ in processes]
+        for process in processes:
+            process.join()
+        champion = registry.behind("champion")
+    winners = [number for number, reason in told if reason is None]
+    assert champion is not None
+    assert champion.number in winners
+    assert all("someone else promoted" in reason for _, reason in told if reason is not None)
+    return len(winners)
+
+
+def promote_when_told(address: str, number: str, start: Any, answers: Any) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    registry = Registry(connect(), "crowd")
+    registry.behind("champion")
+    start.wait()
+    try:
+        registry.move_champion(number, expected=None)
+    except TrackingError as error:
+        answers.put((number, str(error)))
+    else:
+        answers.put((number, None))

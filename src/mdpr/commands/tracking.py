@@ -1,0 +1,25 @@
+"""`mdpr tracking`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group("tracking")
+def command() -> None:
+    """Deliver to MLflow what could not be delivered while it was away."""
+
+
+@command.command("flush")
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+def flush_spool(params: Path) -> None:
+    """Send what waits in the spool (tracking.spool) to the store it was meant for. Every later stage does so too."""
+    from mdpr.config import TrackingParams, load_params
+    from mdpr.tracking.flushing import flush
+    from mdpr.tracking.store import connect
+
+    tracking = load_params(params)["tracking"]
+    assert isinstance(tracking, TrackingParams)
+    click.echo(f"delivered {flush(connect(), Path(tracking.spool))} entries from {tracking.spool}")
