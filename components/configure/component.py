@@ -9,6 +9,7 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
 def configure(
     base: str,
+    recipe: str,
     source: str,
     root: str,
     architecture: str,
@@ -20,6 +21,10 @@ def configure(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    provider: str,
+    llm_vendor: str,
+    llm_model: str,
+    llm_base_url: str,
     experiment: str,
     model_name: str,
     overrides: str,
@@ -41,6 +46,7 @@ def configure(
 
     Args:
         base: params.yaml as it was when the pipeline was compiled.
+        recipe: Known benchmark to start from instead; then only what differs from base counts below.
         source: Kind of data source (prepare.source).
         root: Folder of the source (prepare.root).
         architecture: Frozen CLIP model (backbone.architecture).
@@ -52,6 +58,10 @@ def configure(
         batch_size: Images a step (tune.batch_size).
         learning_rate: Start of the cosine (tune.learning_rate).
         seed: Seed of the tuning (tune.seed).
+        provider: Who writes the sentences (describe.provider).
+        llm_vendor: Protocol of the chat model's server (describe.llm.vendor).
+        llm_model: The chat model (describe.llm.model).
+        llm_base_url: Address of its server (describe.llm.base_url).
         experiment: MLflow experiment (tracking.experiment).
         model_name: Name in the MLflow model registry (tracking.model_name).
         overrides: YAML text of sections and keys, over everything above.
@@ -81,6 +91,10 @@ def configure(
             "learning_rate": learning_rate,
             "seed": seed,
         },
+        "describe": {
+            "provider": provider,
+            "llm": {"vendor": llm_vendor, "model": llm_model, "base_url": llm_base_url},
+        },
         "tracking": {"experiment": experiment, "model_name": model_name},
     }
-    return configure_stages(base, choices, overrides)
+    return configure_stages(base, choices, overrides, recipe)

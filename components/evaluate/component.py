@@ -34,7 +34,8 @@ def evaluate(
         confusion: Confusion matrix of the fused prediction, for the UI.
         report: The report, for the UI.
     """
-    from mdpr.stages.kubeflow import run_component, show_confusion, show_metrics, show_page
+    from mdpr.stages.kubeflow import run_component
+    from mdpr.stages.kubeflow_views import show_confusion, show_metrics, show_page
 
     run_component(
         "evaluate",

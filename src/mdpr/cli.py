@@ -12,6 +12,7 @@ import sys
 import click
 
 from mdpr.errors import MdprError
+from mdpr.launch import read_launch
 from mdpr.stages.definition import STAGES, load_stage
 
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
@@ -19,7 +20,16 @@ also a component of the Kubeflow pipeline in pipelines/."""
 
 # Name -> its line in `mdpr --help`; the command itself is in mdpr.commands.<name>.
 COMMANDS: dict[str, str] = {
+    "knowledge": "Check a knowledge base: `mdpr knowledge audit FILE`.",
     "summary": "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
+    "report": "Make the report again with the gate's decision, and open it.",
+    "compare": "Compare runs on the same test images: paired tests, corrected by Holm's method.",
+    "registry": "Look into the MLflow model registry: versions, aliases, test figures.",
+    "serve": "Serve the champion over HTTP.",
+    "tracking": "Deliver to MLflow what could not be delivered while it was away.",
+    "recipe": "List, show or use the settings of a known benchmark.",
+    "pipeline": "Compile the Kubeflow pipeline, run it here, or start it on a cluster.",
+    "data": "Bring a data set that DVC keeps elsewhere into data/.",
 }
 
 
@@ -51,7 +61,8 @@ class LazyGroup(click.Group):
 def cli(verbose: bool) -> None:
     """Tune CLIP on long-tailed data with multi-dimensional dynamic prompt routing (MDPR)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mdpr").setLevel(logging.DEBUG if verbose else logging.INFO)
+    told = logging.INFO if read_launch().leads else logging.WARNING  # one of torchrun's processes speaks for all
+    logging.getLogger("mdpr").setLevel(logging.DEBUG if verbose else told)
 
 
 def main() -> None:

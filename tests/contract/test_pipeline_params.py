@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from components.readme import load_component
-from pipelines.training import read_params, training_pipeline
+from pipelines.settings import read_params
+from pipelines.site import Site
+from pipelines.training import training_pipeline
 
 from mdpr.config import SECTIONS, load_params, parse_params
+from mdpr.errors import ConfigError
+from mdpr.recipes import params_text, read_recipe
 from mdpr.stages.definition import STAGES, load_stage
 from mdpr.stages.kubeflow import merge_params
 
@@ -25,7 +30,7 @@ def test_params_yaml_names_every_section() -> None:
 def test_pipeline_gives_every_stage_what_params_yaml_says() -> None:
     """The defaults of the UI, through `configure`'s own function, come back as params.yaml."""
     params = read_params()
-    inputs = training_pipeline(params).component_spec.inputs
+    inputs = training_pipeline(params, Site()).component_spec.inputs
     values = {name: port.default for name, port in inputs.items()}
     assert [name for name, port in inputs.items() if not port.description] == []
     texts = load_component("configure").python_func(base=yaml.safe_dump(params), **values)
@@ -39,16 +44,45 @@ def test_every_choice_of_the_ui_reaches_its_stage() -> None:
     values: dict[str, Any] = {
         "source": "folder", "root": "R", "architecture": "A", "weights": "W", "prompting": "coop",
         "routing": False, "base_loss": "ldam", "epochs": 7, "batch_size": 77, "learning_rate": 0.0077,
-        "seed": 777, "experiment": "E", "model_name": "N",
+        "seed": 777, "provider": "llm", "llm_vendor": "anthropic", "llm_model": "L", "llm_base_url": "http://b",
+        "experiment": "E", "model_name": "N",
     }  # fmt: skip
-    assert set(values) | {"overrides"} == set(training_pipeline(read_params()).component_spec.inputs)
-    texts = load_component("configure").python_func(base="", overrides="tune: {augment: none}", **values)
+    assert set(values) | {"recipe", "overrides"} == set(training_pipeline(read_params(), Site()).component_spec.inputs)
+    texts = load_component("configure").python_func(base="", recipe="", overrides="tune: {augment: none}", **values)
     found = {section: keys for text in texts for section, keys in yaml.safe_load(text).items()}
-    flat = {key: value for keys in found.values() for key, value in keys.items() if key != "seed"}
-    assert {key: flat[key] for key in values if key not in ("seed", "batch_size")} == {
-        key: value for key, value in values.items() if key not in ("seed", "batch_size")
+    places = {
+        "tracking": ("experiment", "model_name"),
+        "prepare": ("source", "root"),
+        "backbone": ("architecture", "weights"),
+        "describe": ("provider",),
     }
-    assert (found["tune"]["seed"], found["tune"]["batch_size"], found["tune"]["augment"]) == (777, 77, "none")
+    where = {name: found[section][name] for section, names in places.items() for name in names}
+    where |= {f"llm_{key}": found["describe"]["llm"][key] for key in ("vendor", "model", "base_url")}
+    where |= {name: found["tune"][name] for name in set(values) - set(where)}
+    assert where == values
+    assert found["tune"]["augment"] == "none"
+
+
+def test_a_recipe_gives_way_to_what_was_changed_and_to_nothing_else() -> None:
+    """Defaults of the UI are params.yaml's: those that nobody touched must not overwrite the recipe."""
+    params = read_params()
+    base = yaml.safe_dump(params)
+    untouched = {"tune": {key: params["tune"][key] for key in ("epochs", "batch_size", "prompting")}}
+    changed = {"tune": {**untouched["tune"], "batch_size": 7}}
+    expected = parse_params(yaml.safe_load(params_text(read_recipe("cifar100-lt"), None)))
+    assert expected["tune"].epochs != params["tune"]["epochs"]  # type: ignore[attr-defined]
+    for choices, batch_size in ((untouched, expected["tune"].batch_size), (changed, 7)):  # type: ignore[attr-defined]
+        texts = merge_params(base, choices, "tune: {seed: 5}", "cifar100-lt")
+        assert yaml.safe_load(texts["tune"])["tune"] == expected["tune"].model_dump(mode="json") | {
+            "batch_size": batch_size,
+            "seed": 5,
+        }
+        assert yaml.safe_load(texts["prepare"])["prepare"] == expected["prepare"].model_dump(mode="json")
+
+
+def test_an_unknown_recipe_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe cifar100; did you mean cifar100-lt\?"):
+        merge_params("", {}, "", "cifar100")
 
 
 def test_a_setting_of_tune_leaves_the_stages_before_it_alone() -> None:

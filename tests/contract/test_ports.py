@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from components.readme import COMPONENTS, load_component, stale
+from pipelines.compile import COMPILED, is_current
 from pipelines.placement import PLACEMENTS
-from pipelines.training import COMPILED, is_current
+from pipelines.site import Site
 
 from mdpr.commands.stage import stage_command
 from mdpr.config import SECTIONS
@@ -110,7 +111,7 @@ def test_component_has_the_ports_the_params_and_its_views(name: str) -> None:
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_component_and_every_port_are_described(name: str) -> None:
     spec = load_component(name).component_spec
-    ports = {**spec.inputs, **spec.outputs}
+    ports = {**(spec.inputs or {}), **(spec.outputs or {})}
     assert spec.description
     assert [port for port, content in ports.items() if not content.description] == []
 
@@ -136,16 +137,30 @@ def test_configure_splits_for_exactly_the_stages() -> None:
 
 
 def test_compiled_pipeline_is_current() -> None:
-    assert is_current(COMPILED), "run python -m pipelines.training"
+    assert is_current(COMPILED, Site()), "run mdpr pipeline compile"
 
 
 def test_component_readmes_are_current() -> None:
     assert stale(PROJECT / "components") == [], "run python -m components.readme --write"
 
 
-def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any]) -> None:
+def graph(compiled: dict[str, Any]) -> dict[str, Any]:
+    """The tasks inside the exit handler: all but `close`."""
+    tasks: dict[str, Any] = compiled["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    return tasks
+
+
+def test_close_runs_however_the_stages_end(compiled: dict[str, Any]) -> None:
     tasks = compiled["root"]["dag"]["tasks"]
-    assert set(tasks) == {"configure", *STAGES} == set(PLACEMENTS)
+    assert set(tasks) == {"exit-handler-1", "close"}
+    assert tasks["close"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert tasks["close"]["dependentTasks"] == ["exit-handler-1"]
+    assert set(PLACEMENTS) == {*graph(compiled), "close"}
+
+
+def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any]) -> None:
+    tasks = graph(compiled)
+    assert set(tasks) == {"configure", *STAGES}
     for name in STAGES:
         inputs = tasks[name]["inputs"]
         assert inputs["parameters"]["params"]["taskOutputParameter"] == {
@@ -159,11 +174,11 @@ def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any
 
 
 def test_nothing_is_computed_before_the_data_are_checked(compiled: dict[str, Any]) -> None:
-    tasks = compiled["root"]["dag"]["tasks"]
+    tasks = graph(compiled)
     assert "validate" in tasks["probe"]["dependentTasks"]
 
 
 def test_registry_tasks_are_never_cached(compiled: dict[str, Any]) -> None:
-    tasks = compiled["root"]["dag"]["tasks"]
+    tasks = graph(compiled)
     cached = {name for name in tasks if tasks[name]["cachingOptions"].get("enableCache")}
     assert cached == set(tasks) - {"prepare", "register", "promote"}

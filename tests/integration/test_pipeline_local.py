@@ -41,15 +41,14 @@ class Run:
 
 
 def run_pipeline(workdir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pipelines.local` in a folder like a container's: the data, mlflow/, nothing else."""
-    for name in ("data", "mlflow"):
+    """`mdpr pipeline run` in a folder of its own, so that nothing is written into the project."""
+    for name in ("data", "mlflow", "pipelines", "components", "params.yaml"):
         (workdir / name).symlink_to(PROJECT / name)
     environment = os.environ | {
-        "PYTHONPATH": str(PROJECT),
         "MLFLOW_TRACKING_URI": f"sqlite:///{workdir}/mlflow.db",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "pipelines.local", "--output", str(workdir / "runs"), *options]
+    command = [sys.executable, "-m", "mdpr", "pipeline", "run", "--output", str(workdir / "runs"), *options]
     return subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
@@ -64,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_every_task_ran_once(run: Run) -> None:
-    assert {path.name for path in run.folder.iterdir()} == {"configure", *STAGES}
+    assert {path.name for path in run.folder.iterdir()} == {"configure", *STAGES, "close"}
 
 
 def test_overrides_reached_the_stages(run: Run) -> None:

@@ -56,10 +56,13 @@ def stage_command(stage: Stage) -> click.Command:
                 return
         run_stage(stage, _paths(stage.ports, options), sections)
 
-    others = "\n\n".join(
-        _describe_section(name, SECTIONS[name]) for name in stage.sections.values() if name != stage.name
+    groups = (
+        {f"{stage.name}.{key}": field for key, field in own.model_fields.items() if _is_group(field)} if own else {}
     )
-    epilog = f"\b\n{others}" if others else None
+    epilog = "\n\n".join(
+        [f"\b\n{_describe_section(name, field.annotation, field.description)}" for name, field in groups.items()]
+        + [f"\b\n{_describe_section(name, SECTIONS[name])}" for name in stage.sections.values() if name != stage.name]
+    )
     options = [*_port_options(stage), *_common_options(), *_flags(stage), *_setting_options(own)]
     return StageCommand(stage, name=stage.name, callback=run, params=options, help=STAGES[stage.name], epilog=epilog)
 
@@ -123,9 +126,16 @@ def _metavar(field: FieldInfo) -> str | None:
     return None
 
 
-def _describe_section(name: str, model: type[BaseModel]) -> str:
-    """The settings of a section that stages share, as help text: name, default, meaning."""
+def _is_group(field: FieldInfo) -> bool:
+    """Whether a setting holds settings of its own."""
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _describe_section(name: str, model: Any, meaning: str | None = None) -> str:
+    """The settings of a section that stages share, or of a group, as help text: name, default, meaning."""
     lines = [f"Settings in `{name}`, changed by --set {name}.KEY=VALUE:"]
+    if meaning:
+        lines.append(f"  {meaning}")
     for key, field in model.model_fields.items():
         default = "" if field.default_factory else f" [{field.default!r}]"
         lines.append(f"  {key}{default}: {field.description or ''}")

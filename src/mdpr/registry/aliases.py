@@ -24,6 +24,7 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 DIGEST_TAG = "mdpr.model_digest"
 LOCK_TIMEOUT_S = 300.0
+POINT_ATTEMPTS = 5
 LOCK_POLL_S = 0.05
 
 
@@ -105,8 +106,18 @@ class Registry:
             self.store.client.update_model_version(self.name, number, card)
 
     def point(self, alias: str, number: str) -> None:
+        """Let `alias` name this version."""
+        from mlflow.exceptions import MlflowException
+
         with explained(self.store.uri):
-            self.store.client.set_registered_model_alias(self.name, alias, number)
+            for attempt in range(POINT_ATTEMPTS):
+                try:
+                    self.store.client.set_registered_model_alias(self.name, alias, number)
+                    return
+                except MlflowException as error:
+                    # A server that looks, then inserts, answers so where another process set the same alias in between.
+                    if error.error_code != "BAD_REQUEST" or attempt == POINT_ATTEMPTS - 1:
+                        raise
 
     def move_champion(self, number: str, expected: str | None) -> None:
         """`champion` to `number`, if it is still at `expected`; the old champion becomes `previous`.

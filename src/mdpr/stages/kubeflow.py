@@ -7,8 +7,10 @@ here imports kfp: an artifact is anything with a `path` and a `metadata` diction
 from __future__ import annotations
 
 import logging
-import shutil
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,13 @@ from typing import Any, Protocol
 
 import yaml
 
-from mdpr.artifacts import read_json, read_metrics
+from mdpr.artifacts import read_json
 from mdpr.config import parse_params
 from mdpr.errors import ConfigError, MdprError
-from mdpr.stages.definition import STAGES, load_stage, run_stage
+from mdpr.recipes import params_text, read_recipe
+from mdpr.stages.definition import STAGES, Stage, load_stage, run_stage
 
 logger = logging.getLogger(__name__)
-CONFUSION_MAX_CLASSES = 100  # the matrix is drawn by a browser, and kept in the metadata store
 
 
 class Artifact(Protocol):
@@ -32,42 +34,78 @@ class Artifact(Protocol):
     metadata: dict[str, Any]
 
 
-class ConfusionView(Protocol):
-    """The part of `kfp.dsl.ClassificationMetrics` that is used here."""
-
-    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None: ...
-
-
-# --- running a stage ----------------------------------------------------------------------------------------
-
-
 def run_component(stage_name: str, params: str, /, **ports: Artifact) -> None:
     """Run a stage on the paths of `ports`; `params` is YAML text of the sections it reads.
 
-    A user's mistake ends the process with one line on stderr and exit code 2.
+    With MDPR_PROCESSES above 1 the stage runs in as many processes under torchrun, one a GPU. A user's mistake ends the
+    process with one line on stderr and exit code 2.
     """
     with _one_line_errors():
         stage = load_stage(stage_name)
         paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-        run_stage(stage, paths, parse_params(_read_sections(params, "params")))
+        sections = parse_params(_read_sections(params, "params"))
+        processes = int(os.environ.get("MDPR_PROCESSES", "1"))
+        if processes > 1:
+            _spread(stage, paths, params, processes)
+        else:
+            run_stage(stage, paths, sections)
         for port in stage.outputs:
             ports[port].metadata.update(summarise(paths[port]))
 
 
-def configure_stages(base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str) -> tuple[str, ...]:
+def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int) -> None:
+    """`mdpr STAGE` in `processes` processes of this machine; what they say goes where this process's output goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_text(params, encoding="utf-8")
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+        ports = [part for port in stage.ports for part in (f"--{port}", str(paths[port].absolute()))]
+        command = [sys.executable, *launch, "-m", "mdpr", stage.name, "--params", str(file), *ports]
+        code = subprocess.run(command).returncode
+    if code:
+        raise MdprError(
+            f"{stage.name}: one of {processes} processes failed with exit code {code}; its own line is above"
+        )
+
+
+def close_runs(state: str) -> None:
+    """Mark the MLflow runs that this run of Kubeflow left open as failed, unless its end, `state`, is SUCCEEDED.
+
+    KFP_RUN_ID says which run of Kubeflow this is; without it (on one machine) there is nothing to find.
+    """
+    run_id = os.environ.get("KFP_RUN_ID")
+    if state == "SUCCEEDED" or not run_id:
+        return
+    from mdpr.tracking.closing import fail_open_runs
+
+    with _one_line_errors():
+        for closed in fail_open_runs("kfp.run_id", run_id):
+            logger.info("MLflow run %s was left open: marked as failed", closed)
+
+
+def configure_stages(
+    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
+) -> tuple[str, ...]:
     """The parameters of each stage as YAML text, in the order of `STAGES`: what `run_component` takes.
 
     `base` holds all sections; `choices` are the parameters a person sets one by one; `overrides`, YAML text
-    too, has the last word. Each text holds only the sections its stage reads, so that a setting of `tune`
-    leaves the input of `prepare` as it was. A wrong key or value ends the process with one line, exit code 2.
+    too, has the last word. With a `recipe`, its settings stand in the place of `base`, and of `choices` only those
+    count that differ from `base`: what nobody changed is the recipe's. Each text holds only the sections its stage
+    reads, so that a setting of `tune` leaves the input of `prepare` as it was. A wrong key or value ends the process
+    with one line, exit code 2.
     """
     with _one_line_errors():
-        return tuple(merge_params(base, choices, overrides).values())
+        return tuple(merge_params(base, choices, overrides, recipe).values())
 
 
-def merge_params(base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str) -> dict[str, str]:
+def merge_params(
+    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
+) -> dict[str, str]:
     """`configure_stages` by stage name; raises `ConfigError`."""
     merged = _read_sections(base, "base")
+    if recipe:
+        choices = _changed(choices, merged)
+        merged = _read_sections(params_text(read_recipe(recipe), None), recipe)
     for layer in (choices, _read_sections(overrides, "overrides")):
         merged = _merge(merged, layer)
     sections = parse_params(merged)
@@ -93,6 +131,13 @@ def _read_sections(text: str, what: str) -> dict[str, Any]:
     return content
 
 
+def _changed(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `values` is not as in `base`, mapping by mapping."""
+    nested = {key: _changed(value, base.get(key, {})) for key, value in values.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in values.items() if key not in nested and value != base.get(key)}
+    return {key: value for key, value in nested.items() if value} | plain
+
+
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, mapping by mapping."""
     merged = dict(under)
@@ -114,35 +159,8 @@ def _one_line_errors() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-# --- what the Kubeflow UI shows -----------------------------------------------------------------------------
-
-
 def summarise(output: Path) -> dict[str, Any]:
     """Single values for an artifact's metadata, from the JSON file it is or from the run.json inside it."""
     path = output if output.is_file() else output / "run.json"
     content = read_json(path) if path.is_file() else {}
     return {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)}
-
-
-def show_metrics(evaluation: Artifact, view: Artifact) -> None:
-    """metrics.json, each value as branch.figure."""
-    for branch, figures in read_metrics(Path(evaluation.path)).items():
-        view.metadata.update({f"{branch}.{figure}": value for figure, value in figures.items()})
-
-
-def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
-    """confusion.csv (columns actual, predicted; one row a test image) as a matrix, rows actual."""
-    import pandas as pd
-
-    pairs = pd.read_csv(Path(evaluation.path) / "confusion.csv", dtype=str, keep_default_na=False)
-    names = sorted(set(pairs["actual"]) | set(pairs["predicted"]))
-    if len(names) > CONFUSION_MAX_CLASSES:
-        logger.info("no confusion matrix in the UI: %d classes, at most %d", len(names), CONFUSION_MAX_CLASSES)
-        return
-    counts = pd.crosstab(pairs["actual"], pairs["predicted"]).reindex(index=names, columns=names, fill_value=0)
-    view.log_confusion_matrix(names, counts.to_numpy().tolist())
-
-
-def show_page(source: Artifact, name: str, view: Artifact) -> None:
-    """One HTML file of an output as an artifact of its own, which the UI opens."""
-    shutil.copyfile(Path(source.path) / name, view.path)

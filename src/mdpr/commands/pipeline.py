@@ -1,0 +1,53 @@
+"""`mdpr pipeline`: the Kubeflow pipeline of the project in the working folder.
+
+The graph belongs to the project, not to this library: its package `pipelines` is imported from the working folder, and
+not before one of its commands is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from mdpr.errors import ConfigError, MdprError
+
+PACKAGE = "pipelines"
+
+
+class ProjectGroup(click.Group):
+    """The commands that the project's package names in `COMMANDS` (name -> line of help)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(load(PACKAGE).COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = load(f"{PACKAGE}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(load(PACKAGE).COMMANDS.items()))
+
+
+def load(name: str) -> ModuleType:
+    """A module of the project's package; `MdprError` where the working folder has none, or a library is missing."""
+    folder = Path.cwd()
+    if not (folder / PACKAGE / "training.py").is_file():
+        raise ConfigError(f"{folder} holds no {PACKAGE}/training.py: run `mdpr pipeline` in the project's folder")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # behind the libraries: a folder here must not stand in for one of them
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MdprError(f"mdpr pipeline needs {error.name}: pip install 'mdpr[pipeline]'") from None
+
+
+@click.group("pipeline", cls=ProjectGroup)
+def command() -> None:
+    """Compile the Kubeflow pipeline, run it here, or start it on a cluster."""
