@@ -13,6 +13,7 @@ STAMP := $(VENV)/.current
 DOCKER ?= docker
 BASE_IMAGE ?= python:3.11-slim
 BUILD_OPTIONS ?=
+TEST_WORKERS ?= 2
 
 .PHONY: setup demo test check format compile local-llm images image-cpu image-gpu test-docker clean
 
@@ -33,7 +34,8 @@ demo: setup
 	$(BIN)/mdpr summary
 
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term
+	# Two workers, a file each: most tests wait for processes of their own. More torch threads than cores would only wait.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term --numprocesses $(TEST_WORKERS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
