@@ -55,7 +55,7 @@ def variant_gains(variants: pd.DataFrame) -> Figure:
     look: dict[str, Any] = {
         "title": "gain over the model, points",
         "scale": alt.Scale(type="symlog", constant=1),
-        "axis": alt.Axis(values=GAIN_TICKS, format="+d"),
+        "axis": alt.Axis(values=GAIN_TICKS, labelExpr="format(datum.value, '+d')"),
     }
     whiskers = base.mark_rule(strokeWidth=2).encode(x=alt.X("gain_low:Q", **look), x2="gain_high:Q")
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=alt.X("gain:Q", **look))
