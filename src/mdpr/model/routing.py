@@ -28,7 +28,7 @@ from mdpr.model.class_attention import ClassAttention, Settings
 from mdpr.model.class_gram import ClassGram
 
 # Numbers in the largest tensor of a block of classes: small enough for a CPU's cache, large enough to fill a GPU.
-BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
