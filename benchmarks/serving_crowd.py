@@ -29,8 +29,10 @@ def count_winners(folder: Path, promoters: int) -> int:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["benchmarks.serving", "mlflow"])  # one import of everything for all of them
         start, answers = context.Barrier(promoters), context.Queue()
+        environment = {"MLFLOW_TRACKING_URI": address}
         processes = [
-            context.Process(target=promote_when_told, args=(address, number, start, answers)) for number in numbers
+            context.Process(target=promote_when_told, args=(environment, "crowd", number, start, answers))
+            for number in numbers
         ]
         for process in processes:
             process.start()
@@ -45,9 +47,10 @@ def count_winners(folder: Path, promoters: int) -> int:
     return len(winners)
 
 
-def promote_when_told(address: str, number: str, start: Any, answers: Any) -> None:
-    os.environ["MLFLOW_TRACKING_URI"] = address
-    registry = Registry(connect(), "crowd")
+def promote_when_told(environment: dict[str, str], name: str, number: str, start: Any, answers: Any) -> None:
+    """What one of many promoting processes does: it answers with its version, and why it lost (None: it won)."""
+    os.environ.update(environment)
+    registry = Registry(connect(), name)
     registry.behind("champion")
     start.wait()
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from mdpr.config import Section, load_params
 from mdpr.stages.definition import load_stage, run_stage
+from mdpr.tracking.store import connect
 
 SMALL = ["prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10"]
 
@@ -45,3 +46,14 @@ def encoded(tmp_path_factory: pytest.TempPathFactory, small_params: Mapping[str,
     for name in ("prepare", "probe", "describe", "encode"):
         run_stage(load_stage(name), paths, small_params)
     return paths
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables made, which takes MLflow seconds; tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("empty_store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        connect().client.search_experiments()
+    return folder / "mlflow.db"

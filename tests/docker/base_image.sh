@@ -23,7 +23,7 @@ trap 'rm -rf "$folder"' EXIT
 debootstrap --variant=minbase --include="$PACKAGES" "$SUITE" "$folder" "$mirror" >&2
 rm -rf "$folder"/var/cache/apt/archives/*.deb "$folder"/var/lib/apt/lists/* "$folder"/var/log/* \
   "$folder"/debootstrap
-echo "deb http://deb.debian.org/debian $SUITE main" >"$folder/etc/apt/sources.list"
+: >"$folder/etc/apt/sources.list"  # the image installs nothing more, and must not keep the address of this mirror
 # What the builder's own name server and host name were says nothing inside a container.
 rm -f "$folder/etc/resolv.conf" "$folder/etc/hostname"
 tar -C "$folder" --numeric-owner -c . | docker import --change 'CMD ["python3"]' - "$IMAGE" >&2

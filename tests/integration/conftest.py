@@ -153,17 +153,6 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store with its tables made, which takes MLflow seconds; tests work on copies of it."""
-    folder = tmp_path_factory.mktemp("empty_store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        connect().client.search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A real, empty MLflow store in `tmp_path`, which is the working folder too."""

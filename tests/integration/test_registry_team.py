@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.serving_crowd import promote_when_told
 
 from mdpr import artifacts
 from mdpr.config import RegisterParams, TrackingParams
@@ -157,20 +158,6 @@ def test_nobody_comes_in_without_the_password(
 
 
 # --- everybody at once --------------------------------------------------------------------------------------
-
-
-def promote_when_told(environment: dict[str, str], name: str, number: str, start: Any, answers: Any) -> None:
-    """What one of many promoting processes does."""
-    os.environ.update(environment)
-    registry = Registry(connect(), name)
-    registry.behind(CHAMPION)
-    start.wait()
-    try:
-        registry.move_champion(number, expected=None)
-    except TrackingError as error:
-        answers.put((number, str(error)))
-    else:
-        answers.put((number, None))
 
 
 def test_of_twenty_promoting_processes_one_wins_and_the_others_are_told(store: Store, server: Any) -> None:
