@@ -37,6 +37,9 @@ class ClassAttention(torch.autograd.Function):
 
     Arguments: sentences (C, V, d); pulled_d2HB, query and target side by side; value_bias_HB, <b_v, W_o^T x> a head;
     offset_B, <x, b_o>; gram (C, P, P); bias (C, P), U b_o; square_bias, |b_o|^2; labels (B,) or None; settings.
+
+    Every block works in the same few buffers: new ones for each would cost page faults, and memory that the allocator
+    gives back late.
     """
 
     @staticmethod
@@ -58,36 +61,41 @@ class ClassAttention(torch.autograd.Function):
         norm_CB = offset_B.new_empty(C, B)
         mean_CVB = offset_B.new_empty(C, V, B)
         true_BVH = offset_B.new_zeros(B, V, H)
-        kept: list[Tensor] = []
+        softmax_CVHB = offset_B.new_empty(C, V, H * B)
+        mask_CVHB = _draw_mask(softmax_CVHB, settings.dropout)
+        buffers = offset_B.new_empty(3, min(settings.block, C), V, H * B)
         for start in range(0, C, settings.block):
-            stop = min(start + settings.block, C)
-            products_CV2HB = (sentences_CVd[start:stop].flatten(0, 1) @ pulled_d2HB).view(-1, V, 2, H * B)
-            softmax_CVHB = products_CV2HB[:, :, 0].softmax(dim=1)
-            mask = _draw_mask(softmax_CVHB, settings.dropout)
-            attention_CVHB = _drop(softmax_CVHB, mask, settings.dropout)
-            attention_CPB = attention_CVHB.view(stop - start, V * H, B)
-            target_CVHB = products_CV2HB[:, :, 1] + value_bias_HB.flatten()
-            dot_CB = (attention_CVHB * target_CVHB).view(-1, V * H, B).sum(dim=1) + offset_B
-            square_CB = _square(attention_CPB, gram_CPP[start:stop], bias_CP[start:stop], square_bias)[0]
-            torch.sqrt(square_CB.clamp_min_(SQUARE_FLOOR), out=norm_CB[start:stop])
-            torch.div(dot_CB, norm_CB[start:stop], out=cosine_CB[start:stop])
-            torch.mean(attention_CVHB.view(-1, V, H, B), dim=2, out=mean_CVB[start:stop])
+            here = slice(start, min(start + settings.block, C))
+            sentences_Nd = sentences_CVd[here].flatten(0, 1)
+            work_CVHB, target_CVHB, attention_CVHB = buffers[:, : here.stop - start]
+            torch.mm(sentences_Nd, pulled_d2HB[:, : H * B], out=work_CVHB.view(-1, H * B))
+            torch.softmax(work_CVHB, dim=1, out=softmax_CVHB[here])
+            attention_CVHB = _drop(softmax_CVHB[here], mask_CVHB, here, settings.dropout, attention_CVHB)
+            attention_CPB = attention_CVHB.view(-1, V * H, B)
+            _project(sentences_Nd, pulled_d2HB, value_bias_HB, target_CVHB)
+            dot_CB = torch.mul(attention_CVHB, target_CVHB, out=work_CVHB).view(-1, V * H, B).sum(dim=1) + offset_B
+            lifted_CPB = _lift(attention_CPB, gram_CPP[here], bias_CP[here], work_CVHB)
+            # a G a + 2 a bias = a (G a + bias) + a bias
+            square_CB = lifted_CPB.mul_(attention_CPB).sum(dim=1) + square_bias
+            square_CB += torch.bmm(bias_CP[here, None], attention_CPB)[:, 0]
+            torch.sqrt(square_CB.clamp_min_(SQUARE_FLOOR), out=norm_CB[here])
+            torch.div(dot_CB, norm_CB[here], out=cosine_CB[here])
+            torch.mean(attention_CVHB.view(-1, V, H, B), dim=2, out=mean_CVB[here])
             if label_B is not None:
-                image_b = ((label_B >= start) & (label_B < stop)).nonzero()[:, 0]
+                image_b = _images_of(label_B, here)
                 true_BVH[image_b] = attention_CPB[label_B[image_b] - start, :, image_b].unflatten(-1, (V, H))
-            kept += [softmax_CVHB, *([] if mask is None else [mask])]
-        ctx.settings, ctx.masked = settings, settings.dropout > 0
+        ctx.settings = settings
         ctx.save_for_backward(
             sentences_CVd,
             pulled_d2HB,
             value_bias_HB,
             gram_CPP,
             bias_CP,
-            square_bias,
             label_B,
             cosine_CB,
             norm_CB,
-            *kept,
+            softmax_CVHB,
+            mask_CVHB,
         )
         return cosine_CB.T, mean_CVB.permute(2, 0, 1), true_BVH
 
@@ -100,11 +108,11 @@ class ClassAttention(torch.autograd.Function):
             value_bias_HB,
             gram_CPP,
             bias_CP,
-            square_bias,
             label_B,
             cosine_CB,
             norm_CB,
-            *kept,
+            softmax_CVHB,
+            mask_CVHB,
         ) = ctx.saved_tensors
         settings = ctx.settings
         C, V, d = sentences_CVd.shape
@@ -121,39 +129,42 @@ class ClassAttention(torch.autograd.Function):
         target_gradient_HB = value_bias_HB.new_zeros(H * B)
         gram_gradient_CPP = torch.empty_like(gram_CPP)
         bias_gradient_CP = torch.empty_like(bias_CP)
-        for index, start in enumerate(range(0, C, settings.block)):
-            stop = min(start + settings.block, C)
-            sentences_Nd = sentences_CVd[start:stop].flatten(0, 1)
-            softmax_CVHB, mask = (kept[2 * index], kept[2 * index + 1]) if ctx.masked else (kept[index], None)
-            attention_CVHB = _drop(softmax_CVHB, mask, settings.dropout)
-            attention_CPB = attention_CVHB.view(stop - start, V * H, B)
-            target_CVHB = (sentences_Nd @ pulled_d2HB[:, H * B :]).view(-1, V, H * B) + value_bias_HB.flatten()
-            dot_gradient_C1B = dot_gradient_CB[start:stop, None]
-            square_gradient_C1B = square_gradient_CB[start:stop, None]
+        block = min(settings.block, C)
+        buffers = norm_CB.new_empty(4, block, V, H * B)
+        products_buffer = norm_CB.new_empty(block, V, 2, H * B)
+        for start in range(0, C, settings.block):
+            here = slice(start, min(start + settings.block, C))
+            sentences_Nd = sentences_CVd[here].flatten(0, 1)
+            work_CVHB, target_CVHB, gradient_CVHB, attention_CVHB = buffers[:, : here.stop - start]
+            attention_CVHB = _drop(softmax_CVHB[here], mask_CVHB, here, settings.dropout, attention_CVHB)
+            attention_CPB = attention_CVHB.view(-1, V * H, B)
+            dot_gradient_C1B = dot_gradient_CB[here, None]
+            square_gradient_C1B = square_gradient_CB[here, None]
 
-            lifted_CPB = _square(attention_CPB, gram_CPP[start:stop], bias_CP[start:stop], square_bias)[1]
-            gradient_CPB = lifted_CPB.mul_(2 * square_gradient_C1B)
+            _project(sentences_Nd, pulled_d2HB, value_bias_HB, target_CVHB)
+            gradient_CPB = _lift(attention_CPB, gram_CPP[here], bias_CP[here], gradient_CVHB)
+            gradient_CPB.mul_(2 * square_gradient_C1B)
             gradient_CPB.addcmul_(target_CVHB.view_as(gradient_CPB), dot_gradient_C1B)
-            gradient_CPB.view(-1, V, H, B).add_(mean_gradient_CVB[start:stop, :, None])
+            gradient_CPB.view(-1, V, H, B).add_(mean_gradient_CVB[here, :, None])
             if label_B is not None:
-                image_b = ((label_B >= start) & (label_B < stop)).nonzero()[:, 0]
+                image_b = _images_of(label_B, here)
                 gradient_CPB[label_B[image_b] - start, :, image_b] += true_gradient_BVH[image_b].flatten(1)
 
-            weighted_CPB = attention_CPB * square_gradient_C1B
-            torch.bmm(weighted_CPB, attention_CPB.transpose(1, 2), out=gram_gradient_CPP[start:stop])
-            torch.sum(weighted_CPB, dim=2, out=bias_gradient_CP[start:stop]).mul_(2)
+            weighted_CPB = torch.mul(attention_CPB, square_gradient_C1B, out=work_CVHB.view_as(attention_CPB))
+            torch.bmm(weighted_CPB, attention_CPB.transpose(1, 2), out=gram_gradient_CPP[here])
+            torch.sum(weighted_CPB, dim=2, out=bias_gradient_CP[here]).mul_(2)
 
-            products_CV2HB = sentences_CVd.new_empty(stop - start, V, 2, H * B)
-            gradient_CVHB = _drop(gradient_CPB.view(-1, V, H * B), mask, settings.dropout)
-            inner_C1HB = (gradient_CVHB * softmax_CVHB).sum(dim=1, keepdim=True)
-            torch.mul(gradient_CVHB - inner_C1HB, softmax_CVHB, out=products_CV2HB[:, :, 0])
+            products_CV2HB = products_buffer[: here.stop - start]
+            gradient_CVHB = _drop(gradient_CVHB, mask_CVHB, here, settings.dropout, gradient_CVHB)
+            inner_C1HB = torch.mul(gradient_CVHB, softmax_CVHB[here], out=work_CVHB).sum(dim=1, keepdim=True)
+            torch.mul(gradient_CVHB.sub_(inner_C1HB), softmax_CVHB[here], out=products_CV2HB[:, :, 0])
             target_gradient_CVHB = products_CV2HB[:, :, 1].unflatten(-1, (H, B))
-            torch.mul(attention_CVHB.unflatten(-1, (H, B)), dot_gradient_C1B[:, None], out=target_gradient_CVHB)
+            torch.mul(attention_CVHB.view(-1, V, H, B), dot_gradient_C1B[:, None], out=target_gradient_CVHB)
             products_N2HB = products_CV2HB.view(-1, 2 * H * B)
             pulled_gradient_d2HB.addmm_(sentences_Nd.T, products_N2HB)
             target_gradient_HB += products_N2HB[:, H * B :].sum(dim=0)
             if sentences_gradient_CVd is not None:
-                torch.mm(products_N2HB, pulled_d2HB.T, out=sentences_gradient_CVd[start:stop].view(-1, d))
+                torch.mm(products_N2HB, pulled_d2HB.T, out=sentences_gradient_CVd[here].view(-1, d))
         return (
             sentences_gradient_CVd,
             pulled_gradient_d2HB,
@@ -167,12 +178,25 @@ class ClassAttention(torch.autograd.Function):
         )
 
 
-def _square(attention_CPB: Tensor, gram_CPP: Tensor, bias_CP: Tensor, square_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """||z||^2, (C, B), and half its gradient in the attention, G a + bias, (C, P, B)."""
-    lifted_CPB = torch.baddbmm(bias_CP[:, :, None], gram_CPP, attention_CPB)
-    # a G a + 2 a bias = a (G a + bias) + a bias
-    square_CB = (attention_CPB * lifted_CPB).sum(dim=1) + torch.bmm(bias_CP[:, None], attention_CPB)[:, 0]
-    return square_CB + square_bias, lifted_CPB
+def elements_a_class(V: int, H: int, B: int) -> int:
+    """Numbers that the buffers of the backward pass, the larger ones, hold for a class."""
+    return 6 * V * H * B
+
+
+def _project(sentences_Nd: Tensor, pulled_d2HB: Tensor, value_bias_HB: Tensor, target_CVHB: Tensor) -> None:
+    """Fill `target_CVHB` with <W_o^T x, value> of every head: what <x, z> sums over, weighted by the attention."""
+    HB = value_bias_HB.numel()
+    torch.addmm(value_bias_HB.flatten(), sentences_Nd, pulled_d2HB[:, HB:], out=target_CVHB.view(-1, HB))
+
+
+def _lift(attention_CPB: Tensor, gram_CPP: Tensor, bias_CP: Tensor, buffer_CVHB: Tensor) -> Tensor:
+    """G a + bias, (C, P, B), half the gradient of ||z||^2 in the attention; written to the buffer."""
+    return torch.baddbmm(bias_CP[:, :, None], gram_CPP, attention_CPB, out=buffer_CVHB.view_as(attention_CPB))
+
+
+def _images_of(label_B: Tensor, classes: slice) -> Tensor:
+    """Numbers of the images whose class is in the block."""
+    return ((label_B >= classes.start) & (label_B < classes.stop)).nonzero()[:, 0]
 
 
 def _draw_mask(like: Tensor, dropout: float) -> Tensor | None:
@@ -180,5 +204,6 @@ def _draw_mask(like: Tensor, dropout: float) -> Tensor | None:
     return torch.empty_like(like, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
 
 
-def _drop(values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    return values if mask is None else values * mask / (1 - dropout)
+def _drop(values: Tensor, mask_CVHB: Tensor | None, here: slice, dropout: float, buffer: Tensor) -> Tensor:
+    """Dropout with the mask of the classes `here`, written to the buffer; `values` itself without a mask."""
+    return values if mask_CVHB is None else torch.mul(values, mask_CVHB[here], out=buffer).div_(1 - dropout)

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdpr.errors import ConfigError
+from mdpr.model import class_attention, class_gram
 from mdpr.model.class_attention import ClassAttention, Settings
 from mdpr.model.class_gram import ClassGram
 
-# Numbers in the largest tensor of a block of classes: small enough for a CPU's cache, large enough to fill a GPU.
-BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+# Numbers in all buffers that a block of classes works in: few enough for a CPU's cache, enough to fill a GPU.
+BLOCK_ELEMENTS = {"cpu": 3 * 2**19, "cuda": 3 * 2**22}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Router(nn.Module):
                 *self._value_map(),
                 out.weight.T @ out.weight,
                 (out.bias @ out.weight).unflatten(0, (H, -1)),
-                self._classes_a_block(sentences_CVd, V * H * d),
+                _classes_a_block(sentences_CVd, class_gram.elements_a_class(V, H, d)),
             )
         return RouterTable(sentences_CVd, gram_CPP, bias_CP)
 
@@ -101,7 +102,7 @@ class Router(nn.Module):
             settings = Settings(
                 heads=H,
                 dropout=self.dropout if self.training else 0.0,
-                block=self._classes_a_block(image_Bd, table.sentences_CVd.shape[1] * 2 * H * B),
+                block=_classes_a_block(image_Bd, class_attention.elements_a_class(table.sentences_CVd.shape[1], H, B)),
             )
             cosine_BC, weights_BCV, true_BVH = ClassAttention.apply(
                 table.sentences_CVd,
@@ -131,8 +132,9 @@ class Router(nn.Module):
         """(B, d) to (H, B, e)."""
         return x_Bd.unflatten(-1, (self.heads, -1)).transpose(0, 1)
 
-    def _classes_a_block(self, like: Tensor, elements_a_class: int) -> int:
-        return max(1, BLOCK_ELEMENTS[like.device.type] // elements_a_class)
+
+def _classes_a_block(like: Tensor, elements_a_class: int) -> int:
+    return max(1, BLOCK_ELEMENTS[like.device.type] // elements_a_class)
 
 
 def _pull_back(weight_dd: Tensor, x_HBe: Tensor) -> Tensor:
