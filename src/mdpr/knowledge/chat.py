@@ -85,8 +85,7 @@ class Chat:
     """One chat model with the five schemas bound to it, so that a call prepares nothing but its text."""
 
     def __init__(self, model: BaseChatModel, llm: LlmParams, schemas: Mapping[str, Schema]) -> None:
-        bind = {"function_calling": _bind_tool, "json_schema": _bind_format}[llm.structured_output]
-        self._bound = {dimension: bind(model, schema) for dimension, schema in schemas.items()}
+        self._bound = {dimension: _bind_form(model, llm, schema) for dimension, schema in schemas.items()}
         self._timeout_s = llm.timeout_s
 
     async def ask(self, question: Question) -> tuple[str, Usage | None]:
@@ -158,10 +157,25 @@ def read_answer(message: AIMessage) -> str:
         raise Unusable(f"the answer has another form ({where}: {fault['msg']})") from None
 
 
-def _bind_tool(model: BaseChatModel, schema: Schema) -> Any:
-    return model.bind_tools([dict(schema)], tool_choice=schema["title"])
+def _bind_form(model: BaseChatModel, llm: LlmParams, schema: Schema) -> Any:
+    """The model with the form of its answer."""
+    if llm.vendor != "openai":
+        return model.bind_tools([dict(schema)], tool_choice=schema["title"])
+    # openai's client walks through its own arguments for every call, a quarter of the call's processor time here; what
+    # is in extra_body it sends as it is.
+    return model.bind(extra_body=OPENAI_FORMS[llm.structured_output](schema))
 
 
-def _bind_format(model: BaseChatModel, schema: Schema) -> Any:
+def _as_tool(schema: Schema) -> dict[str, Any]:
+    from langchain_core.utils.function_calling import convert_to_openai_tool
+
+    choice = {"type": "function", "function": {"name": schema["title"]}}
+    return {"tools": [convert_to_openai_tool(dict(schema))], "tool_choice": choice}
+
+
+def _as_response_format(schema: Schema) -> dict[str, Any]:
     form = {"name": schema["title"], "schema": dict(schema), "strict": True}
-    return model.bind(response_format={"type": "json_schema", "json_schema": form})
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+OPENAI_FORMS = {"function_calling": _as_tool, "json_schema": _as_response_format}

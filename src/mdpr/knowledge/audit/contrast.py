@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mdpr.knowledge.audit.finding import Line
 from mdpr.knowledge.audit.names import NameIndex, Words, words_of
 from mdpr.knowledge.dimensions import DIFFERENTIAL
@@ -68,6 +70,7 @@ def rival_in_name(line: Line) -> str | None:
     return f"the name {line.class_name} holds its rival's, {line.rival}: every sentence leans to it" if inside else None
 
 
+@lru_cache(maxsize=1)  # three checks in a row ask for the same line
 def _names(line: Line) -> tuple[bool, bool, bool]:
     """Whether the sentence names its class, its rival, and contrasts."""
     words = words_of(line.sentence)

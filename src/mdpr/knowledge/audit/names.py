@@ -24,7 +24,9 @@ class NameIndex:
                 self._name_of.setdefault(form, name)
         for name in {*self._name_of.values()}:
             self._name_of[name] = name  # a name as written is never the plural of another
-        self._longest = max(map(len, self._name_of), default=0)
+        self._longest: dict[str, int] = {}  # first word -> words of the longest name that starts with it
+        for words in self._name_of:
+            self._longest[words[0]] = max(len(words), self._longest.get(words[0], 0))
 
     def named_in(self, text: Sequence[str]) -> list[Words]:
         """The names in `text` (its words), from left to right. A word belongs to one name: the longest that fits."""
@@ -37,7 +39,7 @@ class NameIndex:
     def _parts(self, text: Sequence[str]) -> Iterator[tuple[Words | None, Sequence[str]]]:
         place = 0
         while place < len(text):
-            for length in range(min(self._longest, len(text) - place), 0, -1):
+            for length in range(min(self._longest.get(text[place], 0), len(text) - place), 0, -1):
                 words = tuple(text[place : place + length])
                 if words in self._name_of:
                     yield self._name_of[words], words

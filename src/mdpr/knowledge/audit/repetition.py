@@ -10,7 +10,7 @@ from mdpr.knowledge.audit.finding import Line
 from mdpr.knowledge.audit.names import NameIndex, words_of
 
 NEAR = 90.0  # percent of characters that two sentences share, in order, their classes' names taken out
-ROWS_AT_ONCE = 1000  # of the similarity matrix; the result does not depend on it
+ROWS_AT_ONCE = 200  # of the similarity matrix; the result does not depend on it
 
 
 def repeated(lines: Sequence[Line]) -> Iterator[tuple[Line, str]]:
@@ -36,8 +36,10 @@ def near_duplicate(lines: Sequence[Line]) -> Iterator[tuple[Line, str]]:
     for group in by_dimension.values():
         texts = [NameIndex([line.class_name]).rest_of(words_of(line.sentence)) for line in group]
         for start in range(0, len(group), ROWS_AT_ONCE):
-            rows = texts[start : start + ROWS_AT_ONCE]
-            score_NM = process.cdist(rows, texts, scorer=fuzz.ratio, score_cutoff=NEAR, dtype=np.float32)
+            stop = start + ROWS_AT_ONCE
+            score_NM = process.cdist(
+                texts[start:stop], texts[:stop], scorer=fuzz.ratio, score_cutoff=NEAR, dtype=np.float32, workers=-1
+            )
             score_NM = np.tril(score_NM, k=start - 1)  # each sentence against those before it
             for row in np.flatnonzero(score_NM.any(axis=1)):
                 line, other = group[start + row], group[int(score_NM[row].argmax())]
