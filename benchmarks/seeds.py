@@ -1,0 +1,118 @@
+"""Benchmarks that train models: every seed cuts its own long tail, and its models start from the same ground."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.report import device_name, emit, interval_95
+from mdpr.artifacts import ClassInfo, Features, Probe, read_classes, read_features, read_images, read_probe
+from mdpr.config import BackboneParams, Section, TuneParams, load_params
+from mdpr.data.loading import ImageTable, eval_transform, make_loader, train_transform
+from mdpr.model.backbone import Backbone
+from mdpr.model.classifier import MDPR
+from mdpr.stages.definition import load_stage, run_stage
+from mdpr.training.loop import TrainingData, fit
+from mdpr.training.objective import Objective
+from mdpr.training.reproducibility import seed_everything
+from mdpr.training.validation import validate
+
+PACKAGES = ("torch", "open_clip_torch", "numpy")
+STAGES = {"prepare": "prepared", "probe": "probe", "describe": "knowledge", "encode": "features"}  # stage -> its output
+BATCH_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all models of a seed share: the cut, what the frozen model found in it, the settings."""
+
+    frozen: Backbone
+    prepared: Path
+    classes: tuple[ClassInfo, ...]
+    probe: Probe
+    features: Features
+    tune: TuneParams
+
+    @property
+    def shots(self) -> list[Any]:
+        return [item.shot for item in self.classes]
+
+    def table(self, split: str) -> ImageTable:
+        look = (self.frozen.image_size_px, self.frozen.image_mean, self.frozen.image_std)
+        images = read_images(self.prepared / f"{split}.parquet")
+        if split == "train":
+            return ImageTable(images, train_transform(*look, self.tune.augment), seed=self.tune.seed)
+        return ImageTable(images, eval_transform(*look))
+
+    def score(self, tune: TuneParams, features: Features) -> dict[str, float]:
+        """Train one model, keep its best epoch on validation, score it once on the test set: group -> points."""
+        counts = [item.train_images for item in self.classes]
+        data = TrainingData(train=self.table("train"), val=self.table("val"), counts=counts, shots=self.shots)
+        seed_everything(tune.seed)
+        model = MDPR(self.frozen, [item.name for item in self.classes], tune, features)
+        model.load_learned_state(fit(model, Objective(model, counts, features), data).state)
+        scores = validate(model, make_loader(self.table("test"), BATCH_IMAGES), self.shots)["fused"]
+        return {group: 100 * value for group, value in scores.items()}
+
+
+def make_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
+
+
+def run_seeds(benchmark: str, arguments: argparse.Namespace, measure: Callable[[Ground], dict[str, float]]) -> None:
+    """Print what `measure` finds on each seed's ground, in points, and the means with their 95 % intervals."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("mdpr").setLevel(logging.WARNING)
+    frozen: Backbone | None = None
+    rows: list[dict[str, Any]] = []
+    for seed in range(arguments.seeds):
+        params = load_params(arguments.params, [*arguments.overrides, f"prepare.seed={seed}", f"tune.seed={seed}"])
+        if frozen is None:
+            backbone = params["backbone"]
+            assert isinstance(backbone, BackboneParams)
+            frozen = Backbone.load(backbone)
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(lay_ground(Path(folder), params, frozen))
+        logging.info("seed %d: %s", seed, ", ".join(f"{name} {value:.1f}" for name, value in row.items()))
+        rows.append({"seed": seed} | row)
+    assert frozen is not None
+    figures = {name: mean(row[name] for row in rows) for name in rows[0] if name != "seed"}
+    half_widths = {f"{name}_ci95": interval_95([row[name] for row in rows]) for name in figures}
+    table = [
+        {"points": name, "mean": value, "± 95 %": half_widths[f"{name}_ci95"]}
+        | {f"seed {row['seed']}": row[name] for row in rows}
+        for name, value in figures.items()
+    ]
+    known = {name: value for name, value in (figures | half_widths).items() if math.isfinite(value)}
+    emit(benchmark, device_name(frozen.device.type), PACKAGES, known, rows, arguments.json, table)
+
+
+def lay_ground(folder: Path, params: dict[str, Section], frozen: Backbone) -> Ground:
+    """Run the stages before tune into `folder`."""
+    paths = {name: folder / name for name in STAGES.values()}
+    for stage in STAGES:
+        run_stage(load_stage(stage), paths, params)
+    classes = tuple(read_classes(paths["prepared"]))
+    names = [item.name for item in classes]
+    tune = params["tune"]
+    assert isinstance(tune, TuneParams)
+    return Ground(
+        frozen=frozen,
+        prepared=paths["prepared"],
+        classes=classes,
+        probe=read_probe(paths["probe"], names),
+        features=read_features(paths["features"], names),
+        tune=tune,
+    )
