@@ -35,17 +35,21 @@ class Vendor:
     package: str
     extra: str  # of this project's installation
     key_env: str
-    error: tuple[str, str]  # module and class of which all errors of a call are
+    errors: tuple[tuple[str, str], ...]  # modules and classes of which all errors of a call are
     takes_seed: bool
 
 
 VENDORS = {
-    "openai": Vendor("langchain_openai", "llm", "OPENAI_API_KEY", ("openai", "OpenAIError"), True),
+    "openai": Vendor("langchain_openai", "llm", "OPENAI_API_KEY", (("openai", "OpenAIError"),), True),
     "anthropic": Vendor(
-        "langchain_anthropic", "anthropic", "ANTHROPIC_API_KEY", ("anthropic", "AnthropicError"), False
+        "langchain_anthropic", "anthropic", "ANTHROPIC_API_KEY", (("anthropic", "AnthropicError"),), False
     ),
     "google_genai": Vendor(
-        "langchain_google_genai", "google", "GOOGLE_API_KEY", ("google.genai.errors", "APIError"), False
+        "langchain_google_genai",
+        "google",
+        "GOOGLE_API_KEY",
+        (("google.genai.errors", "APIError"), ("langchain_google_genai.chat_models", "ChatGoogleGenerativeAIError")),
+        False,
     ),
 }
 
@@ -75,10 +79,8 @@ def require_package(llm: LlmParams) -> None:
         raise KnowledgeError(f"describe.llm.vendor = {llm.vendor}: pip install 'mdpr[llm,{vendor.extra}]'")
 
 
-def vendor_error(llm: LlmParams) -> type[Exception]:
-    module, name = VENDORS[llm.vendor].error
-    error: type[Exception] = getattr(importlib.import_module(module), name)
-    return error
+def vendor_errors(llm: LlmParams) -> tuple[type[Exception], ...]:
+    return tuple(getattr(importlib.import_module(module), name) for module, name in VENDORS[llm.vendor].errors)
 
 
 class Chat:

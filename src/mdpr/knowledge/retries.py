@@ -37,10 +37,11 @@ def is_timeout(error: BaseException) -> bool:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the server answered with; vendors' errors hold it as `status_code` or `code`."""
-    for name in ("status_code", "code"):
-        status = getattr(error, name, None)
-        if isinstance(status, int):
-            return status
+    for source in _sources(error):
+        for name in ("status_code", "code"):
+            status = getattr(source, name, None)
+            if isinstance(status, int):
+                return status
     return None
 
 
@@ -62,8 +63,14 @@ def _pause(otherwise: Callable[[RetryCallState], float]) -> Callable[[RetryCallS
 
     def pause_s(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        headers = getattr(getattr(error, "response", None), "headers", {})
+        responses = [getattr(source, "response", None) for source in _sources(error)]
+        headers = next((response.headers for response in responses if hasattr(response, "headers")), {})
         asked_s = retry_after_s(headers, datetime.now(UTC))
         return otherwise(state) if asked_s is None else asked_s
 
     return pause_s
+
+
+def _sources(error: BaseException | None) -> list[BaseException]:
+    """The error, and the vendor's own where LangChain's package wrapped it in one of its own classes."""
+    return [source for source in (error, getattr(error, "__cause__", None)) if source is not None]

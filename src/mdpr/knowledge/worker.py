@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from mdpr.config import LlmParams
-from mdpr.knowledge.chat import Chat, Unusable, open_chat, vendor_error
+from mdpr.knowledge.chat import Chat, Unusable, open_chat, vendor_errors
 from mdpr.knowledge.limits import TokenBucket
 from mdpr.knowledge.questions import Question
 from mdpr.knowledge.retries import is_timeout, retrying, status_of
@@ -93,7 +93,7 @@ class _Worker:
         self.key = key
         self._outcomes = outcomes
         self._store = store
-        self._errors = (Unusable, TimeoutError, vendor_error(job.llm))
+        self._errors = (Unusable, TimeoutError, *vendor_errors(job.llm))
         self._bucket = TokenBucket(job.tokens_per_minute, time.monotonic)
         self._in_a_row = 0  # calls without an answer
         self._stopped = ""  # why no more calls are made
