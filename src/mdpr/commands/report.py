@@ -10,7 +10,7 @@ import click
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
-PORTS = ("prepared", "probe", "knowledge", "model", "evaluation")
+PORTS = ("prepared", "probe", "knowledge", "features", "model", "evaluation")
 PROMOTION = "promotion.json"
 
 

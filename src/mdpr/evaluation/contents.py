@@ -35,7 +35,7 @@ class AuditFinding(BaseModel):
 
 
 class Audit(BaseModel):
-    """knowledge/audit.json, as far as the report shows it."""
+    """An audit.json, as far as the report shows it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -67,6 +67,7 @@ class Folders:
     prepared: Path
     probe: Path
     knowledge: Path
+    features: Path
     model: Path
     evaluation: Path
 
@@ -89,15 +90,16 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
         prior_C=np.exp(frozen.log_prior_C),
         gallery=make_gallery(picked, classes, sentences_CV, images),
         lineage=artifacts.read_json(folders.evaluation / "lineage.json"),
-        audit=read_audit(folders.knowledge),
+        audit=read_audit(folders.knowledge, folders.features),
         promotion=promotion,
     )
 
 
-def read_audit(knowledge: Path) -> Sequence[AuditFinding] | None:
-    """The findings of audit.json, errors first; None where there is no such file."""
-    path = knowledge / "audit.json"
-    if not path.is_file():
+def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:
+    """What describe found in the sentences and encode in their features, errors first; None where neither looked."""
+    paths = [path for folder in (knowledge, features) if (path := folder / "audit.json").is_file()]
+    if not paths:
         return None
+    findings = [finding for path in paths for finding in parse(path, Audit, artifacts.read_json(path)).findings]
     levels = ("error", "warning", "info")
-    return sorted(parse(path, Audit, artifacts.read_json(path)).findings, key=lambda item: levels.index(item.level))
+    return sorted(findings, key=lambda finding: levels.index(finding.level))

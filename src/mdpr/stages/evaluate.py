@@ -59,7 +59,7 @@ def evaluate(
         artifacts.TEST_DIGEST: test_sha256,
     }
     artifacts.write_json(evaluation / "lineage.json", lineage)
-    folders = Folders(prepared, probe, knowledge, model, evaluation)
+    folders = Folders(prepared, probe, knowledge, features, model, evaluation)
     content = gather(folders, f"{tracking.model_name}: evaluation on the test set", params.gallery_images)
     figures = make_figures(content)
     (evaluation / "report.html").write_text(render_report(content, figures), encoding="utf-8")
@@ -76,6 +76,7 @@ def evaluate(
         files,
         attachments=attachments,
         datasets=split_inputs(prepared, ["test"]),
-        tags={"mdpr.knowledge_digest": classifier.config.knowledge_digest},
+        tags={"mdpr.knowledge_digest": classifier.config.knowledge_digest, **run.digests},
     )
-    artifacts.write_json(evaluation / "run.json", tracked.model_copy(update={"test_sha256": test_sha256}))
+    found = {"test_sha256": test_sha256, "digests": run.digests}
+    artifacts.write_json(evaluation / "run.json", tracked.model_copy(update=found))
