@@ -63,7 +63,7 @@ def measure(options: Sequence[str]) -> dict[str, float]:
             seconds[f"{stage_name}_s"] = timed(folder / "stages", stage_name, *paths, *options)
         runs = folder / "pipeline"
         seconds["pipeline_s"] = timed(runs, "pipeline", "run", "--output", str(runs), *options)
-        seconds["compile_s"] = timed(folder, "pipeline", "compile", "--output", str(folder / "compiled.yaml"))
+        seconds["compile_s"] = timed(folder, "pipeline", "compile", "--output", str(folder))
     imported = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
     return {**seconds, "import_s": float(imported.stdout)}
 
