@@ -1,6 +1,6 @@
 """The two container images (components/Dockerfile), as `make images` names them; a cluster's own are in its site file.
 
-cpu: configure, prepare, validate, describe, register, promote, close; gpu: probe, encode, tune, evaluate.
+gpu: probe, encode, tune, evaluate; cpu: everything else.
 """
 
 IMAGE_CPU = "mdpr-cpu:latest"

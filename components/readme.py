@@ -15,7 +15,7 @@ from kfp.dsl.python_component import PythonComponent
 
 from mdpr.stages.definition import STAGES, load_stage
 
-COMPONENTS = ("configure", *STAGES, "close")
+COMPONENTS = ("configure", *STAGES, "shard", "merge", "vary", "select", "close")
 HEADER = "<!-- Made by `python -m components.readme --write` from component.py -->"
 
 
@@ -42,13 +42,14 @@ def render(component: PythonComponent) -> str:
 
 
 def _table(title: str, ports: dict[str, Any]) -> list[str]:
-    rows = [f"| `{name}` | {_type_name(port.type)} | {port.description} |" for name, port in ports.items()]
+    rows = [f"| `{name}` | {_type_name(port)} | {port.description} |" for name, port in ports.items()]
     return [f"| {title} | Type | What it is |", "|---|---|---|", *rows, ""]
 
 
-def _type_name(kfp_type: str) -> str:
+def _type_name(port: Any) -> str:
     """system.Dataset@0.0.1 -> Dataset"""
-    return kfp_type.removeprefix("system.").partition("@")[0]
+    name = str(port.type).removeprefix("system.").partition("@")[0]
+    return f"list of {name}" if port.is_artifact_list else name
 
 
 def stale(root: Path) -> list[Path]:

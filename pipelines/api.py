@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,43 @@ CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
 
 
-def host_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Where the cluster is, and under which name there."""
-    for option in (
-        click.option("--experiment", default="mdpr", show_default=True, help="Kubeflow experiment"),
-        click.option("--namespace", default="kubeflow", show_default=True, help="of the user, on a shared cluster"),
-        click.option("--token", envvar="KFP_TOKEN", help="bearer token; better in the variable KFP_TOKEN"),
-        click.option("--host", required=True, help="address of the Kubeflow Pipelines API"),
-    ):
-        function = option(function)
-    return function
+@dataclass(frozen=True)
+class Cluster:
+    """Address of the API, and the user's login and namespace there."""
+
+    host: str
+    token: str | None = field(repr=False)
+    namespace: str
+
+    def connect(self) -> kfp.Client:
+        """A client whose every request ends in `REQUEST_TIMEOUT_S`; raises `MdprError` for an unusable host."""
+        return _connect(self.host, self.token, self.namespace)
 
 
-def connect(host: str, token: str | None, namespace: str) -> kfp.Client:
-    """A client whose every request ends in `REQUEST_TIMEOUT_S`; raises `MdprError` for an unusable host.
+def cluster_options(*, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--host, --token and --namespace, as one argument `cluster`; None where no host is required and none is given."""
 
-    The host is asked once before kfp's client is made, which would try for a long time.
-    """
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(*, host: str | None, token: str | None, namespace: str, **rest: Any) -> None:
+            function(cluster=Cluster(host, token, namespace) if host else None, **rest)
+
+        for option in (
+            click.option("--namespace", default="kubeflow", show_default=True, help="of the user, on a shared cluster"),
+            click.option("--token", envvar="KFP_TOKEN", help="bearer token; better in the variable KFP_TOKEN"),
+            click.option("--host", required=required, help="address of the Kubeflow Pipelines API"),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+experiment_option = click.option("--experiment", default="mdpr", show_default=True, help="Kubeflow experiment")
+
+
+def _connect(host: str, token: str | None, namespace: str) -> kfp.Client:
+    # The host is asked once before kfp's client is made, which would try for a long time.
     if not host.startswith(("http://", "https://")):
         raise ConfigError(f"--host {host} must start with http:// or https://")
     headers = {"Authorization": f"Bearer {token}"} if token else {}

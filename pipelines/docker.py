@@ -19,6 +19,7 @@ from kfp import local
 from kfp.local import docker_task_handler
 
 from mdpr.errors import ConfigError
+from pipelines.placement import DATA_KEYS, LLM_KEYS, MLFLOW_LOGIN_KEYS
 
 WORKDIR = "/workspace"  # of both images: relative paths in params.yaml start here
 SHM_SIZE = "1g"  # torch's loaders hand batches over in shared memory; Docker gives 64 MB
@@ -70,13 +71,15 @@ def check_engine(images: Sequence[str]) -> None:
 def docker_runner(output: Path) -> local.DockerRunner:
     """Containers as the calling user, on the host's network, with MLflow's files kept under `output`.
 
-    MLFLOW_* variables are handed on; without MLFLOW_TRACKING_URI the store is `output`/mlflow/mlflow.db.
+    MLFLOW_* variables and the keys that a cluster takes from its secrets are handed on; without MLFLOW_TRACKING_URI the
+    store is `output`/mlflow/mlflow.db.
     """
     mlflow = output / "mlflow"
     artifacts = mlflow / "mlruns"
     artifacts.mkdir(parents=True, exist_ok=True)
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{mlflow}/mlflow.db", "HOME": "/tmp"}  # noqa: S108
-    environment |= {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    secrets = {*MLFLOW_LOGIN_KEYS.values(), *LLM_KEYS.values(), *DATA_KEYS.values()}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_") or name in secrets}
     return local.DockerRunner(
         network_mode="host",
         user=f"{os.getuid()}:{os.getgid()}",

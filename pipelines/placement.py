@@ -27,12 +27,25 @@ MLFLOW_LOGIN_KEYS = {
 LLM_SECRET = "mdpr-llm"  # noqa: S105 - only where describe asks a chat model that wants a key
 LLM_KEYS = {key: key for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY")}
 
+DATA_SECRET = "mdpr-data"  # noqa: S105 - only where the images lie in a private repository or its DVC remote wants keys
+DATA_KEYS = {
+    key: key
+    for key in (
+        "MDPR_GIT_USERNAME",
+        "MDPR_GIT_PASSWORD",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ENDPOINT_URL",
+    )
+}
+
 
 @dataclass(frozen=True)
 class Placement:
     """Limits of one task.
 
     `tracks`: talks to MLflow. `asks`: may talk to a chat model. `mounts`: reads files that lie outside the images.
+    `pulls`: may fetch a data set from a repository.
     `spreads`: one process a GPU, under torchrun. `cached`: outputs depend on nothing but the inputs.
     """
 
@@ -44,21 +57,27 @@ class Placement:
     tracks: bool = False
     asks: bool = False
     mounts: bool = False
+    pulls: bool = False
     spreads: bool = False
     cached: bool = True
 
 
 PLACEMENTS = {
-    "configure": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0),
+    # Not cached: every run's folder holds its own settings (mdpr pipeline fetch).
+    "configure": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0, cached=False),
     # Not cached: the images behind `root` may have changed while the path stayed the same.
-    "prepare": Placement(cpu="2", memory="8Gi", timeout_s=4 * 3600, mounts=True, cached=False),
+    "prepare": Placement(cpu="2", memory="8Gi", timeout_s=4 * 3600, mounts=True, pulls=True, cached=False),
     "validate": Placement(cpu="2", memory="8Gi", timeout_s=3600, retries=0),
     "probe": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, gpu=True, mounts=True),
+    "shard": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0),
     "describe": Placement(cpu="1", memory="2Gi", timeout_s=12 * 3600, asks=True, mounts=True),
+    "merge": Placement(cpu="1", memory="2Gi", timeout_s=1800, retries=0),
     "encode": Placement(cpu="4", memory="16Gi", timeout_s=3600, gpu=True, mounts=True),
+    "vary": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0),
     "tune": Placement(
         cpu="8", memory="32Gi", timeout_s=48 * 3600, retries=1, gpu=True, mounts=True, spreads=True, tracks=True
     ),
+    "select": Placement(cpu="1", memory="2Gi", timeout_s=1800),
     "evaluate": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, gpu=True, mounts=True, tracks=True),
     # Not cached: what they do is change the registry, and the champion moves on between two runs.
     "register": Placement(cpu="1", memory="4Gi", timeout_s=1800, tracks=True, cached=False),
@@ -90,6 +109,8 @@ def place(task: dsl.PipelineTask, site: Site) -> dsl.PipelineTask:
         kubernetes.use_secret_as_env(task, MLFLOW_LOGIN_SECRET, MLFLOW_LOGIN_KEYS, optional=True)
     if placement.asks:
         kubernetes.use_secret_as_env(task, LLM_SECRET, LLM_KEYS, optional=True)
+    if placement.pulls:
+        kubernetes.use_secret_as_env(task, DATA_SECRET, DATA_KEYS, optional=True)
     return task
 
 

@@ -6,18 +6,22 @@ mdpr pipeline run --runner docker --set tune.epochs=5      tasks in containers o
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import click
+import yaml
 from kfp import local
 from kfp.dsl.graph_component import GraphComponent
 
-from pipelines.settings import arguments, read_params, recipe_option, set_option
+from mdpr.config import BackboneParams, DescribeParams, parse_params
+from mdpr.knowledge.chat import find_key
+from pipelines.settings import Request, read_params, request_options, stage_texts
 from pipelines.site import Site, read_site
-from pipelines.training import NAME, training_pipeline
+from pipelines.variants import VARIANTS
 
 
 @contextmanager
@@ -48,20 +52,36 @@ RUNNERS: dict[str, Callable[[Path, Site], AbstractContextManager[None]]] = {
 }
 
 
-def run_locally(runner: str, output: Path, values: dict[str, str]) -> Path:
-    """Run the pipeline with kfp's local `runner` and the parameters `values`; returns the folder of the run.
+def run_locally(runner: str, output: Path, request: Request) -> Path:
+    """Run a pipeline with kfp's local `runner`; returns the folder of the run.
 
     `output` receives a folder for each run, in it one a task. kfp's own cache stays off: it knows nothing of a
     change in the code of an imported package. Raises `RuntimeError` (kfp's) that names the task which failed.
     """
+    check_machine(request)
     site, output = read_site(None), output.resolve()
-    pipeline = without_retries(training_pipeline(read_params(), site))
+    pipeline = without_retries(VARIANTS[request.variant].make(read_params(), site))
     output.mkdir(parents=True, exist_ok=True)
     before = set(output.iterdir())
     with RUNNERS[runner](output, site):
-        pipeline(**values)
-    (run,) = (path for path in set(output.iterdir()) - before if path.name.startswith(NAME))
+        pipeline(**request.arguments)
+    (run,) = (path for path in set(output.iterdir()) - before if path.name.startswith(request.pipeline_name))
     return run
+
+
+def check_machine(request: Request) -> None:
+    """Raise `KnowledgeError` or `BackboneError` where a chat model's key or a GPU is asked for and not here."""
+    texts = stage_texts(read_params(), request.arguments)
+    sections = parse_params(yaml.safe_load(texts["describe"]) | yaml.safe_load(texts["probe"]))
+    describe, backbone = sections["describe"], sections["backbone"]
+    assert isinstance(describe, DescribeParams)
+    assert isinstance(backbone, BackboneParams)
+    if describe.provider == "llm":
+        find_key(describe.llm, os.environ)
+    if backbone.device == "cuda":
+        from mdpr.model.backbone import choose_device  # waits for torch
+
+        choose_device(backbone.device)
 
 
 def without_retries(pipeline: GraphComponent) -> GraphComponent:
@@ -82,14 +102,12 @@ def without_retries(pipeline: GraphComponent) -> GraphComponent:
     show_default=True,
     help="receives a folder for each run",
 )
-@recipe_option
-@set_option
-def command(runner: str, output: Path, recipe: str, settings: tuple[str, ...]) -> None:
-    """Run the training pipeline on this machine."""
-    values = arguments(read_params(), recipe, settings)
+@request_options
+def command(runner: str, output: Path, request: Request) -> None:
+    """Run a pipeline on this machine."""
     try:
-        run = run_locally(runner, output, values)
+        run = run_locally(runner, output, request)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"report: {run / 'evaluate' / 'evaluation' / 'report.html'}")
-    click.echo(f"promotion: {run / 'promote' / 'promotion'}")
+    for what, where in VARIANTS[request.variant].results.items():
+        click.echo(f"{what}: {run / where}")

@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 
 from mdpr.errors import ConfigError
-from pipelines.api import connect, host_options, one_line_errors, upload
+from pipelines.api import Cluster, cluster_options, experiment_option, one_line_errors, upload
 from pipelines.compile import package
-from pipelines.settings import arguments, read_params, recipe_option, set_option, site_option
-from pipelines.training import NAME
+from pipelines.settings import Request, request_options, site_option
 
 CRON_FIELDS = (5, 6)
 
@@ -27,38 +26,34 @@ def with_seconds(cron: str) -> str:
 
 
 @click.command("schedule")
-@host_options
+@cluster_options()
+@experiment_option
 @click.option("--cron", required=True, help="minute hour day month weekday, in the cluster's time zone")
-@click.option("--name", default=NAME, show_default=True, help="name of the schedule")
+@click.option("--name", help="name of the schedule; default: the pipeline's name")
 @click.option("--catch-up", is_flag=True, help="Start the runs that were missed while the schedule was paused, too.")
 @site_option
-@recipe_option
-@set_option
+@request_options
 def command(
-    host: str,
-    token: str | None,
-    namespace: str,
+    cluster: Cluster,
     experiment: str,
     cron: str,
-    name: str,
+    name: str | None,
     catch_up: bool,
     site_file: Path | None,
-    recipe: str,
-    settings: tuple[str, ...],
+    request: Request,
 ) -> None:
-    """Start the training pipeline on a cluster again and again; a run waits until the one before it has ended."""
-    values = arguments(read_params(), recipe, settings)
+    """Start a pipeline on a cluster again and again; a run waits until the one before it has ended."""
     expression = with_seconds(cron)
-    with package(site_file) as file, one_line_errors(host):
-        client = connect(host, token, namespace)
-        pipeline_id, version_id = upload(client, file, NAME)
+    with package(site_file, request.variant) as file, one_line_errors(cluster.host):
+        client = cluster.connect()
+        pipeline_id, version_id = upload(client, file, request.pipeline_name)
         schedule = client.create_recurring_run(
             client.create_experiment(experiment).experiment_id,
-            name,
+            name or request.pipeline_name,
             cron_expression=expression,
             max_concurrency=1,
             no_catchup=not catch_up,
-            params=values,
+            params=dict(request.arguments),
             pipeline_id=pipeline_id,
             version_id=version_id,
         )

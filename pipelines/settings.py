@@ -1,8 +1,10 @@
-"""What the commands share: parameters from params.yaml, `--set`, `--site`."""
+"""What the commands share: which pipeline, with which parameters, for which site."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import click
 import yaml
 
 from mdpr.config import apply_overrides, load_params
+from mdpr.errors import ConfigError
 from mdpr.stages.kubeflow import merge_params
+from pipelines.parameters import as_sections
+from pipelines.variants import VARIANTS
 
 PARAMS_FILE = Path(__file__).resolve().parents[1] / "params.yaml"
 
@@ -26,16 +31,89 @@ site_option = click.option(
 )
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a user wants to run: a pipeline by name, and its arguments, checked."""
+
+    variant: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def pipeline_name(self) -> str:
+        return VARIANTS[self.variant].pipeline_name
+
+
+def request_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--variant, --recipe, --set and --parameter, checked before anything is started, as one argument `request`."""
+
+    @functools.wraps(function)
+    def command(
+        *, variant: str, recipe: str, settings: tuple[str, ...], parameters: tuple[str, ...], **rest: Any
+    ) -> None:
+        function(request=Request(variant, arguments(read_params(), recipe, settings, variant, parameters)), **rest)
+
+    for option in (
+        click.option(
+            "--parameter",
+            "parameters",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="a parameter of the pipeline as the UI names it, such as shards or settings; may be repeated",
+        ),
+        set_option,
+        recipe_option,
+        click.option(
+            "--variant", type=click.Choice(list(VARIANTS)), default="training", show_default=True, help="which pipeline"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, dict[str, Any]]:
     """All sections of params.yaml, complete and checked; raises `ConfigError`."""
     return {name: section.model_dump(mode="json") for name, section in load_params(path).items()}
 
 
-def arguments(params: Mapping[str, Any], recipe: str, settings: Sequence[str]) -> dict[str, str]:
-    """The pipeline's parameters `recipe` and `overrides` from the command line, checked on top of `params`.
+def arguments(
+    params: Mapping[str, Any],
+    recipe: str,
+    settings: Sequence[str],
+    variant: str = "training",
+    parameters: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The arguments of the pipeline `variant` from the command line, checked on top of `params`.
 
     Raises `ConfigError` for a recipe, a key or a value that is not allowed: before anything is started.
     """
     overrides: str = yaml.safe_dump(apply_overrides({}, settings)) if settings else ""
-    merge_params(yaml.safe_dump(dict(params)), {}, overrides, recipe)
-    return {"recipe": recipe, "overrides": overrides}
+    known = VARIANTS[variant].parameters(params)
+    chosen = dict(_parameter(text, variant, known) for text in parameters)
+    values = {"recipe": recipe, "overrides": overrides, **chosen}
+    VARIANTS[variant].check(stage_texts(params, values), {name: item.default for name, item in known.items()} | chosen)
+    return values
+
+
+def stage_texts(params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that each stage of a pipeline with the arguments `values` gets, as YAML text."""
+    return merge_params(yaml.safe_dump(dict(params)), as_sections(values), values["overrides"], values["recipe"])
+
+
+def _parameter(text: str, variant: str, known: Mapping[str, Any]) -> tuple[str, Any]:
+    """Name and value of `NAME=VALUE`, the value read as YAML and of the type that the pipeline takes."""
+    name, separator, content = text.partition("=")
+    offered = [key for key in known if key not in ("recipe", "overrides")]
+    if not separator or name not in offered:
+        raise ConfigError(f"--parameter {text}: the pipeline {variant} takes NAME=VALUE of {', '.join(offered)}")
+    kind = type(known[name].default)
+    try:
+        value = content if kind is str else yaml.safe_load(content)
+    except yaml.YAMLError:
+        raise ConfigError(f"--parameter {text}: {content!r} is not valid YAML") from None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is list and isinstance(value, list):
+        value = [item if isinstance(item, str) else yaml.safe_dump(item, default_flow_style=True) for item in value]
+    if type(value) is not kind:
+        raise ConfigError(f"--parameter {text}: must be of type {kind.__name__}, like {known[name].default!r}")
+    return name, value

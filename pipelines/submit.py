@@ -17,10 +17,9 @@ import click
 import urllib3
 from kfp_server_api import ApiException  # type: ignore[import-untyped]
 
-from pipelines.api import connect, host_options, one_line_errors, upload
+from pipelines.api import Cluster, cluster_options, experiment_option, one_line_errors, upload
 from pipelines.compile import package
-from pipelines.settings import arguments, read_params, recipe_option, set_option, site_option
-from pipelines.training import NAME
+from pipelines.settings import Request, request_options, site_option
 
 LOST_POLLS = 12  # polls in a row that may go unanswered before the host counts as gone
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -51,36 +50,32 @@ def follow(get_state: Callable[[], str | None], timeout_s: float, poll_s: float)
 
 
 @click.command("submit")
-@host_options
+@cluster_options()
+@experiment_option
 @click.option("--run-name", help="name of the run; default: the pipeline's name and the time")
 @click.option("--wait", is_flag=True, help="Follow the run to its end.")
 @click.option("--timeout-s", type=float, default=72 * 3600, show_default=True, help="for --wait")
 @click.option("--poll-s", type=float, default=5.0, show_default=True, help="time between two questions, for --wait")
 @site_option
-@recipe_option
-@set_option
+@request_options
 def command(
-    host: str,
-    token: str | None,
-    namespace: str,
+    cluster: Cluster,
     experiment: str,
     run_name: str | None,
     wait: bool,
     timeout_s: float,
     poll_s: float,
     site_file: Path | None,
-    recipe: str,
-    settings: tuple[str, ...],
+    request: Request,
 ) -> None:
-    """Start the training pipeline on a cluster; the link to the run in the UI is printed."""
-    values = arguments(read_params(), recipe, settings)
-    with package(site_file) as file, one_line_errors(host):
-        client = connect(host, token, namespace)
-        pipeline_id, version_id = upload(client, file, NAME)
+    """Start a pipeline on a cluster; the link to the run in the UI is printed."""
+    with package(site_file, request.variant) as file, one_line_errors(cluster.host):
+        client = cluster.connect()
+        pipeline_id, version_id = upload(client, file, request.pipeline_name)
         run = client.run_pipeline(
             client.create_experiment(experiment).experiment_id,
-            run_name or f"{NAME} {time.strftime('%Y-%m-%d %H:%M:%S')}",
-            params=values,
+            run_name or f"{request.pipeline_name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+            params=dict(request.arguments),
             pipeline_id=pipeline_id,
             version_id=version_id,
         )

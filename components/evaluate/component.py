@@ -2,7 +2,7 @@
 
 from components.images import IMAGE_GPU
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
 
 
 @dsl.component(base_image=IMAGE_GPU, packages_to_install=[], install_kfp_package=False)
@@ -17,6 +17,7 @@ def evaluate(
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
     report: Output[HTML],
+    summary: Output[Markdown],
 ) -> None:
     """Score the untouched test set: base, routed, fused, by all / many / medium / few.
 
@@ -33,9 +34,10 @@ def evaluate(
         metrics: Accuracies, for the UI.
         confusion: Confusion matrix of the fused prediction, for the UI.
         report: The report, for the UI.
+        summary: Accuracy by shot group beside zero-shot and the champion, for the UI.
     """
     from mdpr.stages.kubeflow import run_component
-    from mdpr.stages.kubeflow_views import show_confusion, show_metrics, show_page
+    from mdpr.stages.kubeflow_views import show_confusion, show_metrics, show_page, show_summary
 
     run_component(
         "evaluate",
@@ -50,3 +52,4 @@ def evaluate(
     show_metrics(evaluation, metrics)
     show_confusion(evaluation, confusion)
     show_page(evaluation, "report.html", report)
+    show_summary(evaluation, params, summary)

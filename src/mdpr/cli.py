@@ -20,7 +20,7 @@ also a component of the Kubeflow pipeline in pipelines/."""
 
 # Name -> its line in `mdpr --help`; the command itself is in mdpr.commands.<name>.
 COMMANDS: dict[str, str] = {
-    "knowledge": "Check a knowledge base: `mdpr knowledge audit FILE`.",
+    "knowledge": "Check a knowledge base, or merge one from shards: `mdpr knowledge audit FILE`.",
     "summary": "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
     "report": "Make the report again with the gate's decision, and open it.",
     "compare": "Compare runs on the same test images: paired tests, corrected by Holm's method.",

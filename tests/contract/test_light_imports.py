@@ -23,3 +23,15 @@ def test_reading_the_interface_loads_nothing_heavy(code: str) -> None:
     check = f"import sys; {code}; print('loaded', *[m for m in {HEAVY!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "loaded"
+
+
+def test_a_component_body_waits_neither_for_recipes_nor_for_formats_it_does_not_read() -> None:
+    """Validators are built when they are first used (pydantic's defer_build)."""
+    code = (
+        "import sys, mdpr.stages.kubeflow, mdpr.artifacts as artifacts, mdpr.config as config;"
+        "print('mdpr.recipes' in sys.modules, artifacts.DataCard.__pydantic_complete__,"
+        " config.TuneParams.__pydantic_complete__);"
+        "config.parse_params({}); print(config.TuneParams.__pydantic_complete__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False", "False", "True"]

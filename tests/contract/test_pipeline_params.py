@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from components.readme import load_component
+from kfp.dsl import Artifact
 from pipelines.settings import read_params
 from pipelines.site import Site
 from pipelines.training import training_pipeline
@@ -27,36 +28,47 @@ def test_params_yaml_names_every_section() -> None:
     assert parse_params(raw) == load_params(PROJECT / "params.yaml")
 
 
-def test_pipeline_gives_every_stage_what_params_yaml_says() -> None:
+def configured(folder: Path, **values: Any) -> tuple[str, ...]:
+    """What the component `configure` gives; its file of settings lands in `folder`."""
+    settings = Artifact(uri=str(folder / "settings.yaml"))
+    texts: tuple[str, ...] = load_component("configure").python_func(**values, settings=settings)
+    return texts
+
+
+def test_pipeline_gives_every_stage_what_params_yaml_says(tmp_path: Path) -> None:
     """The defaults of the UI, through `configure`'s own function, come back as params.yaml."""
     params = read_params()
     inputs = training_pipeline(params, Site()).component_spec.inputs
     values = {name: port.default for name, port in inputs.items()}
     assert [name for name, port in inputs.items() if not port.description] == []
-    texts = load_component("configure").python_func(base=yaml.safe_dump(params), **values)
+    texts = configured(tmp_path, base=yaml.safe_dump(params), **values)
+    assert read_params(tmp_path / "settings.yaml") == params
     for name, text in zip(STAGES, texts, strict=True):
         sections = load_stage(name).sections.values()
         assert yaml.safe_load(text) == {section: params[section] for section in sections}
 
 
-def test_every_choice_of_the_ui_reaches_its_stage() -> None:
+def test_every_choice_of_the_ui_reaches_its_stage(tmp_path: Path) -> None:
     """No parameter of `configure` is dropped: a value of its own appears in the text of some stage."""
     values: dict[str, Any] = {
-        "source": "folder", "root": "R", "architecture": "A", "weights": "W", "prompting": "coop",
+        "source": "folder", "root": "R", "data_repo": "https://example.org/r.git", "data_rev": "v1", "data_path": "P",
+        "architecture": "A", "weights": "W", "prompting": "coop",
         "routing": False, "base_loss": "ldam", "epochs": 7, "batch_size": 77, "learning_rate": 0.0077,
         "seed": 777, "provider": "llm", "llm_vendor": "anthropic", "llm_model": "L", "llm_base_url": "http://b",
-        "experiment": "E", "model_name": "N",
+        "margin_points": 1.25, "experiment": "E", "model_name": "N",
     }  # fmt: skip
     assert set(values) | {"recipe", "overrides"} == set(training_pipeline(read_params(), Site()).component_spec.inputs)
-    texts = load_component("configure").python_func(base="", recipe="", overrides="tune: {augment: none}", **values)
+    texts = configured(tmp_path, base="", recipe="", overrides="tune: {augment: none}", **values)
     found = {section: keys for text in texts for section, keys in yaml.safe_load(text).items()}
     places = {
         "tracking": ("experiment", "model_name"),
         "prepare": ("source", "root"),
         "backbone": ("architecture", "weights"),
         "describe": ("provider",),
+        "promote": ("margin_points",),
     }
     where = {name: found[section][name] for section, names in places.items() for name in names}
+    where |= {f"data_{key}": found["prepare"][key] for key in ("repo", "rev", "path")}
     where |= {f"llm_{key}": found["describe"]["llm"][key] for key in ("vendor", "model", "base_url")}
     where |= {name: found["tune"][name] for name in set(values) - set(where)}
     assert where == values

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 from pipelines.compile import compile_pipeline
-from pipelines.placement import LLM_SECRET, MLFLOW_LOGIN_SECRET, MLFLOW_SECRET, PLACEMENTS
+from pipelines.placement import DATA_SECRET, LLM_SECRET, MLFLOW_LOGIN_SECRET, MLFLOW_SECRET, PLACEMENTS
 from pipelines.site import Site, read_site
+from pipelines.variants import VARIANTS
 
 from mdpr.errors import ConfigError
+from mdpr.stages.definition import STAGES
 
 SITE = {
     "image_cpu": "registry.example.org/cpu:1",
@@ -28,9 +30,9 @@ SITE = {
 ON_GPU = {"probe", "encode", "tune", "evaluate"}
 
 
-def compiled(folder: Path, site: Site) -> tuple[dict[str, Any], dict[str, Any]]:
+def compiled(folder: Path, site: Site, variant: str = "training") -> tuple[dict[str, Any], dict[str, Any]]:
     """Task -> container, and task -> Kubernetes options."""
-    compile_pipeline(folder / "pipeline.yaml", site)
+    compile_pipeline(folder / "pipeline.yaml", site, variant)
     pipeline, platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text("utf-8"))
     containers = {name: item["container"] for name, item in pipeline["deploymentSpec"]["executors"].items()}
     options = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -47,9 +49,14 @@ def tasks_with(options: dict[str, Any], key: str) -> set[str]:
     return {name for name, content in options.items() if content.get(key)}
 
 
+def test_every_task_of_every_pipeline_has_a_placement_and_no_other(tmp_path: Path) -> None:
+    tasks = [set(compiled(tmp_path, Site(), variant)[0]) for variant in VARIANTS]
+    assert set.union(*tasks) == set(PLACEMENTS)
+
+
 def test_images_and_gpus_reach_their_tasks(placed: tuple[dict[str, Any], dict[str, Any]]) -> None:
     containers, _ = placed
-    assert set(containers) == set(PLACEMENTS)
+    assert set(containers) == {"configure", *STAGES, "close"}
     assert {name for name, item in containers.items() if item["image"] == SITE["image_gpu"]} == ON_GPU
     assert {item["image"] for name, item in containers.items() if name not in ON_GPU} == {SITE["image_cpu"]}
     accelerators = {name: item["resources"].get("accelerator") for name, item in containers.items()}
@@ -74,7 +81,8 @@ def test_volumes_and_nodes_reach_their_tasks(placed: tuple[dict[str, Any], dict[
     assert tasks_with(options, "emptyDirMounts") == ON_GPU
     (shm,) = options["tune"]["emptyDirMounts"]
     assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "3Gi")  # noqa: S108
-    assert tasks_with(options, "imagePullSecret") == tasks_with(options, "activeDeadlineSeconds") == set(PLACEMENTS)
+    assert tasks_with(options, "imagePullSecret") == tasks_with(options, "activeDeadlineSeconds") == set(options)
+    assert set(options) == {"configure", *STAGES, "close"}
 
 
 def test_secrets_are_names_and_only_where_they_are_needed(placed: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -87,13 +95,17 @@ def test_secrets_are_names_and_only_where_they_are_needed(placed: tuple[dict[str
     assert {name: found for name, found in used.items() if found} == {
         **dict.fromkeys(("tune", "evaluate", "register", "promote", "close"), tracking),
         "describe": {LLM_SECRET: True},
+        "prepare": {DATA_SECRET: True},
     }
 
 
-def test_no_secret_of_this_environment_is_compiled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_secret_of_this_environment_is_compiled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
     for name in ("OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "KFP_TOKEN"):
         monkeypatch.setenv(name, f"hidden-{name}")
-    compile_pipeline(tmp_path / "pipeline.yaml", Site())
+    compile_pipeline(tmp_path / "pipeline.yaml", Site(), variant)
     assert "hidden-" not in (tmp_path / "pipeline.yaml").read_text("utf-8")
 
 

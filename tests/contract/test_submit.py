@@ -5,106 +5,26 @@ from __future__ import annotations
 import io
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from tests.contract.kfp_server import DROP, OPERATIONS, Api, request_faults, serving
 
 from mdpr.cli import main
 
 PROJECT = Path(__file__).resolve().parents[2]
-DROP = "the connection is dropped"
-API = "/apis/v2beta1"
-VERSION = {"pipeline_id": "p1", "pipeline_version_id": "v1", "display_name": "first"}
-
-
-class Api(ThreadingHTTPServer):
-    """Answers what the client asks, plays `states` one a poll, and keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self, states: list[str], refuse: int | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.states, self.refuse = states, refuse
-        self.requests: list[tuple[str, str]] = []
-        self.runs: list[dict[str, Any]] = []
-        self.versions: list[dict[str, str]] = []
-        self.schedules: list[dict[str, Any]] = []
-        self.packages: list[bytes] = []
-
-    @property
-    def host(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def answer(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> dict[str, Any] | None:
-        if (method, path) == ("POST", "/pipelines/upload"):
-            assert b"mdpr-training" in body
-            self.packages.append(body)
-            return {"pipeline_id": "p1", "display_name": query["name"][0]}
-        if (method, path) == ("POST", "/pipelines/upload_version"):
-            self.versions.append({**VERSION, "display_name": query["name"][0]})
-            return self.versions[-1]
-        if (method, path) == ("POST", "/runs"):
-            self.runs.append(json.loads(body))
-            return {"run_id": "r1"}
-        if (method, path) == ("POST", "/recurringruns"):
-            self.schedules.append(json.loads(body))
-            return {"recurring_run_id": "s1"}
-        if (method, path) == ("GET", "/runs/r1"):
-            return {"run_id": "r1", "state": self.states.pop(0) if len(self.states) > 1 else self.states[0]}
-        fixed: dict[tuple[str, str], dict[str, Any]] = {
-            ("GET", "/healthz"): {"multi_user": False},
-            ("GET", "/pipelines"): {"pipelines": [{"pipeline_id": "p1"}]} if self.versions else {},
-            ("GET", "/pipelines/p1/versions"): {"pipeline_versions": self.versions},
-            ("GET", "/experiments"): {},
-            ("POST", "/experiments"): {"experiment_id": "e1"},
-        }
-        return fixed.get((method, path))
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Api
-
-    def handle_any(self) -> None:
-        parts = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.requests.append((self.command, parts.path))
-        answer = self.server.answer(self.command, parts.path.removeprefix(API), parse_qs(parts.query), body)
-        if (answer or {}).get("state") == DROP:
-            self.close_connection = True
-            return
-        self.send_response(self.server.refuse or (200 if answer is not None else 404))
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(answer or {}).encode())
-
-    do_GET = do_POST = handle_any
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
 
 
 @pytest.fixture
 def serve() -> Iterator[Any]:
-    """Start servers that are gone when the test ends."""
-    started: list[Api] = []
-
-    def start(*states: str, refuse: int | None = None) -> Api:
-        started.append(Api(list(states), refuse))
-        threading.Thread(target=started[-1].serve_forever, args=(0.02,), daemon=True).start()
-        return started[-1]
-
-    yield start
-    for api in started:
-        api.shutdown()
-        api.server_close()
+    """Start servers that are gone when the test ends; a request that is not as published fails the test."""
+    with ExitStack() as servers:
+        yield lambda *states, refuse=None, run=None: servers.enter_context(serving(Api(list(states), refuse, run)))
 
 
 @dataclass(frozen=True)
@@ -161,14 +81,23 @@ def test_waiting_is_bounded(serve: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "--token"), (403, "--namespace"), (409, "another name"), (500, "ml-pipeline")]
+    ("status", "hint", "at"),
+    [
+        (401, "--token", None),
+        (403, "--namespace", None),
+        (409, "another name", None),
+        (500, "ml-pipeline", None),
+        (401, "--token", ("GET", "/pipelines")),
+        (409, "another name", ("POST", "/pipelines/upload")),
+        (500, "ml-pipeline", ("POST", "/runs")),
+    ],
 )
-def test_a_refusal_is_one_line(serve: Any, status: int, hint: str) -> None:
-    result = run(serve("SUCCEEDED", refuse=status))
+def test_a_refusal_is_one_line(serve: Any, status: int, hint: str, at: tuple[str, str] | None) -> None:
+    result = run(serve("SUCCEEDED", refuse={at: status}))
     assert result.exit_code == 2
-    assert str(status) in result.output
-    assert hint in result.output
-    assert len(result.output.strip().splitlines()) == 1
+    (line,) = (line for line in result.output.splitlines() if "details" not in line)  # links that are there by then
+    assert str(status) in line
+    assert hint in line
 
 
 def test_a_host_that_is_away_is_one_line(serve: Any) -> None:
@@ -209,6 +138,19 @@ def test_a_poll_that_gets_no_answer_is_repeated(serve: Any) -> None:
     ]
 
 
+def test_a_server_in_trouble_is_asked_again(serve: Any) -> None:
+    result = run(serve("RUNNING", 500, 503, "SUCCEEDED"), "--wait")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_login_that_ends_while_the_run_goes_on_is_told_at_once(serve: Any) -> None:
+    api = serve("RUNNING", 401, "SUCCEEDED")
+    result = run(api, "--wait")
+    assert result.exit_code == 2
+    assert "--token" in result.output.strip().splitlines()[-1]
+    assert api.states == ["SUCCEEDED"]
+
+
 def test_a_server_that_goes_away_for_good_is_one_line(serve: Any) -> None:
     result = run(serve("RUNNING", DROP), "--wait")
     assert result.exit_code == 2
@@ -241,6 +183,30 @@ def test_a_wrong_cron_expression_is_told_before_the_host_is_asked(serve: Any, cr
     result = mdpr("pipeline", "schedule", "--host", api.host, "--cron", cron)
     assert (result.exit_code, api.requests) == (2, [])
     assert "minute hour day month weekday" in result.output
+
+
+def test_the_server_knows_a_request_that_is_not_as_published() -> None:
+    """What the other tests rely on: each rule finds its fault."""
+    by_name = {(item.method, item.path.removeprefix("/apis/v2beta1")): item for item in OPERATIONS}
+    start, listing, upload = (
+        by_name[key] for key in (("POST", "/runs"), ("GET", "/pipelines"), ("POST", "/pipelines/upload"))
+    )
+    sent = {"display_name": "a", "experiment_id": "e1", "runtime_config": {"parameters": {"epochs": 3}}}
+
+    def faults(**changes: Any) -> list[str]:
+        return list(request_faults(start, {}, json.dumps(sent | changes).encode()))
+
+    assert faults() == []
+    assert faults(experiment_id=1) == ["V2beta1Run.experiment_id = 1 is not of type str"]
+    assert faults(display_name=None) == ["POST /apis/v2beta1/runs needs V2beta1Run.display_name"]
+    assert faults(name="b") == ["V2beta1Run has no field name"]
+    assert faults(runtime_config={"parameters": [1]}) == ["V2beta1Run.runtime_config.parameters = [1] is not a dict"]
+    assert "is none of" in faults(state="DONE")[0]
+    assert list(request_faults(start, {}, b"{")) == ["POST /apis/v2beta1/runs: the body is not JSON"]
+    assert "takes no query parameter pagesize" in next(request_faults(listing, {"pagesize": ["1"]}, b""))
+    assert "is no whole number" in next(request_faults(listing, {"page_size": ["many"]}, b""))
+    assert list(request_faults(listing, {}, b"x")) == ["GET /apis/v2beta1/pipelines takes no body"]
+    assert list(request_faults(upload, {}, b"x")) == ["POST /apis/v2beta1/pipelines/upload has no file uploadfile"]
 
 
 def test_outside_a_project_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

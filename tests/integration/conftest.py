@@ -85,6 +85,25 @@ class Server:
             self.process.wait(timeout=30)
 
 
+@pytest.fixture(scope="session")
+def copy_project(project_root: Path) -> Callable[[Path], None]:
+    """copy_project(folder): what Git would hand a new user, tracked and new files, without a repository yet."""
+
+    def copy(folder: Path) -> None:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=project_root,
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
+        for name in filter(None, listed.split("\0")):
+            if (project_root / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(project_root / name, folder / name)
+
+    return copy
+
+
 StartServer = Callable[..., AbstractContextManager[Server]]
 
 

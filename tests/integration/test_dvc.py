@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -45,19 +44,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def clone(project_root: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+def clone(
+    copy_project: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> Path:
     """What git would hand a new user (tracked and new files), with a smaller setting, committed."""
     folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=project_root,
-        capture_output=True,
-        check=True,
-    ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        if (project_root / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(project_root / name, folder / name)
+    copy_project(folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     for section, values in SETTINGS.items():
         params[section] |= values

@@ -14,6 +14,7 @@ Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here,
 pandas, pyarrow and safetensors load only where a function needs them.
 """
 
+from mdpr.artifacts.digests import data_digests, model_digests
 from mdpr.artifacts.evaluation import (
     TEST_DIGEST,
     Bias,
@@ -52,6 +53,7 @@ from mdpr.artifacts.prepared import (
     SPLITS,
     ClassInfo,
     DataCard,
+    Origin,
     ShotGroup,
     Split,
     Validation,
@@ -79,6 +81,7 @@ __all__ = [
     "Intervals",
     "Knowledge",
     "ModelConfig",
+    "Origin",
     "Probe",
     "Promotion",
     "Registration",
@@ -87,7 +90,9 @@ __all__ = [
     "TrackedRun",
     "Validation",
     "class_digest",
+    "data_digests",
     "image_batches",
+    "model_digests",
     "open_images",
     "parse_knowledge",
     "read_biases",

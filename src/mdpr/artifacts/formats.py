@@ -21,7 +21,8 @@ FormatT = TypeVar("FormatT", bound=BaseModel)
 class Format(BaseModel):
     """A JSON artifact. Frozen; unknown keys are errors, so that a newer file is not half understood."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Its validator is built when it is first used: a stage reads three or four formats, and imports them all.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def write_json(path: Path, content: Any) -> None:

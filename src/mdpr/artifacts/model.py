@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from mdpr.artifacts.formats import Format, parse, read_json
 from mdpr.config import BackboneParams, TuneParams
 from mdpr.errors import ArtifactError
@@ -33,12 +35,13 @@ def read_model_config(model: Path) -> ModelConfig:
 
 
 class TrackedRun(Format):
-    """The MLflow run that a folder of results belongs to."""
+    """The MLflow run that a folder of results belongs to; `digests` of what its model comes from (`model_digests`)."""
 
     format: Literal["mdpr-run/1"] = "mdpr-run/1"
     run_id: str
     experiment: str
     test_sha256: str | None = None  # of the test split behind the results; model/run.json has none
+    digests: dict[str, str] = Field(default_factory=dict)
 
 
 def read_run(folder: Path) -> TrackedRun:

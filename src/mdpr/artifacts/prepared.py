@@ -46,12 +46,23 @@ def read_classes(prepared: Path) -> tuple[ClassInfo, ...]:
     return classes
 
 
+class Origin(Format):
+    """A data set that DVC tracks in a Git repository: `rev` as asked for, `commit` what that was, `md5` DVC's own."""
+
+    repo: str
+    rev: str
+    path: str
+    commit: str
+    md5: str
+
+
 class DataCard(Format):
     """card.json: how a prepared data set was cut (the keys of `prepare` in params.yaml) and what came of it.
 
     validation: `source` the source brought a split of its own; `left_over` what the cut left in the pool;
     `train_share` a share of each class's training images. test: `source`, or `share` of each class of the pool.
-    left_out: images and rows of the source that could not be used, a line each.
+    left_out: images and rows of the source that could not be used, a line each. origin: where the source lies in DVC,
+    if it came from there.
     """
 
     format: Literal["mdpr-card/1"] = "mdpr-card/1"
@@ -77,6 +88,7 @@ class DataCard(Format):
     images_per_class: dict[Split, tuple[int, ...]]  # in order of class index
     sha256: dict[str, str]  # of each split's file
     left_out: tuple[str, ...]
+    origin: Origin | None = None
 
 
 def read_card(prepared: Path) -> DataCard:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from mdpr.artifacts.formats import Format, parse, read_json
 
 
 class Registration(Format):
-    """One version in the MLflow model registry; `model_digest` is of what it computes with, not of its run."""
+    """One version in the MLflow model registry; `model_digest` is of what it computes with, not of its run.
+
+    digests: of what the model comes from (`model_digests`).
+    """
 
     format: Literal["mdpr-registration/1"] = "mdpr-registration/1"
     model_name: str
@@ -18,6 +23,7 @@ class Registration(Format):
     model_digest: str
     alias: str
     source: str
+    digests: dict[str, str] = Field(default_factory=dict)
 
 
 def read_registration(path: Path) -> Registration:

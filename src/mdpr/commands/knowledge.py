@@ -1,4 +1,4 @@
-"""`mdpr knowledge`: check a knowledge base without a pipeline."""
+"""`mdpr knowledge`: check a knowledge base, or put one together, without a pipeline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLORS: Mapping[str, str] = {"error": "red", "warning": "yellow"}
 
 @click.group("knowledge")
 def command() -> None:
-    """Check a knowledge base."""
+    """Check a knowledge base, or put one together from shards."""
 
 
 @command.command("audit")
@@ -51,6 +51,26 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     read_knowledge(file, _read_names(names) if names else None)  # the label set, and that nothing is missing
     if not as_json:
         click.echo(f"{file}: {len(knowledge.classes)} classes, {len(findings)} warnings, no errors")
+
+
+@command.command("merge")
+@click.argument("shards", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
+@click.option("--probe", type=click.Path(path_type=Path), required=True, help="reads: which class is taken for which")
+@click.option("--knowledge", type=click.Path(path_type=Path), required=True, help="writes: the whole")
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowledge: Path, params: Path) -> None:
+    """One knowledge base from the folders SHARDS, which `mdpr describe --shard I/N` wrote, audited as a whole."""
+    from mdpr.config import DescribeParams, load_params
+    from mdpr.errors import KnowledgeError
+    from mdpr.stages.merging import merge_shards
+
+    section = load_params(params)["describe"]
+    assert isinstance(section, DescribeParams)
+    for shard in shards:
+        if shards.count(shard) > 1:
+            raise KnowledgeError(f"{shard} is given {shards.count(shard)} times: give each shard once")
+    merge_shards({str(shard): shard for shard in shards}, prepared, probe, knowledge, section)
 
 
 def _show(findings: list[Finding]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mdpr.config.section import Fraction, Positive, Section
 
@@ -34,6 +35,11 @@ class PrepareParams(Section):
         "data/embedded/fashion-mnist", description="folder of the source (huggingface, cifar: keeps the download)"
     )
     image_root: str = Field("", description="folder that paths in list files start from; empty: root")
+    repo: str = Field(
+        "", description="Git repository (address or folder) whose DVC tracks the source: then `path` in it, not root"
+    )
+    rev: str = Field("", description="commit, tag or branch of repo; empty: its default branch as it is now")
+    path: str = Field("", description="folder in repo that DVC tracks")
     hub_name: str = Field("", description="name of the data set on the Hugging Face Hub, or a folder (huggingface)")
     profile: Literal["exponential", "step", "pareto", "natural"] = Field(
         "exponential",
@@ -68,6 +74,21 @@ class PrepareParams(Section):
     )
     seed: int = Field(0, ge=0, description="seed of the cut")
 
+    @field_validator("repo")
+    @classmethod
+    def _no_login(cls, repo: str) -> str:
+        """Settings are written down everywhere: in params.yaml, dvc.lock, MLflow, Kubeflow."""
+        try:
+            address = urlsplit(repo)
+        except ValueError:
+            raise ValueError("must be an address, https://HOST/NAME.git, or a folder") from None
+        if address.password or (address.username and address.scheme.startswith("http")):
+            raise ValueError(
+                "must not hold a login, which would be recorded with the settings: "
+                "set MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD in the environment"
+            )
+        return repo
+
     @model_validator(mode="after")
     def _settings_agree(self) -> PrepareParams:
         if self.few_below > self.many_above:
@@ -76,6 +97,12 @@ class PrepareParams(Section):
             raise ValueError("shots_from is the ratio of a cut, and profile = natural cuts nothing: leave it empty")
         if self.source == "huggingface" and not self.hub_name:
             raise ValueError("source = huggingface needs hub_name, the name of the data set")
+        if bool(self.repo) != bool(self.path):
+            raise ValueError("repo and path go together: the repository, and the folder in it that DVC tracks")
+        if self.rev and not self.repo:
+            raise ValueError("rev is a revision of repo: set repo and path too")
+        if self.repo and self.source in ("embedded", "huggingface"):
+            raise ValueError(f"source = {self.source} does not come from a repository: leave repo empty")
         return self
 
 

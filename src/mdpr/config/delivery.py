@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mdpr.config.section import Count, Section
+from mdpr.config.section import Count, Percent, Section
 
 Ablation = Literal[
     "without_general_appearance",
@@ -47,6 +47,10 @@ class PromoteParams(Section):
     """The gate: when the champion gives way. Points are percentage points of class-balanced accuracy."""
 
     policy: str = Field("mlflow/promotion.yaml", description="margins and floors of the gate")
+    margin_points: Percent = Field(
+        0.0,
+        description="points over all classes by which a model must beat the champion, beyond the policy's own margin",
+    )
 
 
 class TrackingParams(Section):

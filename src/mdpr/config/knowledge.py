@@ -82,6 +82,11 @@ class DescribeParams(Section):
     repair: bool = Field(
         False, description="ask once more, with the reason, for each sentence in which the audit finds an error"
     )
+    shard: str = Field(
+        "",
+        pattern=r"^([1-9]\d*/[1-9]\d*)?$",
+        description="share of the classes to describe, as 1/4; `mdpr knowledge merge` puts shares together; empty: all",
+    )
     budget_usd: NonNegative = Field(0.0, description="stop before a run costs more than this; 0: no limit")
     llm: LlmParams = Field(default_factory=lambda: LlmParams.model_validate({}), description="the chat model")
 
@@ -91,6 +96,9 @@ class DescribeParams(Section):
             raise ValueError("provider = llm needs a model: set describe.llm.model")
         if self.provider == "curated" and self.repair:
             raise ValueError("repair = true needs provider = llm or local: a finished file is mended by hand")
+        number, _, count = self.shard.partition("/")
+        if self.shard and int(number) > int(count):
+            raise ValueError(f"shard = {self.shard} must lie between 1/{count} and {count}/{count}")
         if self.budget_usd and not (self.llm.input_usd_per_million and self.llm.output_usd_per_million):
             raise ValueError(
                 "budget_usd needs the prices: set describe.llm.input_usd_per_million and output_usd_per_million"

@@ -16,6 +16,7 @@ DIMENSIONS = (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -24,4 +25,4 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of params.yaml. Frozen; an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

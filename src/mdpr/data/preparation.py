@@ -14,6 +14,7 @@ from mdpr.artifacts import (
     ClassInfo,
     DataCard,
     ImageRecord,
+    Origin,
     Split,
     Validation,
     sha256,
@@ -36,7 +37,9 @@ logger = logging.getLogger(__name__)
 Chosen = dict[Split, tuple[SourceSplit, np.ndarray]]
 
 
-def write_prepared(prepared: Path, source: Source, params: PrepareParams, faults: Faults) -> DataCard:
+def write_prepared(
+    prepared: Path, source: Source, params: PrepareParams, faults: Faults, origin: Origin | None = None
+) -> DataCard:
     """Write train, val and test, classes.json and card.json into `prepared`; the same input, the same bytes.
 
     Raises `DataError` for a class without an image in any split, and for an image that cannot be used unless
@@ -58,13 +61,15 @@ def write_prepared(prepared: Path, source: Source, params: PrepareParams, faults
     if faults.listed:
         logger.warning("%d images or rows are left out: card.json lists them", len(faults.listed))
     card = DataCard(
-        **params.model_dump(exclude={"root", "image_root"}),  # where it lay does not change what it is
+        # where it lay does not change what it is; of what DVC tracks, `origin` has the commit and the digest as well
+        **params.model_dump(exclude={"root", "image_root", "repo", "rev", "path"}),
         validation=validation,
         test="source" if source.test is not None else "share",
         images={name: sum(counts_C[name]) for name in SPLITS},
         images_per_class={name: tuple(counts_C[name]) for name in SPLITS},
         sha256={f"{name}.parquet": sha256(prepared / f"{name}.parquet") for name in SPLITS},
         left_out=tuple(faults.listed),
+        origin=origin,
     )
     write_json(prepared / "card.json", card)
     return card

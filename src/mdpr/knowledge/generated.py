@@ -12,6 +12,7 @@ from mdpr.knowledge.audit import Finding, audit
 from mdpr.knowledge.prompts import Prompts, Rejected, load_prompts
 from mdpr.knowledge.questions import Place, make_questions
 from mdpr.knowledge.schema import make_schemas
+from mdpr.knowledge.shards import shard_indices
 from mdpr.knowledge.spending import Budget, Prices
 
 
@@ -26,31 +27,32 @@ class Gathered:
 def plan_generation(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Plan:
     """What `generate` would ask, and what it would cost; nothing is asked."""
     prompts = load_prompts()
-    return plan(make_questions(classes, rival_C, prompts, make_schemas(prompts), params.llm), params.llm)
+    chosen = shard_indices(params.shard, len(classes))
+    return plan(make_questions(classes, rival_C, prompts, make_schemas(prompts), params.llm, chosen), params.llm)
 
 
 def generate(
     classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams, reached_at: str = ""
 ) -> Gathered:
-    """Five sentences a class from the chat model of `params.llm`; with `repair`, one more try for each that the audit
-    refuses.
+    """Five sentences a class (of `params.shard`, where it is set) from the chat model of `params.llm`; with `repair`,
+    one more try for each that the audit refuses.
 
     `reached_at` is the address of a server that changes it from run to run, and so is no part of the answers' keys.
     Raises `KnowledgeError` where nothing can be asked. A question without an answer is a gap, never filled.
     """
     prompts = load_prompts()
     schemas = make_schemas(prompts)
-    llm = params.llm
+    llm, chosen = params.llm, shard_indices(params.shard, len(classes))
     reached = llm.model_copy(update={"base_url": reached_at}) if reached_at else llm
     budget = Budget(worker_context(), params.budget_usd, Prices.of(llm), llm.max_tokens)  # of both rounds together
-    answers = ask(make_questions(classes, rival_C, prompts, schemas, llm), schemas, reached, budget)
-    knowledge = _assemble(classes, rival_C, answers.sentences, prompts, llm)
+    answers = ask(make_questions(classes, rival_C, prompts, schemas, llm, chosen), schemas, reached, budget)
+    knowledge = _assemble(classes, rival_C, chosen, answers.sentences, prompts, llm)
     if params.repair:
         rejected = _rejected(knowledge, audit(knowledge))
-        questions = make_questions(classes, rival_C, prompts, schemas, llm, rejected)
+        questions = make_questions(classes, rival_C, prompts, schemas, llm, chosen, rejected)
         second = ask(questions, schemas, reached, budget)
         answers = Answers({**answers.sentences, **second.sentences}, {**answers.missing, **second.missing})
-        knowledge = _assemble(classes, rival_C, answers.sentences, prompts, llm)
+        knowledge = _assemble(classes, rival_C, chosen, answers.sentences, prompts, llm)
     return Gathered(knowledge, answers.missing)
 
 
@@ -70,8 +72,9 @@ def _rejected(knowledge: Knowledge, findings: Sequence[Finding]) -> dict[Place, 
     for finding in findings:
         if finding.level == "error" and finding.check != "missing":
             reasons.setdefault((finding.class_index, finding.dimension), []).append(finding.message)
+    described = {item.index: item for item in knowledge.classes}
     return {
-        (index, dimension): Rejected(knowledge.classes[index].sentences[dimension], "; ".join(messages))
+        (index, dimension): Rejected(described[index].sentences[dimension], "; ".join(messages))
         for (index, dimension), messages in reasons.items()
     }
 
@@ -79,6 +82,7 @@ def _rejected(knowledge: Knowledge, findings: Sequence[Finding]) -> dict[Place, 
 def _assemble(
     classes: Sequence[ClassInfo],
     rival_C: Sequence[int],
+    chosen: Sequence[int],
     sentences: Mapping[Place, str],
     prompts: Prompts,
     llm: LlmParams,
@@ -103,6 +107,6 @@ def _assemble(
                 rival_index=int(rival_C[item.index]),
                 sentences={key: sentences[item.index, key] for key in DIMENSIONS if (item.index, key) in sentences},
             )
-            for item in classes
+            for item in (classes[index] for index in chosen)
         ),
     )

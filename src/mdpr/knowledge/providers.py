@@ -10,6 +10,7 @@ from mdpr.config import DescribeParams
 from mdpr.knowledge.curated import fit_rivals
 from mdpr.knowledge.generated import Gathered, generate
 from mdpr.knowledge.local import local_settings, serving
+from mdpr.knowledge.shards import shard_indices
 
 Provider = Callable[[Sequence[ClassInfo], Sequence[int], DescribeParams], Gathered]
 
@@ -20,8 +21,9 @@ def from_file(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: Desc
     Raises `KnowledgeError` where it has a gap or is of other classes.
     """
     names = [item.name for item in classes]
-    knowledge = read_knowledge(Path(params.path), names)
-    return Gathered(fit_rivals(knowledge, [names[index] for index in rival_C]), {})
+    knowledge = fit_rivals(read_knowledge(Path(params.path), names), [names[index] for index in rival_C])
+    chosen = shard_indices(params.shard, len(classes))
+    return Gathered(knowledge.model_copy(update={"classes": tuple(knowledge.classes[index] for index in chosen)}), {})
 
 
 def from_local_model(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Gathered:

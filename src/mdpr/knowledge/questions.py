@@ -41,15 +41,17 @@ def make_questions(
     prompts: Prompts,
     schemas: Mapping[str, Schema],
     llm: LlmParams,
+    chosen: Sequence[int],
     rejected: Mapping[Place, Rejected] | None = None,
 ) -> list[Question]:
-    """Every class and dimension in order; with `rejected`, only its places, each with the reason in its prompt.
+    """Each of the `chosen` class indices and each dimension in order; with `rejected`, only its places, each with the
+    reason in its prompt.
 
     rival_C: for each class the index of the class it is most confused with.
     """
     return [
         make_question(classes[index], classes[rival_C[index]], dimension, prompts, schemas, llm, rejected)
-        for index in range(len(classes))
+        for index in chosen
         for dimension in DIMENSIONS
         if rejected is None or (index, dimension) in rejected
     ]

@@ -63,12 +63,19 @@ def _pause(otherwise: Callable[[RetryCallState], float]) -> Callable[[RetryCallS
 
     def pause_s(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        responses = [getattr(source, "response", None) for source in _sources(error)]
-        headers = next((response.headers for response in responses if hasattr(response, "headers")), {})
-        asked_s = retry_after_s(headers, datetime.now(UTC))
+        asked_s = retry_after_s(_headers_of(error), datetime.now(UTC))
         return otherwise(state) if asked_s is None else asked_s
 
     return pause_s
+
+
+def _headers_of(error: BaseException | None) -> Mapping[str, str]:
+    """The headers of the server's answer; empty where there was none."""
+    for source in _sources(error):
+        headers = getattr(getattr(source, "response", None), "headers", None)
+        if isinstance(headers, Mapping):
+            return headers
+    return {}
 
 
 def _sources(error: BaseException | None) -> list[BaseException]:

@@ -93,7 +93,7 @@ class _Worker:
         self.key = key
         self._outcomes = outcomes
         self._store = store
-        self._errors = (Unusable, TimeoutError, *vendor_errors(job.llm))
+        self._errors: tuple[type[Exception], ...] = (Unusable, TimeoutError, *vendor_errors(job.llm))
         self._bucket = TokenBucket(job.tokens_per_minute, time.monotonic)
         self._in_a_row = 0  # calls without an answer
         self._stopped = ""  # why no more calls are made

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mdpr.artifacts import Promotion
-from mdpr.registry.aliases import Registry
-from mdpr.registry.releases import LATENCY_TAG
+from mdpr.registry.aliases import CHAMPION, Registry
+from mdpr.registry.releases import LATENCY_TAG, TEST_SET_TAG
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,6 +39,28 @@ def registry_rows(registry: Registry) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@dataclass(frozen=True)
+class ChampionFigures:
+    """What the champion scored: figure -> accuracy as a fraction; and the digest of the test images behind it."""
+
+    number: str
+    figures: Mapping[str, float]
+    test_sha256: str | None
+
+
+def champion_figures(registry: Registry) -> ChampionFigures | None:
+    """Read from the champion's tags; None where there is no champion. Raises `TrackingError`."""
+    champion = registry.behind(CHAMPION)
+    if champion is None:
+        return None
+    figures = {
+        key.removeprefix(ACCURACY_TAG): float(value)
+        for key, value in champion.tags.items()
+        if key.startswith(ACCURACY_TAG)
+    }
+    return ChampionFigures(champion.number, figures, champion.tags.get(TEST_SET_TAG))
 
 
 def registry_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:

@@ -52,6 +52,12 @@ class Policy(Frozen):
     first_model: FirstModel
     later_models: LaterModels
 
+    def with_margin(self, points: float) -> Policy:
+        """This policy, which asks for `points` more over the champion in the accuracy of all classes."""
+        later = self.later_models
+        margins = later.margin_points | {"all": later.margin_points["all"] + points}
+        return self.model_copy(update={"later_models": later.model_copy(update={"margin_points": margins})})
+
 
 def read_policy(path: Path) -> Policy:
     """The gate's policy; `ConfigError` names the key that is missing, unknown or out of range."""

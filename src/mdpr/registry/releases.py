@@ -37,7 +37,7 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
     here = adopt(store, run, tracking.experiment)
     if here != run:  # neither training nor evaluation happened in this store: their results come along now
         files = sorted(path for path in evaluation.iterdir() if path.is_file())
-        here = add_results(here, tracking, flatten({"test": metrics}), files)
+        here = add_results(here, tracking, flatten({"test": metrics}), files, tags=run.digests)
     registry = Registry(store, tracking.model_name)
     with registry.locked():
         version = registry.with_digest(digest)
@@ -51,7 +51,7 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
             }
             if latency:
                 origin |= {LATENCY_TAG: f"{latency.ms:.3f}", LATENCY_DEVICE_TAG: latency.device}
-            version = registry.create(model_id, here.run_id, digest, origin | lineage_tags(inputs))
+            version = registry.create(model_id, here.run_id, digest, run.digests | origin | lineage_tags(inputs))
         ensure_model(store, tracking.model_name, here.run_id)
         card = model_card(config, metrics, test_images=len(predictions))
         results = {
@@ -69,4 +69,5 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
         model_digest=digest,
         alias=params.alias,
         source=version.source,
+        digests=run.digests,
     )

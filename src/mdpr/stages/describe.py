@@ -7,33 +7,19 @@ from mdpr.stages.definition import In, Out
 
 
 def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> None:
-    """Write knowledge.json, complete for every class, and audit.json.
+    """Write knowledge.json, complete for every class (of its share, where `shard` is set), and audit.json.
 
     Raises `AnswersMissing` for a gap that a chat model left, `KnowledgeError` for one in a finished knowledge base,
     `CheckFailed` for an error of the audit where `strict` is set.
     """
-    import logging
-    from dataclasses import asdict
-
-    from mdpr.artifacts import read_classes, read_probe, write_json
-    from mdpr.knowledge.audit import audit
-    from mdpr.knowledge.generated import explain_gaps
+    from mdpr.artifacts import read_classes, read_probe
+    from mdpr.knowledge.delivery import deliver
     from mdpr.knowledge.providers import PROVIDERS
-    from mdpr.knowledge.verdict import reject, report
 
     classes = read_classes(prepared)
-    names = [item.name for item in classes]
-    rival_C = read_probe(probe, names).rival_C.tolist()
+    rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
     gathered = PROVIDERS[params.provider](classes, rival_C, params)
-    findings = explain_gaps(audit(gathered.knowledge, [names[index] for index in rival_C]), gathered.missing)
-
-    knowledge.mkdir()
-    write_json(knowledge / "audit.json", {"findings": [asdict(finding) for finding in findings]})
-    if not gathered.missing:
-        write_json(knowledge / "knowledge.json", gathered.knowledge)
-    for line in report(findings):
-        logging.getLogger(__name__).info(line)
-    reject(findings, params)
+    deliver(gathered, classes, rival_C, knowledge, params)
 
 
 def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:

@@ -11,17 +11,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from mdpr.artifacts import read_json
-from mdpr.config import parse_params
+from mdpr.artifacts import data_digests, read_json
+from mdpr.config import SECTIONS, parse_params
 from mdpr.errors import ConfigError, MdprError
-from mdpr.recipes import params_text, read_recipe
 from mdpr.stages.definition import STAGES, Stage, load_stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -40,10 +39,10 @@ def run_component(stage_name: str, params: str, /, **ports: Artifact) -> None:
     With MDPR_PROCESSES above 1 the stage runs in as many processes under torchrun, one a GPU. A user's mistake ends the
     process with one line on stderr and exit code 2.
     """
-    with _one_line_errors():
+    with one_line_errors():
         stage = load_stage(stage_name)
         paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-        sections = parse_params(_read_sections(params, "params"))
+        sections = parse_params(read_sections(params, "params"))
         processes = int(os.environ.get("MDPR_PROCESSES", "1"))
         if processes > 1:
             _spread(stage, paths, params, processes)
@@ -78,13 +77,13 @@ def close_runs(state: str) -> None:
         return
     from mdpr.tracking.closing import fail_open_runs
 
-    with _one_line_errors():
+    with one_line_errors():
         for closed in fail_open_runs("kfp.run_id", run_id):
             logger.info("MLflow run %s was left open: marked as failed", closed)
 
 
 def configure_stages(
-    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
+    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str, settings: Artifact
 ) -> tuple[str, ...]:
     """The parameters of each stage as YAML text, in the order of `STAGES`: what `run_component` takes.
 
@@ -92,22 +91,33 @@ def configure_stages(
     too, has the last word. With a `recipe`, its settings stand in the place of `base`, and of `choices` only those
     count that differ from `base`: what nobody changed is the recipe's. Each text holds only the sections its stage
     reads, so that a setting of `tune` leaves the input of `prepare` as it was. A wrong key or value ends the process
-    with one line, exit code 2.
+    with one line, exit code 2. All of them together go into the file of `settings`.
     """
-    with _one_line_errors():
-        return tuple(merge_params(base, choices, overrides, recipe).values())
+    with one_line_errors():
+        texts = merge_params(base, choices, overrides, recipe)
+        Path(settings.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(settings.path).write_text(_together(texts.values()), encoding="utf-8")
+        return tuple(texts.values())
+
+
+def _together(texts: Iterable[str]) -> str:
+    """The sections of several texts as one params.yaml."""
+    found = {section: values for text in texts for section, values in yaml.safe_load(text).items()}
+    return yaml.safe_dump({section: found[section] for section in SECTIONS}, sort_keys=False)
 
 
 def merge_params(
     base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
 ) -> dict[str, str]:
     """`configure_stages` by stage name; raises `ConfigError`."""
-    merged = _read_sections(base, "base")
+    merged = read_sections(base, "base")
     if recipe:
+        from mdpr.recipes import params_text, read_recipe  # for `configure` alone: no stage's task waits for it
+
         choices = _changed(choices, merged)
-        merged = _read_sections(params_text(read_recipe(recipe), None), recipe)
-    for layer in (choices, _read_sections(overrides, "overrides")):
-        merged = _merge(merged, layer)
+        merged = read_sections(params_text(read_recipe(recipe), None), recipe)
+    for layer in (choices, read_sections(overrides, "overrides")):
+        merged = lay_over(merged, layer)
     sections = parse_params(merged)
     return {
         name: yaml.safe_dump(
@@ -118,7 +128,7 @@ def merge_params(
     }
 
 
-def _read_sections(text: str, what: str) -> dict[str, Any]:
+def read_sections(text: str, what: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -138,17 +148,17 @@ def _changed(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, An
     return {key: value for key, value in nested.items() if value} | plain
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, mapping by mapping."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = lay_over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Progress on stderr; a user's mistake as the last line of the log instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mdpr").setLevel(logging.INFO)
@@ -160,7 +170,8 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def summarise(output: Path) -> dict[str, Any]:
-    """Single values for an artifact's metadata, from the JSON file it is or from the run.json inside it."""
+    """Single values and digests for an artifact's metadata, from the JSON file it is or from the run.json inside it."""
     path = output if output.is_file() else output / "run.json"
     content = read_json(path) if path.is_file() else {}
-    return {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)}
+    digests = data_digests(output) if (output / "card.json").is_file() else content.get("digests", {})
+    return {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)} | digests

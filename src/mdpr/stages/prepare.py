@@ -8,10 +8,12 @@ from mdpr.stages.definition import Out
 
 def prepare(prepared: Out, *, params: PrepareParams) -> None:
     """Write train, val and test as Parquet, classes.json and card.json. The test split is never cut."""
+    from mdpr.data.dvc_origin import located
     from mdpr.data.preparation import write_prepared
     from mdpr.data.sources import Place, open_source
 
-    place = Place.of(params)
-    source = open_source(params.source, place)
-    prepared.mkdir()
-    write_prepared(prepared, source, params, place.faults)
+    with located(params) as (root, origin):
+        place = Place.of(params, root)
+        source = open_source(params.source, place)
+        prepared.mkdir()
+        write_prepared(prepared, source, params, place.faults, origin)

@@ -22,7 +22,8 @@ def promote(
     from mdpr.tracking.store import connect
 
     flush(connect(), Path(tracking.spool))
-    outcome = promotions.promote(read_registration(registration), evaluation, read_policy(Path(params.policy)))
+    policy = read_policy(Path(params.policy)).with_margin(params.margin_points)
+    outcome = promotions.promote(read_registration(registration), evaluation, policy)
     verdict = "promoted" if outcome.decision == "promoted" else "not promoted"
     logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, verdict, outcome.reason)
     write_json(promotion, outcome)
@@ -37,7 +38,8 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
     from mdpr.registry.listing import checks_table
     from mdpr.registry.policy import read_policy
 
-    judgement = promotions.judge(read_registration(registration), evaluation, read_policy(Path(params.policy)))
+    policy = read_policy(Path(params.policy)).with_margin(params.margin_points)
+    judgement = promotions.judge(read_registration(registration), evaluation, policy)
     outcome = judgement.promotion()
     console = Console()
     console.print(checks_table(outcome))

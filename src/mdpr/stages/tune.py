@@ -24,6 +24,7 @@ def tune(
 
     from mdpr.artifacts import (
         ModelConfig,
+        model_digests,
         read_classes,
         read_features,
         read_images,
@@ -71,7 +72,8 @@ def tune(
         resume = checkpoints.read()
 
         settings = flatten({"tune": params.model_dump(), "backbone": backbone.model_dump()})
-        tags, run_id = lineage_tags([prepared, probe, features]), checkpoints.notes.get("run_id")
+        digests = model_digests(prepared, knowledge=encoded.knowledge_digest, backbone=frozen.fingerprint)
+        tags, run_id = digests | lineage_tags([prepared, probe, features]), checkpoints.notes.get("run_id")
         tracked = (
             open_run(tracking, "tune", settings, tags, datasets=split_inputs(prepared, ["train", "val"]), run_id=run_id)
             if ranks.leads
@@ -105,4 +107,4 @@ def tune(
                 ),
             )
             pd.DataFrame(fitted.history).astype({"epoch": int}).to_csv(model / "history.csv", index=False)
-            write_json(model / "run.json", run.tracked)
+            write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))

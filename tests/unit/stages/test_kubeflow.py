@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mdpr.artifacts import write_json
+from mdpr.config import SECTIONS, load_params, parse_params
 from mdpr.errors import ConfigError
 from mdpr.stages import kubeflow_views
 from mdpr.stages.definition import STAGES
@@ -42,10 +43,13 @@ def test_whole_numbers_stay_whole() -> None:
     assert "epochs: 4\n" in text
 
 
-def test_there_is_one_text_a_stage_in_order() -> None:
-    texts = configure_stages("", {}, "")
+def test_there_is_one_text_a_stage_in_order_and_one_of_all(tmp_path: Path) -> None:
+    texts = configure_stages("", {}, "tune: {epochs: 3}", "", Port(str(tmp_path / "settings")))
     assert len(texts) == len(STAGES)
     assert all(name in yaml.safe_load(text) for name, text in zip(STAGES, texts, strict=True))
+    together = load_params(tmp_path / "settings")
+    assert list(yaml.safe_load((tmp_path / "settings").read_text("utf-8"))) == list(SECTIONS)
+    assert together == parse_params({"tune": {"epochs": 3}})
 
 
 @pytest.mark.parametrize(

@@ -296,3 +296,11 @@ def test_a_missing_key_or_file_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({key: value for key, value in POLICY.model_dump().items() if key != "seed"}))
     with pytest.raises(ConfigError, match="seed: Field required"):
         read_policy(path)
+
+
+def test_a_margin_asks_for_more_over_the_champion_and_over_no_one_else() -> None:
+    strong, weak = candidate(right_with(0.9, 0), right_with(0.7, 2)), candidate(right_with(0.8, 1))
+    asking = POLICY.with_margin(50)
+    assert POLICY.with_margin(0) == POLICY
+    assert failed(strong, weak, asking) == {"all, points against the champion, lower bound"}
+    assert should_promote(strong, None, GROUPS, asking) == should_promote(strong, None, GROUPS, POLICY)

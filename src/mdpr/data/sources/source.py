@@ -36,10 +36,11 @@ class Place:
     faults: Faults
 
     @classmethod
-    def of(cls, params: PrepareParams) -> Place:
-        root = Path(params.root)
+    def of(cls, params: PrepareParams, root: Path | None = None) -> Place:
+        """The place that `params` name, or `root` with their other settings."""
+        root = root or Path(params.root)
         faults = Faults(root, skip_bad=params.skip_bad)
-        return cls(root, Path(params.image_root or params.root), params.hub_name, faults)
+        return cls(root, Path(params.image_root or root), params.hub_name, faults)
 
 
 def distinct_by_case(names: Sequence[str], where: Path) -> None:

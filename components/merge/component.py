@@ -1,0 +1,29 @@
+"""merge: one knowledge base from the shards that describe wrote."""
+
+from components.images import IMAGE_CPU
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+
+@dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
+def merge(
+    params: str,
+    prepared: Input[Dataset],
+    probe: Input[Artifact],
+    shards: Input[list[Artifact]],
+    knowledge: Output[Artifact],
+) -> None:
+    """Put the shards of a knowledge base together, and audit the whole: what describe would have written in one piece.
+
+    Args:
+        params: YAML text with the section describe.
+        prepared: The data set that prepare wrote.
+        probe: The frozen model's bias; says which class each class is most confused with.
+        shards: The shares that describe wrote.
+
+    Returns:
+        knowledge: knowledge.json and audit.json.
+    """
+    from mdpr.stages.kubeflow_variants import merge_shards
+
+    merge_shards(params, shards, prepared=prepared, probe=probe, knowledge=knowledge)

@@ -1,0 +1,162 @@
+"""A source that DVC tracks in a Git repository: exactly one version of it, in a temporary folder.
+
+DVC reads the repository without the git program. The login of a private one comes from MDPR_GIT_USERNAME and
+MDPR_GIT_PASSWORD, or from Git's own credential helpers; it stays in this process. That of the store is the store's own
+business (AWS_ACCESS_KEY_ID and so on).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mdpr.artifacts import Origin
+from mdpr.config import PrepareParams
+from mdpr.data.parallel import map_in_order
+from mdpr.errors import DataError
+from mdpr.progress import track
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
+
+logger = logging.getLogger(__name__)
+DIGESTS = ("md5", "md5-dos2unix")  # of DVC 3, and of what DVC 2 wrote
+
+
+@contextmanager
+def located(params: PrepareParams) -> Iterator[tuple[Path, Origin | None]]:
+    """The folder of the source: `root`, or the version that repo, rev and path name, pulled for as long as this lasts.
+
+    Raises `DataError` in one line for a repository, a revision, a path or a store that is not there or does not answer,
+    and for a file whose content is not what DVC recorded.
+    """
+    if not params.repo:
+        yield Path(params.root), None
+        return
+    with tempfile.TemporaryDirectory(prefix="mdpr-source-") as name:
+        root = Path(name) / posixpath.basename(params.path.rstrip("/"))
+        origin = pull(params, root)
+        try:
+            yield root, origin
+        except DataError as error:  # what is wrong lies in the repository, not in a folder that is gone in a moment
+            raise DataError(str(error).replace(str(root), f"{params.path} of {params.repo}")) from None
+
+
+def pull(params: PrepareParams, target: Path) -> Origin:
+    """Write the tracked folder to `target`, every file checked against DVC's digest; returns what it is."""
+    try:
+        from dvc.api import DVCFileSystem
+        from dvc.repo.open_repo import clean_repos
+    except ModuleNotFoundError as error:
+        raise DataError(f"prepare.repo needs {error.name}: pip install 'mdpr[pipeline,s3]'") from None
+
+    # Of a folder DVC would take what is checked out; its last commit is a version.
+    rev = params.rev or ("HEAD" if Path(params.repo).exists() else None)
+    where = f"{params.path} of {params.repo}{f' at {params.rev}' if params.rev else ''}"
+    try:
+        _offer_login(params.repo)
+        files = DVCFileSystem(params.repo, rev=rev, subrepos=True)
+        digest = _digest(files, params.path, where)
+        origin = Origin(
+            repo=params.repo, rev=params.rev, path=params.path, commit=str(files.repo.get_rev()), md5=digest[1]
+        )
+        _copy(files, params.path, target, where)
+    except _failures() as error:
+        raise DataError(f"{where} cannot be pulled ({_reason(error)}): {_fix(error)}") from None
+    finally:
+        clean_repos()  # the clones of this process, which DVC keeps for the next call
+    logger.info("pulled %s: commit %s, %s %s", where, origin.commit[:12], *digest)
+    return origin
+
+
+def _digest(files: DVCFileSystem, path: str, where: str) -> tuple[str, str]:
+    """Name and value of the digest that DVC has of a folder which it tracks."""
+    try:
+        info = files.info(path)
+    except FileNotFoundError:
+        raise DataError(f"{where}: there is no such path; `dvc list --dvc-only -R REPO` shows what is there") from None
+    tracked = info.get("dvc_info") or {}
+    found = [(name, str(tracked[name])) for name in DIGESTS if tracked.get(name)]
+    if not found:
+        raise DataError(f"{where} is not tracked by DVC: `dvc list --dvc-only -R REPO` shows what is")
+    if info["type"] != "directory":
+        raise DataError(f"{where} is a file: prepare.path must name the folder of the source")
+    return found[0]
+
+
+def _copy(files: DVCFileSystem, path: str, target: Path, where: str) -> None:
+    """Every file below `path`, several at a time."""
+    from dvc.fs import localfs
+    from dvc_data.hashfile.hash import hash_file
+
+    def fetch(item: tuple[str, dict[str, Any]]) -> None:
+        name, info = item
+        local = target / posixpath.relpath(name, path)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(name, str(local))
+        tracked = info.get("dvc_info") or {}
+        for kind in DIGESTS:
+            if kind in tracked and hash_file(str(local), localfs, kind)[1].value != tracked[kind]:
+                raise DataError(f"{where}: {name} is damaged in the store ({kind} differs): push it again")
+
+    found = sorted(files.find(path, detail=True).items())
+    if not found:
+        raise DataError(f"{where} holds no file")
+    for _ in track(map_in_order(fetch, found), f"pull {posixpath.basename(path)}", total=len(found)):
+        pass
+
+
+def _offer_login(repo: str) -> None:
+    """Hand the login in the environment to DVC's Git client; without one, it asks Git's credential helpers."""
+    from scmrepo.git.credentials import Credential, memory_helper
+
+    os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")  # a question nobody answers would stop a task for ever
+    username, password = os.environ.get("MDPR_GIT_USERNAME"), os.environ.get("MDPR_GIT_PASSWORD")
+    if password and repo.startswith(("http://", "https://")):
+        address = Credential(url=repo)
+        key = Credential(protocol=address.protocol, host=address.host)
+        login = Credential(protocol=address.protocol, host=address.host, username=username or "git", password=password)
+        memory_helper[key] = login
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What DVC, Git and the stores raise."""
+    from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexError
+    from scmrepo.exceptions import SCMError
+
+    kinds: tuple[type[Exception], ...] = (DvcException, DataIndexError, SCMError, OSError)
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        return kinds
+    return (*kinds, BotoCoreError, ClientError)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lies at the bottom: DVC wraps what happened in what it meant to do."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join((str(_cause(error)) or type(error).__name__).split())[:300]
+
+
+def _fix(error: Exception) -> str:
+    from dvc.scm import CloneError, RevError
+
+    if isinstance(error, RevError):
+        return "check prepare.rev"
+    if isinstance(error, CloneError):
+        return "check prepare.repo, the network, and MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD"
+    if isinstance(_cause(error), FileNotFoundError):
+        return "see that it was pushed (`dvc push`), and that its DVC remote can be reached from here"
+    return "check prepare.repo, and address and keys of its DVC remote"

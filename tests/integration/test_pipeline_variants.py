@@ -1,0 +1,98 @@
+"""The pipelines `knowledge` and `sweep` on the embedded data, tasks in processes: loops, merging, the choice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdpr.artifacts import read_model_config, sha256
+from mdpr.config import load_params
+from mdpr.stages.definition import STAGES, load_stage, run_stage
+
+PROJECT = Path(__file__).resolve().parents[2]
+SMALL = ("prepare.max_images_per_class=30", "prepare.imbalance_ratio=5", "prepare.val_images_per_class=5")
+TUNING = ("tune.epochs=1", "tune.context_tokens=4", "tune.prompt_depth=1", "tracking.system_metrics=false")
+QUICK = ("evaluate.ablations=false", "evaluate.post_hoc=false", "evaluate.gallery_images=1")
+TIMEOUT_S = 600
+LOOP = "for-loop-2-iteration-"
+pytestmark = pytest.mark.integration
+
+
+def run_pipeline(workdir: Path, variant: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`mdpr pipeline run` in a folder of its own, so that nothing is written into the project."""
+    for name in ("data", "mlflow", "pipelines", "components", "params.yaml"):
+        (workdir / name).symlink_to(PROJECT / name)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workdir}/mlflow.db", "OMP_NUM_THREADS": "1"}
+    settings = [part for item in (*SMALL, *TUNING, *QUICK) for part in ("--set", item)]
+    command = [sys.executable, "-m", "mdpr", "pipeline", "run", "--variant", variant, "--output", str(workdir / "runs")]
+    return subprocess.run(
+        [*command, *settings, *options], cwd=workdir, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def folder_of(workdir: Path, result: subprocess.CompletedProcess[str]) -> Path:
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    (folder,) = (workdir / "runs").iterdir()
+    return folder
+
+
+def test_shards_run_and_merge_to_what_one_describe_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_pipeline(tmp_path, "knowledge", "--parameter", "shards=3")
+    run = folder_of(tmp_path, result)
+    tasks = {"configure", "prepare", "validate", "probe", "shard", "merge", "close"}
+    assert {path.name for path in run.iterdir()} == tasks | {f"{LOOP}{place}" for place in range(3)}
+    merged = run / "merge" / "knowledge"
+    assert f"knowledge: {merged / 'knowledge.json'}" in result.stdout
+
+    monkeypatch.chdir(PROJECT)  # the curated sentences have a relative path
+    paths = {
+        "prepared": run / "prepare" / "prepared",
+        "probe": run / "probe" / "probe",
+        "knowledge": tmp_path / "whole",
+    }
+    run_stage(load_stage("describe"), paths, load_params(PROJECT / "params.yaml"))
+    for name in ("knowledge.json", "audit.json"):
+        assert (merged / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path, empty_store: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    settings = "settings=[{tune: {seed: 1}}, {tune: {seed: 2, learning_rate: 1.0e-7}}]"
+    run = folder_of(tmp_path, run_pipeline(tmp_path, "sweep", "--parameter", settings))
+    looped = {f"{LOOP}{place}" for place in range(2)}
+    assert {path.name for path in run.iterdir()} == {"configure", *STAGES, "vary", "select", "close"} - {
+        "tune"
+    } | looped
+
+    models = [run / f"{LOOP}{place}" / "tune" / "model" for place in range(2)]
+    scores = [read_model_config(model).val_accuracy["fused"] for model in models]
+    assert [read_model_config(model).tune.seed for model in models] == [1, 2]
+    best = models[scores.index(max(scores))]
+    assert sha256(run / "select" / "model") == sha256(best)
+    chosen = json.loads((best / "run.json").read_text("utf-8"))["run_id"]
+    evaluation = json.loads((run / "evaluate" / "evaluation" / "run.json").read_text("utf-8"))
+    assert evaluation["run_id"] == chosen
+    assert json.loads((run / "register" / "registration").read_text("utf-8"))["run_id"] == chosen
+    summary = (run / "evaluate" / "summary").read_text("utf-8")
+    assert "| **this model** |" in summary
+    assert summary.rstrip().endswith("There is no champion yet.")
+    table = (run / "select" / "choice").read_text("utf-8")
+    assert table.count("yes") == 1
+    assert f"{100 * max(scores):.2f} | yes" in table
+
+
+def test_a_setting_that_fails_ends_the_sweep_before_anything_is_scored(tmp_path: Path) -> None:
+    result = run_pipeline(
+        tmp_path, "sweep", "--parameter", "settings=[tune: {precision: fp16}]", "--set", "backbone.device=cpu"
+    )
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert result.returncode == 1
+    assert sum(line.startswith("error: ") and "fp16" in line for line in lines) == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {"select", "evaluate", "register"}.isdisjoint(path.name for path in run.iterdir())
+    assert "'tune'" in result.stderr.splitlines()[-1]
