@@ -6,7 +6,8 @@ The command is `mdpr describe`, a process of its own; the server (benchmarks/llm
 
 elapsed_over_ideal      first call to last answer, as the server sees it, over calls x latency / concurrency
 peak_mb                 memory of the command and its workers together, in 10^6 bytes: the largest sum of their
-                        proportional set sizes (Linux), looked at every 0.2 s
+                        proportional set sizes (Linux), looked at every second:
+                        looking walks through their page tables and holds them up
 rerun_calls, rerun_s    the same command once more: calls, and seconds of the whole command
 repeated_calls_after_kill    the command killed (SIGKILL) at half and run again: calls that the server saw twice
 """
@@ -34,7 +35,8 @@ from mdpr.artifacts import ClassInfo, Probe, write_classes, write_probe
 from mdpr.config import DIMENSIONS
 
 PACKAGES = ("langchain", "langchain-openai", "openai", "aiohttp")
-LOOK_EVERY_S = 0.2
+LOOK_EVERY_S = 1.0
+POLL_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,16 @@ def run(name: str, command: list[str], url: str, kill_at: int | None = None) -> 
     before = stats(url, reset=True)
     started, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    looked = started
     while process.poll() is None:
-        peak = max(peak, sum(pss_bytes(pid) for pid in family(process.pid)))
+        if time.perf_counter() - looked >= LOOK_EVERY_S:
+            looked = time.perf_counter()
+            peak = max(peak, sum(pss_bytes(pid) for pid in family(process.pid)))
         if kill_at is not None and stats(url)["calls"] >= kill_at:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             break
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_EVERY_S)
     command_s = time.perf_counter() - started
     assert process.stderr
     if process.returncode != (0 if kill_at is None else -signal.SIGKILL):

@@ -110,7 +110,7 @@ def _ask_pending(
                     f"{server} refuses model {llm.model!r}: {outcome.reason}; check describe.llm and the API key"
                 )
             if outcome.reason:
-                reasons[outcome.question.place] = outcome.reason
+                reasons[outcome.place] = outcome.reason
     logger.info("describe: %d of %d answered, %s", len(pending) - len(reasons), len(pending), status())
     return reasons
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from mdpr.config import LlmParams
 from mdpr.knowledge.chat import Chat, Unusable, open_chat, vendor_errors
 from mdpr.knowledge.limits import TokenBucket
-from mdpr.knowledge.questions import Question
+from mdpr.knowledge.questions import Place, Question
 from mdpr.knowledge.retries import is_timeout, retrying, status_of
 from mdpr.knowledge.schema import Schema
 from mdpr.knowledge.spending import ANSWER_TOKENS, Budget, prompt_tokens
@@ -35,7 +35,7 @@ UNANSWERED_IN_A_ROW = 10  # beyond the calls under way: then the server counts a
 class Outcome:
     """What became of one question: `reason` is empty where its answer is in the store."""
 
-    question: Question
+    place: Place
     usage: Usage = Usage()  # noqa: RUF009 - frozen
     reason: str = ""
     refused: bool = False
@@ -103,7 +103,7 @@ class _Worker:
         await asyncio.sleep(start_s)
         for question in left:
             if self._stopped:
-                outcome = Outcome(question, reason=self._stopped)
+                outcome = Outcome(question.place, reason=self._stopped)
             else:
                 outcome = await self._outcome(chat, question)
             self._outcomes.send(outcome)
@@ -112,13 +112,13 @@ class _Worker:
         try:
             answer: tuple[str, Usage] = await retrying(self.job.llm.max_retries)(self._attempt, chat, question)
         except OverBudget:
-            return Outcome(question, reason="not asked: the budget is used up")
+            return Outcome(question.place, reason="not asked: the budget is used up")
         except self._errors as error:
             return self._failed(question, error)
         sentence, usage = answer
         self._in_a_row = 0
         self._store.add(question, sentence, self.job.llm.model, usage)
-        return Outcome(question, usage)
+        return Outcome(question.place, usage)
 
     async def _attempt(self, chat: Chat, question: Question) -> tuple[str, Usage]:
         """One call, paid for. What a call that ran out of time or made no sense costs is not known: the most counts."""
@@ -146,7 +146,7 @@ class _Worker:
             self._stopped = f"not asked: the server refuses every call ({reason})"
         elif self._in_a_row >= self.job.concurrency + UNANSWERED_IN_A_ROW:
             self._stopped = f"not asked: {self._in_a_row} calls in a row had no answer ({reason})"
-        return Outcome(question, reason=reason, refused=refused)
+        return Outcome(question.place, reason=reason, refused=refused)
 
     def _explain(self, error: Exception) -> str:
         """The reason in one short line, without the key: servers quote it back."""
