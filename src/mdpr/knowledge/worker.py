@@ -1,6 +1,6 @@
 """A process that asks a chat model its share of the questions, many at once.
 
-The client libraries take 3 to 6 ms of processor time a call, so one event loop serves some 250 calls a second at most.
+The client libraries take about 3 ms of processor time a call, so one event loop serves some 300 calls a second at most.
 That is why the parent starts a process for every CALLS_A_PROCESS calls at once.
 """
 
