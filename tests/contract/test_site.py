@@ -11,22 +11,11 @@ from pipelines.compile import compile_pipeline
 from pipelines.placement import DATA_SECRET, LLM_SECRET, MLFLOW_LOGIN_SECRET, MLFLOW_SECRET, PLACEMENTS
 from pipelines.site import Site, read_site
 from pipelines.variants import VARIANTS
+from tests.contract.site_file import SITE
 
 from mdpr.errors import ConfigError
 from mdpr.stages.definition import STAGES
 
-SITE = {
-    "image_cpu": "registry.example.org/cpu:1",
-    "image_gpu": "registry.example.org/gpu:1",
-    "image_pull_secret": "registry",
-    "gpus": 2,
-    "gpu_type": "example.org/gpu",
-    "shm_size": "3Gi",
-    "data_claim": "image-sets",
-    "data_path": "/sets",
-    "node_selector": {"accelerator": "h100"},
-    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-}
 ON_GPU = {"probe", "encode", "tune", "evaluate"}
 
 

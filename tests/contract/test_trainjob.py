@@ -13,25 +13,16 @@ import yaml
 from kubeflow_trainer_api.models import IoK8sApiCoreV1ConfigMap, TrainerV1alpha1TrainJob
 from pipelines.placement import PLACEMENTS
 from pipelines.trainjob import command
+from tests.contract.site_file import SITE
 
 from mdpr.config import load_params
 from mdpr.errors import ConfigError
 from mdpr.stages.definition import load_stage
 
-SITE = {
-    "image_gpu": "registry.example.org/gpu:1",
-    "image_pull_secret": "registry",
-    "gpus": 4,
-    "gpu_type": "example.org/gpu",
-    "shm_size": "3Gi",
-    "data_claim": "image-sets",
-    "data_path": "/sets",
-    "node_selector": {"accelerator": "h100"},
-    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-}
+OFFER = SITE | {"gpus": 4}
 
 
-def manifest(*options: str, folder: Path, site: Mapping[str, Any] = SITE) -> tuple[dict[str, Any], dict[str, Any]]:
+def manifest(*options: str, folder: Path, site: Mapping[str, Any] = OFFER) -> tuple[dict[str, Any], dict[str, Any]]:
     """ConfigMap and TrainJob, as the command prints them."""
     (folder / "site.yaml").write_text(yaml.safe_dump(dict(site)), "utf-8")
     output = io.StringIO()
@@ -41,7 +32,7 @@ def manifest(*options: str, folder: Path, site: Mapping[str, Any] = SITE) -> tup
     return config, job
 
 
-@pytest.mark.parametrize("site", [SITE, {"gpus": 0}], ids=["everything", "least"])
+@pytest.mark.parametrize("site", [OFFER, {"gpus": 0}], ids=["everything", "least"])
 def test_the_api_takes_it_and_drops_no_field(tmp_path: Path, site: Mapping[str, Any]) -> None:
     """The models check the type of every field they know, and leave out what they do not know."""
     config, job = manifest(folder=tmp_path, site=site)
@@ -62,11 +53,11 @@ def test_a_field_the_api_does_not_know_would_be_seen(tmp_path: Path) -> None:
 def test_the_site_reaches_the_nodes(tmp_path: Path) -> None:
     _, job = manifest("--nodes", "3", folder=tmp_path)
     trainer = job["spec"]["trainer"]
-    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == (SITE["image_gpu"], 3, 4)
+    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == (OFFER["image_gpu"], 3, 4)
     limits = {"cpu": PLACEMENTS["tune"].cpu, "memory": PLACEMENTS["tune"].memory, "example.org/gpu": "4"}
     assert trainer["resourcesPerNode"] == {"limits": limits, "requests": limits}
     pod = pod_of(job)
-    assert (pod["nodeSelector"], pod["tolerations"]) == (SITE["node_selector"], SITE["tolerations"])
+    assert (pod["nodeSelector"], pod["tolerations"]) == (OFFER["node_selector"], OFFER["tolerations"])
     assert pod["imagePullSecrets"] == [{"name": "registry"}]
     paths = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -84,7 +75,7 @@ def pod_of(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_claim_that_serves_twice_is_one_volume(tmp_path: Path) -> None:
-    _, job = manifest(folder=tmp_path, site=SITE | {"data_claim": "work"})
+    _, job = manifest(folder=tmp_path, site=OFFER | {"data_claim": "work"})
     claims = [volume for volume in pod_of(job)["volumes"] if "persistentVolumeClaim" in volume]
     assert len(claims) == 1
     mounts = [mount for mount in pod_of(job)["containers"][0]["volumeMounts"] if mount["name"] == claims[0]["name"]]

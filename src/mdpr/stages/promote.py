@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mdpr.config import PromoteParams, TrackingParams
 from mdpr.stages.definition import In, Out
+
+if TYPE_CHECKING:
+    from mdpr.registry.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -17,13 +21,11 @@ def promote(
     """Compare the challenger with the champion, move the alias or keep it, and write promotion.json."""
     from mdpr.artifacts import read_registration, write_json
     from mdpr.registry import promotions
-    from mdpr.registry.policy import read_policy
     from mdpr.tracking.flushing import flush
     from mdpr.tracking.store import connect
 
     flush(connect(), Path(tracking.spool))
-    policy = read_policy(Path(params.policy)).with_margin(params.margin_points)
-    outcome = promotions.promote(read_registration(registration), evaluation, policy)
+    outcome = promotions.promote(read_registration(registration), evaluation, _policy(params))
     verdict = "promoted" if outcome.decision == "promoted" else "not promoted"
     logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, verdict, outcome.reason)
     write_json(promotion, outcome)
@@ -36,15 +38,20 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
     from mdpr.artifacts import read_registration
     from mdpr.registry import promotions
     from mdpr.registry.listing import checks_table
-    from mdpr.registry.policy import read_policy
 
-    policy = read_policy(Path(params.policy)).with_margin(params.margin_points)
-    judgement = promotions.judge(read_registration(registration), evaluation, policy)
+    judgement = promotions.judge(read_registration(registration), evaluation, _policy(params))
     outcome = judgement.promotion()
     console = Console()
     console.print(checks_table(outcome))
     verdict = "would be promoted" if outcome.decision == "promoted" else "would not be promoted"
     console.print(f"version {outcome.version} of {outcome.model_name} {verdict}: {outcome.reason}", markup=False)
+
+
+def _policy(params: PromoteParams) -> Policy:
+    """The one that decides and the one that is shown beforehand are the same."""
+    from mdpr.registry.policy import read_policy
+
+    return read_policy(Path(params.policy)).with_margin(params.margin_points)
 
 
 def rollback(*, tracking: TrackingParams) -> None:
