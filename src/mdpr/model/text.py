@@ -5,7 +5,8 @@ A class's text is `<start> c_1 ... c_n name . <end>`. Three exact savings over 7
 - Crop. Under a causal mask no token sees what follows it, so nothing after the last end token is needed.
 - Prefix. With a context shared by all classes, the start token and the n context tokens see only each other: their
   states are the same for every class at every layer, deep prompts included. They run once, and each class runs its
-  own name alone, attending to the shared keys and values.
+  own name alone, attending to the shared keys and values. Names are of different length: outside the attention their
+  tokens run as one list, without padding. In the last block the end tokens alone go on, as nothing else is pooled.
 - Without learned context the features are constants; `backbone.encode_text` gives them once.
 
 Cropping needs a causal tower that pools at the end token; the prefix also needs a shared context and blocks made of
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mdpr.errors import BackboneError
+from mdpr.model.blocks import finish, is_plain, key_value, merge, query, query_key_value, split
 
 TextPath = Literal["prefix", "crop", "full"]
 
@@ -35,18 +37,25 @@ class PromptedText(nn.Module):
     """
 
     tokens_CT: Tensor
+    beyond_CS: Tensor
+    place_N: Tensor
+    end_C: Tensor
 
     def __init__(self, text: TextTransformer, tokens_CT: Tensor, context_tokens: int) -> None:
         super().__init__()
         self.text = text
         self.context_tokens = context_tokens
         self.crops = text.attn_mask is not None and text.cls_emb is None and text.pool_type in ("argmax", "eos")
-        self.shares_prefix = self.crops and all(
-            type(block) is ResidualAttentionBlock and block.attn.batch_first for block in text.transformer.resblocks
-        )
+        self.shares_prefix = self.crops and all(is_plain(block) for block in text.transformer.resblocks)
         if self.crops:
             end_C = _end_positions(tokens_CT, text)
             tokens_CT = tokens_CT[:, : int(end_C.max()) + 1]
+            # Names in their padded form, S places each; of their N tokens, places in (C*S); of those, each name's last.
+            length_C = end_C - context_tokens
+            beyond_CS = torch.arange(int(length_C.max()), device=end_C.device) >= length_C[:, None]
+            self.register_buffer("beyond_CS", beyond_CS, persistent=False)
+            self.register_buffer("place_N", (~beyond_CS).flatten().nonzero().flatten(), persistent=False)
+            self.register_buffer("end_C", length_C.cumsum(dim=0) - 1, persistent=False)
         self.register_buffer("tokens_CT", tokens_CT, persistent=False)
 
     def path_for(self, context: Sequence[Tensor]) -> TextPath:
@@ -97,22 +106,52 @@ class PromptedText(nn.Module):
         )
 
     def _prefix_features(self, context: Sequence[Tensor], checkpoint_blocks: bool) -> Tensor:
-        """The prefix runs once, each class runs its name; pooled (C, w). S: longest name, end token included."""
+        """The prefix runs once, each class runs its name; pooled (C, w)."""
         text, n = self.text, self.context_tokens
         x_CTw, _ = text._embeds(self.tokens_CT)
-        prefix_1Pw, name_CSw = x_CTw[:1, : 1 + n], x_CTw[:, 1 + n :]
-        for depth, block in enumerate(text.transformer.resblocks):
+        prefix_Pw = x_CTw[0, : 1 + n]
+        name_Nw = x_CTw[:, 1 + n :].flatten(0, 1).index_select(0, self.place_N)
+        blocks = text.transformer.resblocks
+        for depth, block in enumerate(blocks):
             if depth < len(context):
-                prompt = context[depth].to(prefix_1Pw.dtype)
+                prompt = context[depth].to(prefix_Pw.dtype)
                 if depth == 0:
-                    prompt = prompt + text.positional_embedding[1 : 1 + n].to(prefix_1Pw.dtype)
-                prefix_1Pw = torch.cat([prefix_1Pw[:, :1], prompt[None]], dim=1)
+                    prompt = prompt + text.positional_embedding[1 : 1 + n].to(prefix_Pw.dtype)
+                prefix_Pw = torch.cat([prefix_Pw[:1], prompt])
+            run = self._prefix_block if depth + 1 < len(blocks) else self._last_block
             if checkpoint_blocks:
-                prefix_1Pw, name_CSw = checkpoint(_prefix_block, block, prefix_1Pw, name_CSw, use_reentrant=False)
+                prefix_Pw, name_Nw = checkpoint(run, block, prefix_Pw, name_Nw, use_reentrant=False)
             else:
-                prefix_1Pw, name_CSw = _prefix_block(block, prefix_1Pw, name_CSw)
-        end_C = _end_positions(self.tokens_CT, text) - (1 + n)
-        return text.ln_final(name_CSw[torch.arange(len(name_CSw), device=end_C.device), end_C])
+                prefix_Pw, name_Nw = run(block, prefix_Pw, name_Nw)
+        return text.ln_final(name_Nw)
+
+    def _prefix_block(self, block: ResidualAttentionBlock, prefix_Pw: Tensor, name_Nw: Tensor) -> tuple[Tensor, Tensor]:
+        """One residual block on the shared prefix and on the name tokens of every class."""
+        attention, heads = block.attn, block.attn.num_heads
+        q_hPe, k_hPe, v_hPe = split(query_key_value(attention, block.ln_1(prefix_Pw)), 3 * heads).chunk(3)
+        prefix_out = F.scaled_dot_product_attention(q_hPe[None], k_hPe[None], v_hPe[None], is_causal=True)[0]
+        q_ChSe, k_ChSe, v_ChSe = self._padded(query_key_value(attention, block.ln_1(name_Nw)), 3 * heads).chunk(3, 1)
+        S = q_ChSe.shape[2]
+        later_SS = torch.ones(S, S, dtype=torch.bool, device=q_ChSe.device).triu(1)
+        name_out = _attend_to_prefix_and_self(q_ChSe, k_ChSe, v_ChSe, k_hPe, v_hPe, later_SS)
+        attended_Nw = merge(name_out).flatten(0, 1).index_select(0, self.place_N)
+        return finish(block, prefix_Pw, merge(prefix_out)), finish(block, name_Nw, attended_Nw)
+
+    def _last_block(self, block: ResidualAttentionBlock, prefix_Pw: Tensor, name_Nw: Tensor) -> tuple[Tensor, Tensor]:
+        """The last block on the end token of every class, (C, w); nothing reads the prefix after it."""
+        attention, heads = block.attn, block.attn.num_heads
+        k_hPe, v_hPe = split(key_value(attention, block.ln_1(prefix_Pw)), 2 * heads).chunk(2)
+        normal_Nw = block.ln_1(name_Nw)
+        k_ChSe, v_ChSe = self._padded(key_value(attention, normal_Nw), 2 * heads).chunk(2, 1)
+        q_Ch1e = split(query(attention, normal_Nw.index_select(0, self.end_C))[:, None], heads)
+        beyond_C11S = self.beyond_CS[:, None, None]
+        name_out = _attend_to_prefix_and_self(q_Ch1e, k_ChSe, v_ChSe, k_hPe, v_hPe, beyond_C11S)
+        return prefix_Pw, finish(block, name_Nw.index_select(0, self.end_C), merge(name_out)[:, 0])
+
+    def _padded(self, x_Nw: Tensor, heads: int) -> Tensor:
+        """Name tokens in their places, zeros beyond each name: (C, h, S, e)."""
+        C, S = self.beyond_CS.shape
+        return split(x_Nw.new_zeros(C * S, x_Nw.shape[1]).index_copy(0, self.place_N, x_Nw).view(C, S, -1), heads)
 
 
 def class_tokens(
@@ -134,59 +173,20 @@ def _end_positions(tokens_CT: Tensor, text: TextTransformer) -> Tensor:
     return tokens_CT.argmax(dim=-1)
 
 
-def _prefix_block(block: ResidualAttentionBlock, prefix_1Pw: Tensor, name_CSw: Tensor) -> tuple[Tensor, Tensor]:
-    """One residual block on the shared prefix and on every class's name, with the block's own weights."""
-    attention = block.attn
-    q_1Pw, k_1Pw, v_1Pw = _project(attention, block.ln_1(prefix_1Pw))
-    q_CSw, k_CSw, v_CSw = _project(attention, block.ln_1(name_CSw))
-    heads = attention.num_heads
-    prefix_out = F.scaled_dot_product_attention(
-        _split(q_1Pw, heads), _split(k_1Pw, heads), _split(v_1Pw, heads), is_causal=True
-    )
-    name_out = _attend_to_prefix_and_self(
-        _split(q_CSw, heads),
-        _split(k_CSw, heads),
-        _split(v_CSw, heads),
-        _split(k_1Pw, heads)[0],
-        _split(v_1Pw, heads)[0],
-    )
-    return (
-        _finish(block, prefix_1Pw, attention.out_proj(_merge(prefix_out))),
-        _finish(block, name_CSw, attention.out_proj(_merge(name_out))),
-    )
+def _attend_to_prefix_and_self(
+    q_ChRe: Tensor, k_ChSe: Tensor, v_ChSe: Tensor, k_hPe: Tensor, v_hPe: Tensor, hidden: Tensor
+) -> Tensor:
+    """Softmax attention (C, h, R, e) of R name tokens a class over [prefix, own name] without the places `hidden`.
 
-
-def _attend_to_prefix_and_self(q_ChSe: Tensor, k_ChSe: Tensor, v_ChSe: Tensor, k_hPe: Tensor, v_hPe: Tensor) -> Tensor:
-    """Softmax attention of name tokens over [prefix, own name so far] without a copy of the prefix for each class."""
-    classes, heads, names, width = q_ChSe.shape
-    scaled = q_ChSe * width**-0.5
-    # One matrix product a head for all classes: (h, C*S, e) x (h, e, P).
-    q_hNe = scaled.transpose(0, 1).reshape(heads, classes * names, width)
-    to_prefix = (q_hNe @ k_hPe.transpose(1, 2)).view(heads, classes, names, -1).transpose(0, 1)
-    to_self = scaled @ k_ChSe.transpose(-1, -2)
-    later = torch.ones(names, names, dtype=torch.bool, device=q_ChSe.device).triu(1)
-    to_self = to_self.masked_fill(later, float("-inf"))
+    The prefix is never copied for a class. `hidden` is boolean and broadcasts to (C, h, R, S).
+    """
+    classes, heads, rows, width = q_ChRe.shape
+    scaled = q_ChRe * width**-0.5
+    # One matrix product a head for all classes: (h, C*R, e) x (h, e, P).
+    q_hNe = scaled.transpose(0, 1).reshape(heads, classes * rows, width)
+    to_prefix = (q_hNe @ k_hPe.transpose(1, 2)).view(heads, classes, rows, -1).transpose(0, 1)
+    to_self = (scaled @ k_ChSe.transpose(-1, -2)).masked_fill(hidden, float("-inf"))
     weights = torch.cat([to_prefix, to_self], dim=-1).softmax(dim=-1).to(v_ChSe.dtype)
-    on_prefix, on_self = weights.split([k_hPe.shape[1], names], dim=-1)
-    from_prefix = on_prefix.transpose(0, 1).reshape(heads, classes * names, -1) @ v_hPe
-    return from_prefix.view(heads, classes, names, width).transpose(0, 1) + on_self @ v_ChSe
-
-
-def _project(attention: nn.MultiheadAttention, x_NLw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = F.linear(x_NLw, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-    return q, k, v
-
-
-def _finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    x = x + block.ls_1(attended)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
-
-
-def _split(x_NLw: Tensor, heads: int) -> Tensor:
-    """(N, L, w) to (N, h, L, e)."""
-    return x_NLw.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _merge(x_NhLe: Tensor) -> Tensor:
-    """(N, h, L, e) to (N, L, w)."""
-    return x_NhLe.transpose(1, 2).flatten(2)
+    on_prefix, on_self = weights.split([k_hPe.shape[1], v_ChSe.shape[2]], dim=-1)
+    from_prefix = on_prefix.transpose(0, 1).reshape(heads, classes * rows, -1) @ v_hPe
+    return from_prefix.view(heads, classes, rows, width).transpose(0, 1) + on_self @ v_ChSe

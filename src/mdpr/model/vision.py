@@ -1,4 +1,9 @@
-"""Learned tokens in the image tower (VPT, MaPLe), walked through open_clip's own blocks."""
+"""Learned tokens in the image tower (VPT, MaPLe), walked through open_clip's own blocks.
+
+Nothing is computed that no later layer reads. A learned token that the next layer replaces is only seen, never asked:
+its keys and values are needed, and they are the same for every image. In the last block, of the tokens only those that
+are pooled go on; in most towers that is the class token alone.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from mdpr.model.blocks import run_block
 
 
 def prompted_image_features(
@@ -25,14 +32,27 @@ def prompted_image_features(
     """
     x_BLw = visual._embeds(image_B3HW)
     own = x_BLw.shape[1]
-    if prompts:
-        first = visual.ln_pre(prompts[0].to(x_BLw.dtype))
-        x_BLw = torch.cat([x_BLw, first.expand(len(x_BLw), -1, -1)], dim=1)
-    for depth, block in enumerate(visual.transformer.resblocks):
-        if 1 <= depth < len(prompts):
-            prompt = prompts[depth].to(x_BLw.dtype).expand(len(x_BLw), -1, -1)
-            x_BLw = torch.cat([x_BLw[:, :own], prompt], dim=1)
-        x_BLw = checkpoint(block, x_BLw, use_reentrant=False) if checkpoint_blocks else block(x_BLw)
-    pooled_Bw, _ = visual._pool(x_BLw[:, :own])
+    blocks = visual.transformer.resblocks
+    for depth, block in enumerate(blocks):
+        last = depth + 1 == len(blocks)
+        learned_nw = None
+        if depth < len(prompts):
+            learned_nw = prompts[depth].to(x_BLw.dtype)
+            if depth == 0:
+                learned_nw = visual.ln_pre(learned_nw)
+            if depth + 1 == len(prompts) and not last:  # not replaced: from here on tokens like any other
+                x_BLw = torch.cat([x_BLw, learned_nw.expand(len(x_BLw), -1, -1)], dim=1)
+                learned_nw = None
+        rows = (_pooled_tokens(visual) or own) if last else x_BLw.shape[1]
+        if checkpoint_blocks:
+            x_BLw = checkpoint(run_block, block, x_BLw, learned_nw, rows, use_reentrant=False)
+        else:
+            x_BLw = run_block(block, x_BLw, learned_nw, rows)
+    pooled_Bw, _ = visual._pool(x_BLw)
     features_Bd = pooled_Bw if visual.proj is None else pooled_Bw @ visual.proj
     return F.normalize(features_Bd.float(), dim=-1)
+
+
+def _pooled_tokens(visual: VisionTransformer) -> int | None:
+    """How many leading tokens the tower pools: the class token, or None for all."""
+    return 1 if visual.pool_type == "tok" and visual.attn_pool is None else None

@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.published import image_features
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor
 
@@ -92,6 +93,22 @@ def test_shared_context_equals_the_full_tower_forward_and_backward(name: str, de
         torch.testing.assert_close(our_gradient, gradient, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_visual_prompts_equal_every_token_through_every_block_forward_and_backward(name: str, depth: int) -> None:
+    visual = build(name).visual
+    image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    prompts = [torch.randn(2, 32, dtype=torch.float64, requires_grad=True) for _ in range(depth)]
+    ours, plain = prompted_image_features(visual, image, prompts), image_features(visual, image, prompts)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    mix = torch.randn_like(ours)
+    for our_gradient, gradient in zip(
+        torch.autograd.grad((ours * mix).sum(), prompts), torch.autograd.grad((plain * mix).sum(), prompts), strict=True
+    ):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(our_gradient, gradient, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", ["plain", "qk_norm", "coca"])
 def test_context_equal_to_word_embeddings_gives_the_words_features(name: str) -> None:
     """The full path itself: tokens whose learned context is the embedding of real words are those words."""
@@ -131,11 +148,24 @@ def test_checkpointed_blocks_change_neither_features_nor_gradients() -> None:
             torch.testing.assert_close(left, right, rtol=0, atol=1e-13)
 
 
-def test_visual_prompts_change_features_and_take_gradients() -> None:
-    model = build("plain")
+def test_visual_prompts_change_features() -> None:
+    visual = build("plain").visual
     image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    prompts = [torch.randn(2, 32, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    features = prompted_image_features(model.visual, image, prompts)
-    assert (features - prompted_image_features(model.visual, image, ())).abs().max() > 1e-3
-    for gradient in torch.autograd.grad(features[:, 0].sum(), prompts):
-        assert gradient.abs().max() > 0
+    features = prompted_image_features(visual, image, [torch.randn(2, 32, dtype=torch.float64)])
+    assert (features - prompted_image_features(visual, image, ())).abs().max() > 1e-3
+
+
+def test_names_run_without_padding_and_only_what_is_pooled_leaves_the_last_blocks() -> None:
+    """What the MLPs are given, by block: the savings themselves, which equal features do not show."""
+    model = build("plain")
+    tokens = class_tokens(tokenize, NAMES, 3, TEXT["context_length"])
+    seen: dict[str, list[tuple[int, ...]]] = {"text": [], "visual": []}
+    for name, tower in (("text", model.text), ("visual", model.visual)):
+        for block in tower.transformer.resblocks:
+            block.mlp.register_forward_hook(lambda _, given, __, name=name: seen[name].append(tuple(given[0].shape)))
+    prompts = [torch.randn(3, 32, dtype=torch.float64) for _ in range(2)]
+    PromptedText(model.text, tokens, context_tokens=3)(prompts)
+    names = sum(len(open_clip.SimpleTokenizer().encode(f"{name}.")) + 1 for name in NAMES)
+    assert seen["text"] == [(4, 32), (names, 32)] * 2 + [(len(NAMES), 32)]
+    prompted_image_features(model.visual, torch.randn(2, 3, 32, 32, dtype=torch.float64), prompts)
+    assert seen["visual"] == [(2, 17, 32), (2, 17 + 3, 32), (2, 1, 32)]
