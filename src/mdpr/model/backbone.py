@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mdpr.config import BackboneParams
 from mdpr.errors import BackboneError
+from mdpr.model.vision import prompted_image_features
 
 LOGIT_SCALE_MAX = 100.0  # CLIP's own bound on exp(logit_scale)
 
@@ -138,6 +139,8 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """Unit-length features (B, d), float32, of the frozen tower."""
+        if isinstance(self.clip.visual, VisionTransformer):  # the same, without what the tower computes and drops
+            return prompted_image_features(self.clip.visual, image_B3HW)
         return F.normalize(self.clip.encode_image(image_B3HW).float(), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""Learned tokens in the image tower (VPT, MaPLe), walked through open_clip's own blocks.
+"""The image tower, with learned tokens (VPT, MaPLe) or without, walked through open_clip's own blocks.
 
 Nothing is computed that no later layer reads. A learned token that the next layer replaces is only seen, never asked:
 its keys and values are needed, and they are the same for every image. In the last block, of the tokens only those that
@@ -21,13 +21,13 @@ from mdpr.model.blocks import run_block
 def prompted_image_features(
     visual: VisionTransformer,
     image_B3HW: Tensor,
-    prompts: Sequence[Tensor],
+    prompts: Sequence[Tensor] = (),
     checkpoint_blocks: bool = False,
 ) -> Tensor:
     """Unit-length features (B, d), float32, of images with `prompts` in the tower.
 
     `prompts[i]`, shape (n, w), stands in the n last places while block i runs, for i < J = len(prompts); later blocks
-    carry on with what became of the last ones. Without prompts this is the stock tower. The first prompt passes
+    carry on with what became of the last ones. Without prompts the features are the stock tower's. The first prompt passes
     through ln_pre as the patches do (MaPLe, Khattak et al., CVPR 2023, inserts it just before).
     """
     x_BLw = visual._embeds(image_B3HW)
