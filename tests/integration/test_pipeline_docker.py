@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,26 @@ from components.images import IMAGE_CPU, IMAGE_GPU
 from components.prepare.component import prepare
 from components.validate.component import validate
 from kfp import dsl, local
+from tests.integration.variant_checks import PROJECT, check_best_went_on, check_shards_merged
 
 from mdpr.stages.definition import STAGES
 
 docker = pytest.importorskip("docker")
 pytestmark = pytest.mark.integration
 
-PROJECT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
 GUARD_RUNS = 50
 REVISION = "org.opencontainers.image.revision"
 SMALL = {"max_images_per_class": 60, "imbalance_ratio": 10, "val_images_per_class": 10}
+SMALL_RUN = {
+    **{f"prepare.{key}": value for key, value in SMALL.items()},
+    "tune.epochs": 1,
+    "tune.context_tokens": 4,
+    "tune.prompt_depth": 1,
+    "evaluate.ablations": "false",
+    "evaluate.post_hoc": "false",
+    "evaluate.gallery_images": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +147,23 @@ def test_prepare_and_validate_hand_a_data_set_over(cpu_image: str, tmp_path: Pat
     assert (run / "validate" / "docs").stat().st_uid == os.getuid()
 
 
+def run_pipeline(output: Path, settings: Mapping[str, object], *options: str) -> Path:
+    """`mdpr pipeline run --runner docker` in the project; the folder of the run."""
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "mdpr", "pipeline", "run", "--runner", "docker", "--output", str(output)]
+    result = subprocess.run(
+        [*command, *overrides, *options],
+        cwd=PROJECT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    (run,) = output.glob("mdpr-*")
+    return run
+
+
 def test_the_whole_pipeline_ends_with_a_champion(cpu_image: str, gpu_image: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -149,20 +175,23 @@ def test_the_whole_pipeline_ends_with_a_champion(cpu_image: str, gpu_image: str,
         "tune.base_loss": "logit_adjusted",  # so short a training with plain cross entropy does not pass the gate
         "tracking.model_name": "docker-test",
     }
-    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    result = subprocess.run(
-        [sys.executable, "-m", "mdpr", "pipeline", "run", "--runner", "docker", "--output", str(tmp_path), *options],
-        cwd=PROJECT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    (run,) = tmp_path.glob("mdpr-training-*")
+    run = run_pipeline(tmp_path, settings)
     assert {path.name for path in run.iterdir()} == {"configure", *STAGES, "close"}
     champion = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db").get_model_version_by_alias(
         "docker-test", "champion"
     )
     registration = json.loads((run / "register" / "registration").read_text("utf-8"))
     assert str(registration["version"]) == str(champion.version)
+
+
+def test_shards_of_classes_run_in_containers_and_merge_to_what_one_describe_writes(
+    cpu_image: str, gpu_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_pipeline(tmp_path, SMALL_RUN, "--variant", "knowledge", "--parameter", "shards=2")
+    check_shards_merged(run, 2, tmp_path, monkeypatch)
+
+
+def test_the_best_setting_of_a_sweep_in_containers_goes_on(cpu_image: str, gpu_image: str, tmp_path: Path) -> None:
+    settings = "settings=[{tune: {seed: 1}}, {tune: {seed: 2, learning_rate: 1.0e-7}}]"
+    run = run_pipeline(tmp_path, SMALL_RUN, "--variant", "sweep", "--parameter", settings)
+    check_best_went_on(run, 2)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.integration.variant_checks import LOOP, PROJECT, check_best_went_on, check_shards_merged
 
-from mdpr.artifacts import read_model_config, sha256
-from mdpr.config import load_params
-from mdpr.stages.definition import STAGES, load_stage, run_stage
+from mdpr.artifacts import read_model_config
+from mdpr.stages.definition import STAGES
 
-PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ("prepare.max_images_per_class=30", "prepare.imbalance_ratio=5", "prepare.val_images_per_class=5")
 TUNING = ("tune.epochs=1", "tune.context_tokens=4", "tune.prompt_depth=1", "tracking.system_metrics=false")
 QUICK = ("evaluate.ablations=false", "evaluate.post_hoc=false", "evaluate.gallery_images=1")
 TIMEOUT_S = 600
-LOOP = "for-loop-2-iteration-"
 pytestmark = pytest.mark.integration
 
 
@@ -44,20 +41,8 @@ def folder_of(workdir: Path, result: subprocess.CompletedProcess[str]) -> Path:
 def test_shards_run_and_merge_to_what_one_describe_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_pipeline(tmp_path, "knowledge", "--parameter", "shards=3")
     run = folder_of(tmp_path, result)
-    tasks = {"configure", "prepare", "validate", "probe", "shard", "merge", "close"}
-    assert {path.name for path in run.iterdir()} == tasks | {f"{LOOP}{place}" for place in range(3)}
-    merged = run / "merge" / "knowledge"
-    assert f"knowledge: {merged / 'knowledge.json'}" in result.stdout
-
-    monkeypatch.chdir(PROJECT)  # the curated sentences have a relative path
-    paths = {
-        "prepared": run / "prepare" / "prepared",
-        "probe": run / "probe" / "probe",
-        "knowledge": tmp_path / "whole",
-    }
-    run_stage(load_stage("describe"), paths, load_params(PROJECT / "params.yaml"))
-    for name in ("knowledge.json", "audit.json"):
-        assert (merged / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert f"knowledge: {run / 'merge' / 'knowledge' / 'knowledge.json'}" in result.stdout
+    check_shards_merged(run, 3, tmp_path, monkeypatch)
 
 
 def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path, empty_store: Path) -> None:
@@ -69,21 +54,12 @@ def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path, empty_s
         "tune"
     } | looped
 
-    models = [run / f"{LOOP}{place}" / "tune" / "model" for place in range(2)]
-    scores = [read_model_config(model).val_accuracy["fused"] for model in models]
-    assert [read_model_config(model).tune.seed for model in models] == [1, 2]
-    best = models[scores.index(max(scores))]
-    assert sha256(run / "select" / "model") == sha256(best)
-    chosen = json.loads((best / "run.json").read_text("utf-8"))["run_id"]
-    evaluation = json.loads((run / "evaluate" / "evaluation" / "run.json").read_text("utf-8"))
-    assert evaluation["run_id"] == chosen
-    assert json.loads((run / "register" / "registration").read_text("utf-8"))["run_id"] == chosen
+    seeds = [read_model_config(run / f"{LOOP}{place}" / "tune" / "model").tune.seed for place in range(2)]
+    assert seeds == [1, 2]
+    check_best_went_on(run, 2)
     summary = (run / "evaluate" / "summary").read_text("utf-8")
     assert "| **this model** |" in summary
     assert summary.rstrip().endswith("There is no champion yet.")
-    table = (run / "select" / "choice").read_text("utf-8")
-    assert table.count("yes") == 1
-    assert f"{100 * max(scores):.2f} | yes" in table
 
 
 def test_a_setting_that_fails_ends_the_sweep_before_anything_is_scored(tmp_path: Path) -> None:
