@@ -45,8 +45,7 @@ def test_shards_run_and_merge_to_what_one_describe_writes(tmp_path: Path, monkey
     check_shards_merged(run, 3, tmp_path, monkeypatch)
 
 
-def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path, empty_store: Path) -> None:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path) -> None:
     settings = "settings=[{tune: {seed: 1}}, {tune: {seed: 2, learning_rate: 1.0e-7}}]"
     run = folder_of(tmp_path, run_pipeline(tmp_path, "sweep", "--parameter", settings))
     looped = {f"{LOOP}{place}" for place in range(2)}

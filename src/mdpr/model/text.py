@@ -151,7 +151,8 @@ class PromptedText(nn.Module):
     def _padded(self, x_Nw: Tensor, heads: int) -> Tensor:
         """Name tokens in their places, zeros beyond each name: (C, h, S, e)."""
         C, S = self.beyond_CS.shape
-        return split(x_Nw.new_zeros(C * S, x_Nw.shape[1]).index_copy(0, self.place_N, x_Nw).view(C, S, -1), heads)
+        padded = x_Nw.new_zeros(C * S, x_Nw.shape[1]).index_copy_(0, self.place_N, x_Nw)
+        return split(padded.view(C, S, -1), heads)
 
 
 def class_tokens(

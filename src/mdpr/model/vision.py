@@ -27,8 +27,8 @@ def prompted_image_features(
     """Unit-length features (B, d), float32, of images with `prompts` in the tower.
 
     `prompts[i]`, shape (n, w), stands in the n last places while block i runs, for i < J = len(prompts); later blocks
-    carry on with what became of the last ones. Without prompts the features are the stock tower's. The first prompt passes
-    through ln_pre as the patches do (MaPLe, Khattak et al., CVPR 2023, inserts it just before).
+    carry on with what became of the last ones. Without prompts the features are the stock tower's. The first prompt
+    passes through ln_pre as the patches do (MaPLe, Khattak et al., CVPR 2023, inserts it just before).
     """
     x_BLw = visual._embeds(image_B3HW)
     own = x_BLw.shape[1]

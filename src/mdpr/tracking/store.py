@@ -6,11 +6,12 @@ loads inside the functions; the only global setting is MLflow's own.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,8 @@ class Store:
 
 def without_login(uri: str) -> str:
     parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri  # as it is: put together again, an address without a host loses slashes
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
@@ -81,14 +84,27 @@ def connect() -> Store:
         _check_sqlite(file)
     import mlflow
 
-    for name in (
-        "mlflow",
-        "alembic",
-    ):  # "Creating initial MLflow database tables..." is not the user's business
+    for name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables..." is not the user's business
         logging.getLogger(name).setLevel(logging.WARNING)
-    with explained(uri):
+    with explained(uri), _alone(file):
         mlflow.set_tracking_uri(uri)  # MLflow resolves `models:/...` addresses by its own global setting
         return Store(mlflow.MlflowClient(tracking_uri=uri), uri)
+
+
+@contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """Keep other processes of ours away while a client opens the sqlite store `file`, and makes its tables.
+
+    MLflow takes no lock: of two that meet an empty store, one finds half of the other's tables and fails.
+    """
+    with ExitStack() as held:
+        # The lock of the folder itself leaves no file behind. Where a file system has none, all is as without it.
+        with suppress(OSError):
+            if file:
+                descriptor = os.open(file.absolute().parent, os.O_RDONLY)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
