@@ -6,7 +6,7 @@
 Three computations in turn, in one process, on the same random weights (medians):
     published  benchmarks.published: 77 text tokens a class, repeated tensors, text again for every evaluation batch
     ours       mdpr as it trains and evaluates
-    floor      the image tower alone, with its prompts; forward and backward for a step
+    floor      our own image tower alone, with its prompts; forward and backward for a step
 Figures end in _c<number of classes>. On a machine whose memory cannot hold the published text tower's activations,
 --checkpoint-published recomputes them; one text forward is then taken off its time again. --skip-published leaves the
 published computation out, and the figures that compare with it.

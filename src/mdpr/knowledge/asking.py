@@ -123,6 +123,7 @@ def _workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, -(-llm.concurrency // CALLS_A_PROCESS), len(pending))
     context = worker_context()
+    taken = context.Value("q", 0)
     processes: list[SpawnProcess] = []
     receivers: list[Connection] = []
     try:
@@ -133,11 +134,12 @@ def _workers(
                 schemas=schemas,
                 store=Path(llm.store),
                 budget=budget,
+                taken=taken,
                 concurrency=llm.concurrency // count + (number < llm.concurrency % count),
                 requests_per_minute=llm.requests_per_minute / count,
                 tokens_per_minute=llm.tokens_per_minute / count,
             )
-            process = context.Process(target=run_worker, args=(sender, pending[number::count], job, key), daemon=True)
+            process = context.Process(target=run_worker, args=(sender, pending, job, key), daemon=True)
             process.start()
             sender.close()  # the worker's alone now: its end is the end of the pipe
             processes.append(process)

@@ -1,4 +1,6 @@
-"""A process that asks a chat model its share of the questions, many at once.
+"""A process that asks a chat model questions, many at once.
+
+It takes them one by one from a list that all such processes share: none is idle while another has work left.
 
 The client libraries take about 3 ms of processor time a call, so one event loop serves some 300 calls a second at most.
 That is why the parent starts a process for every CALLS_A_PROCESS calls at once.
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from mdpr.config import LlmParams
@@ -43,12 +46,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker works with; the limits are its share of the whole."""
+    """What a worker works with; the limits are its share of the whole.
+
+    `taken` counts the questions that any worker has taken so far, in their order.
+    """
 
     llm: LlmParams
     schemas: Mapping[str, Schema]
     store: Path
     budget: Budget
+    taken: Synchronized[int]
     concurrency: int
     requests_per_minute: float
     tokens_per_minute: float
@@ -59,7 +66,10 @@ class OverBudget(Exception):
 
 
 def run_worker(outcomes: Connection, questions: Sequence[Question], job: Job, key: str) -> None:
-    """Ask `questions`; send an `Outcome` for each. Ends when nobody is there to receive them."""
+    """Ask those of `questions` that no other worker takes; send an `Outcome` for each of them.
+
+    Ends when nobody is there to receive them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
         with open_store(job.store) as store:
@@ -79,10 +89,20 @@ async def _ask_all(worker: _Worker, questions: Sequence[Question]) -> None:
         )
     async with open_chat(job.llm, worker.key, job.schemas, limiter) as chat, asyncio.TaskGroup() as tasks:
         gc.freeze()  # the libraries' half a million objects are here to stay: no collection need walk them again
-        left = iter(questions)
+        left = _untaken(questions, job.taken)
         slots = min(job.concurrency, len(questions))
         for number in range(slots):
             tasks.create_task(worker.work(chat, left, start_s=number * START_EVERY_S))
+
+
+def _untaken(questions: Sequence[Question], taken: Synchronized[int]) -> Iterator[Question]:
+    while True:
+        with taken.get_lock():
+            place = taken.value
+            taken.value += 1
+        if place >= len(questions):
+            return
+        yield questions[place]
 
 
 class _Worker:

@@ -29,7 +29,7 @@ from mdpr.model.class_attention import ClassAttention, Settings
 from mdpr.model.class_gram import ClassGram
 
 # Numbers in all buffers that a block of classes works in: few enough for a CPU's cache, enough to fill a GPU.
-BLOCK_ELEMENTS = {"cpu": 3 * 2**19, "cuda": 3 * 2**22}
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 3 * 2**22}
 
 
 @dataclass(frozen=True)
