@@ -7,8 +7,7 @@ The command is `mdpr describe`, a process of its own; the server (benchmarks/llm
 elapsed_over_ideal      first call to last answer, as the server sees it, over calls x latency / concurrency; the median
                         of --repeats runs, each with a store of its own
 peak_mb                 memory of the command and its workers together, in 10^6 bytes: the largest sum of their
-                        proportional set sizes (Linux), looked at every second:
-                        looking walks through their page tables and holds them up
+                        proportional set sizes (Linux), looked at every second, not more often: looking holds them up
 rerun_calls, rerun_s    the same command once more: calls, and seconds of the whole command
 repeated_calls_after_kill    the command killed (SIGKILL) at half and run again: calls that the server saw twice
 """

@@ -43,7 +43,7 @@ def prompted_image_features(
             if depth + 1 == len(prompts) and not last:  # not replaced: from here on tokens like any other
                 x_BLw = torch.cat([x_BLw, learned_nw.expand(len(x_BLw), -1, -1)], dim=1)
                 learned_nw = None
-        rows = (_pooled_tokens(visual) or own) if last else x_BLw.shape[1]
+        rows = (_pooled_tokens(visual) or own) if last else None
         if checkpoint_blocks:
             x_BLw = checkpoint(run_block, block, x_BLw, learned_nw, rows, use_reentrant=False)
         else:
