@@ -38,7 +38,7 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     from mdpr.knowledge.audit import audit, too_many_tokens
 
     knowledge = parse_knowledge(file)
-    findings = audit(knowledge)
+    findings = audit(knowledge, alternatives=True)
     if tokens:
         findings += too_many_tokens(knowledge, _tokenizer())
     if as_json:

@@ -9,6 +9,7 @@ from mdpr.artifacts import ClassKnowledge, Knowledge
 from mdpr.config import DIMENSIONS
 from mdpr.knowledge.audit import audit, too_many_tokens
 from mdpr.knowledge.audit.checks import BASE_CHECKS, LINE_CHECKS
+from mdpr.knowledge.audit.contrast import spelled_alike
 from mdpr.knowledge.audit.margins import not_discriminating, sentence_margins
 from mdpr.knowledge.audit.names import NameIndex, words_of
 
@@ -106,6 +107,35 @@ def test_a_rival_other_than_the_probes_is_a_warning() -> None:
     assert (finding.check, finding.level, finding.class_index) == ("other_rival", "warning", 0)
 
 
+def with_alternative(rival: str, sentence: str) -> Knowledge:
+    """The sound base, its heron with a second contrast."""
+    heron, *others = base().classes
+    heron = heron.model_copy(update={"differential_alternatives": {rival: sentence}})
+    return base().model_copy(update={"classes": (heron, *others)})
+
+
+@pytest.mark.parametrize(
+    ("check", "rival", "sentence"),
+    [
+        ("no_rival", "seagull", "Unlike a seagull, a heron has a dagger of a beak and legs like stilts."),
+        ("too_short", "sea gull", "Unlike a sea gull."),
+        ("no_contrast", "sea gull", "A heron has a dagger of a beak and legs like stilts."),
+        ("repeated", "sea gull", "Unlike a crane, a heron flies with its neck folded back to its shoulders."),
+    ],
+)
+def test_a_contrast_with_another_rival_is_audited_where_it_is_asked_for(check: str, rival: str, sentence: str) -> None:
+    content = with_alternative(rival, sentence)
+    assert audit(content) == []
+    found = [item for item in audit(content, alternatives=True) if item.check == check]
+    assert [(item.class_name, item.dimension) for item in found] == [("heron", DF)]
+    assert found[0].message.startswith(f"against {rival}: ")
+
+
+def test_a_sound_alternative_has_no_findings() -> None:
+    content = with_alternative("sea gull", "Unlike a sea gull, a heron has a dagger of a beak and legs like stilts.")
+    assert audit(content, alternatives=True) == []
+
+
 def test_a_sentence_that_is_not_there_is_only_missing() -> None:
     assert [item.check for item in audit(base({("heron", FT): ""}))] == ["missing"]
 
@@ -115,6 +145,22 @@ def test_names_are_whole_words_in_singular_or_plural_and_the_longest_counts() ->
     text = words_of("Two buses, cherries, a T-shirt and sea gulls over the busy gullies.")
     assert index.named_in(text) == [("bus",), ("cherry",), ("t", "shirt"), ("sea", "gull")]
     assert index.rest_of(text) == "two a and over the busy gullies"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "named"),
+    [
+        ("mountain snowy", "A wild snowy mountain has no lifts.", True),
+        ("oilrig", "The oil rig stands in the sea.", True),
+        ("sun glasses", "Dark sunglasses hide both eyes.", True),
+        ("kindergarden classroom", "The kindergarten classroom is bright.", True),
+        ("mountain snowy", "A wild mountain has no lifts.", False),
+        ("ant", "A taller plant has no elephant in it, nor than thing.", False),
+        ("oilrig", "The oil is in the sea, the rig is not.", False),
+    ],
+)
+def test_a_name_counts_as_named_in_another_order_division_or_spelling(name: str, sentence: str, named: bool) -> None:
+    assert spelled_alike(words_of(name), words_of(sentence)) is named
 
 
 def test_too_many_tokens_counts_start_and_end() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mdpr.artifacts import Knowledge
 from mdpr.knowledge.audit import contrast, repetition, wording
-from mdpr.knowledge.audit.finding import Finding, Level, Line, lines_of
+from mdpr.knowledge.audit.finding import Finding, Level, Line, alternatives_of, lines_of
 from mdpr.knowledge.dimensions import DIFFERENTIAL
 
 # Name -> level and check. Of a sentence that is not there, only that is said.
@@ -31,12 +31,17 @@ BASE_CHECKS: dict[str, tuple[Level, Callable[[Sequence[Line]], Iterator[tuple[Li
 }
 
 
-def audit(knowledge: Knowledge, rival_names: Sequence[str] | None = None) -> list[Finding]:
+def audit(
+    knowledge: Knowledge, rival_names: Sequence[str] | None = None, *, alternatives: bool = False
+) -> list[Finding]:
     """Every finding, in order of class and dimension.
 
     `rival_names`: the rivals that the probe found, a class each; without them the choice of rivals is not looked at.
+    With `alternatives`, the differential sentences that are set against other classes are audited as well.
     """
     lines = list(lines_of(knowledge))
+    if alternatives:
+        lines += alternatives_of(knowledge)
     written = [line for line in lines if line.sentence]
     findings = [line.finding("error", "missing", "no sentence") for line in lines if not line.sentence]
     for line in written:
@@ -48,6 +53,8 @@ def audit(knowledge: Knowledge, rival_names: Sequence[str] | None = None) -> lis
         findings += [line.finding(level, check, message) for line, message in faults(written)]
     if rival_names is not None:
         findings += _other_rival(knowledge, rival_names)
+    if alternatives:
+        findings += _no_rival(knowledge)
     order = {key: place for place, key in enumerate(knowledge.dimensions)}
     return sorted(findings, key=lambda finding: (finding.class_index, order[finding.dimension]))
 
@@ -57,3 +64,11 @@ def _other_rival(knowledge: Knowledge, rival_names: Sequence[str]) -> Iterator[F
         if item.rival != rival:
             message = f"contrasts with {item.rival}, the frozen model confuses it with {rival}"
             yield Finding("warning", "other_rival", item.index, item.name, DIFFERENTIAL, message)
+
+
+def _no_rival(knowledge: Knowledge) -> Iterator[Finding]:
+    """An alternative is found by its rival's name: under any other it is never used."""
+    names = {item.name for item in knowledge.classes}
+    for line in alternatives_of(knowledge):
+        if line.rival not in names:
+            yield line.finding("error", "no_rival", "no class of the label set has this name")

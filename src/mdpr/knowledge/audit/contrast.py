@@ -84,7 +84,11 @@ def _names(line: Line) -> tuple[bool, bool, bool]:
 
 
 def spelled_alike(name: Words, text: Words) -> bool:
-    """Whether the text spells the name its own way: `barn door` for barndoor, `kindergarten` for kindergarden."""
-    from rapidfuzz import fuzz
+    """Whether the text writes the name its own way: `snowy mountain` for mountain snowy, `oil rig` for oilrig,
+    `kindergarten` for kindergarden. Whole words alone count: no plant is an ant."""
+    from rapidfuzz import fuzz, process
 
-    return fuzz.partial_ratio(" ".join(name), " ".join(text)) >= ALIKE
+    if set(name).issubset(text):
+        return True
+    runs = ["".join(text[start : start + length]) for start in range(len(text)) for length in range(1, len(name) + 2)]
+    return process.extractOne("".join(name), runs, scorer=fuzz.ratio, score_cutoff=ALIKE) is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mdpr.artifacts import Knowledge
+from mdpr.knowledge.dimensions import DIFFERENTIAL
 
 Level = Literal["error", "warning"]
 
@@ -37,8 +38,23 @@ class Line:
         return Finding(level, check, self.class_index, self.class_name, self.dimension, message)
 
 
+@dataclass(frozen=True)
+class Alternative(Line):
+    """A differential sentence that waits for the probe to find its rival."""
+
+    def finding(self, level: Level, check: str, message: str) -> Finding:
+        return super().finding(level, check, f"against {self.rival}: {message}")
+
+
 def lines_of(knowledge: Knowledge) -> Iterator[Line]:
     """Every place of the knowledge base in order; a sentence that is not there is empty."""
     for item in knowledge.classes:
         for key in knowledge.dimensions:
             yield Line(item.index, item.name, item.rival, key, item.sentences.get(key, "").strip())
+
+
+def alternatives_of(knowledge: Knowledge) -> Iterator[Line]:
+    """Every differential sentence that is set against another class than `rival`, in order of class."""
+    for item in knowledge.classes:
+        for rival, sentence in item.differential_alternatives.items():
+            yield Alternative(item.index, item.name, rival, DIFFERENTIAL, sentence.strip())
