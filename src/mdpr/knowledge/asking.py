@@ -41,12 +41,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Plan:
-    """What answering takes: calls in all, those whose answer is in the store, tokens and dollars of the others."""
+    """What answering takes: calls in all, those whose answer is in the store, tokens and dollars of the others.
+
+    Dollars are None where no price is known.
+    """
 
     calls: int
     stored: int
     usage: Usage
-    cost_usd: float
+    cost_usd: float | None
 
 
 def plan(questions: Sequence[Question], llm: LlmParams) -> Plan:
@@ -59,7 +62,8 @@ def plan(questions: Sequence[Question], llm: LlmParams) -> Plan:
         stored = len(found)
         questions = [question for question in questions if question.key not in found]
     usage = estimate(questions, output_tokens)
-    return Plan(stored + len(questions), stored, usage, Prices.of(llm).cost_usd(usage))
+    prices = Prices.of(llm)
+    return Plan(stored + len(questions), stored, usage, prices.cost_usd(usage) if prices.known else None)
 
 
 def ask(
@@ -99,7 +103,8 @@ def _ask_pending(
     reasons: dict[Place, str] = {}
 
     def status() -> str:
-        return f"{spent.total:,} tokens, {prices.cost_usd(spent):.2f} USD"
+        cost = f", {prices.cost_usd(spent):.2f} USD" if prices.known else ""
+        return f"{spent.total:,} tokens{cost}"
 
     with _workers(pending, schemas, llm, budget, key) as outcomes:
         for outcome in track(outcomes, "describe", total=len(pending), status=status):

@@ -27,6 +27,11 @@ class Prices:
     def of(cls, llm: LlmParams) -> Prices:
         return cls(llm.input_usd_per_million, llm.output_usd_per_million)
 
+    @property
+    def known(self) -> bool:
+        """Whether there are any: 0 stands for a server that costs nothing, or for a price that nobody gave."""
+        return bool(self.input_usd_per_million or self.output_usd_per_million)
+
     def cost_usd(self, usage: Usage) -> float:
         return (
             usage.input_tokens * self.input_usd_per_million + usage.output_tokens * self.output_usd_per_million

@@ -34,7 +34,10 @@ def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:
     plan = plan_generation(classes, read_probe(probe, [item.name for item in classes]).rival_C.tolist(), params)
     print(f"calls: {plan.calls}, of which {plan.stored} are answered in {params.llm.store}")
     print(f"tokens of the others, about: {plan.usage.input_tokens:,} in, {plan.usage.output_tokens:,} out")
-    print(f"cost, about: {plan.cost_usd:.2f} USD")
+    if plan.cost_usd is None:
+        print("cost: not known; set describe.llm.input_usd_per_million and output_usd_per_million")
+    else:
+        print(f"cost, about: {plan.cost_usd:.2f} USD")
 
 
 OTHERWISE = {"dry_run": preview}
