@@ -44,7 +44,7 @@ CHOICES: dict[str, tuple[str, str]] = {
         "tune.seed",
         "Seed of initial weights, order of images, augmentation and dropout; the cut has prepare.seed.",
     ),
-    "provider": ("describe.provider", "Who writes the sentences: curated, llm or local."),
+    "provider": ("describe.provider", "Who writes the sentences: curated, completed, llm or local."),
     "llm_vendor": (
         "describe.llm.vendor",
         "Protocol of the chat model's server: openai, anthropic or google_genai.",

@@ -76,7 +76,7 @@ def check_machine(request: Request) -> None:
     describe, backbone = sections["describe"], sections["backbone"]
     assert isinstance(describe, DescribeParams)
     assert isinstance(backbone, BackboneParams)
-    if describe.provider == "llm":
+    if describe.asks_server:
         find_key(describe.llm, os.environ)
     if backbone.device == "cuda":
         from mdpr.model.backbone import choose_device  # waits for torch

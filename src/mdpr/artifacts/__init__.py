@@ -45,6 +45,7 @@ from mdpr.artifacts.knowledge import (
     parse_knowledge,
     read_features,
     read_knowledge,
+    read_unfinished,
     write_features,
 )
 from mdpr.artifacts.model import ModelConfig, TrackedRun, read_history, read_model_config, read_run
@@ -113,6 +114,7 @@ __all__ = [
     "read_run",
     "read_shots",
     "read_table",
+    "read_unfinished",
     "sha256",
     "write_classes",
     "write_features",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class ClassKnowledge(Format):
     """Five sentences about one class; `rival` is the class its differential sentence contrasts it with.
 
-    `rival_index` says which one where names repeat; a hand-written file may leave it out.
+    `rival_index` says which one where names repeat; a hand-written file may leave it out. `completed`: the dimensions
+    that a chat model wrote because a finished knowledge base lacked them.
     """
 
     index: int = Field(ge=0)
@@ -32,6 +33,7 @@ class ClassKnowledge(Format):
     rival_index: int | None = Field(None, ge=0)
     sentences: dict[str, str]
     differential_alternatives: dict[str, str] = Field(default_factory=dict)
+    completed: tuple[str, ...] = ()
 
 
 class Knowledge(Format):
@@ -57,10 +59,10 @@ def parse_knowledge(path: Path) -> Knowledge:
     return knowledge
 
 
-def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
-    """A complete knowledge base, for exactly `class_names` in order where they are given.
+def read_unfinished(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
+    """A knowledge base, gaps included, for exactly `class_names` in order where they are given.
 
-    Raises `KnowledgeError` that names the class and the dimension of the first gap; nothing is ever filled in.
+    Raises `KnowledgeError` where it is of other classes.
     """
     knowledge = parse_knowledge(path)
     if class_names is None:
@@ -73,12 +75,22 @@ def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Know
     for index, (item, name) in enumerate(zip(knowledge.classes, class_names, strict=True)):
         if item.index != index or item.name != name:
             raise KnowledgeError(f"{path}: class {index} is {item.name!r} (index {item.index}), the data has {name!r}")
-        for key in DIMENSIONS:
-            if not item.sentences.get(key, "").strip():
-                raise KnowledgeError(f"{path}: class {index} ({name}) has no sentence for {key}: write one")
         unknown = set(item.sentences) - set(DIMENSIONS)
         if unknown:
             raise KnowledgeError(f"{path}: class {index} ({name}) has an unknown dimension {min(unknown)}")
+    return knowledge
+
+
+def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
+    """A complete knowledge base, for exactly `class_names` in order where they are given.
+
+    Raises `KnowledgeError` that names the class and the dimension of the first gap; nothing is ever filled in.
+    """
+    knowledge = read_unfinished(path, class_names)
+    for item in knowledge.classes:
+        for key in DIMENSIONS:
+            if not item.sentences.get(key, "").strip():
+                raise KnowledgeError(f"{path}: class {item.index} ({item.name}) has no sentence for {key}: write one")
     return knowledge
 
 

@@ -70,12 +70,15 @@ class LlmParams(Section):
 class DescribeParams(Section):
     """Where the five sentences a class come from."""
 
-    provider: Literal["curated", "llm", "local"] = Field(
+    provider: Literal["curated", "completed", "llm", "local"] = Field(
         "curated",
-        description="curated: read and check a finished knowledge base; llm: ask the chat model of describe.llm; "
+        description="curated: read and check a finished knowledge base; completed: the same, and ask the chat model of "
+        "describe.llm for what is not in it (gaps, contrasts with other rivals); llm: ask the chat model for all; "
         "local: ask a small model that runs in this process, without network or key (its text is poor)",
     )
-    path: str = Field("data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated)")
+    path: str = Field(
+        "data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated, completed)"
+    )
     strict: bool = Field(
         True, description="errors of the audit end the run; false: they are only reported (warnings never end it)"
     )
@@ -90,12 +93,17 @@ class DescribeParams(Section):
     budget_usd: NonNegative = Field(0.0, description="stop before a run costs more than this; 0: no limit")
     llm: LlmParams = Field(default_factory=lambda: LlmParams.model_validate({}), description="the chat model")
 
+    @property
+    def asks_server(self) -> bool:
+        """Whether the chat model of `llm` is asked, which may need a key."""
+        return self.provider in ("completed", "llm")
+
     @model_validator(mode="after")
     def _settings_fit_the_provider(self) -> DescribeParams:
-        if self.provider == "llm" and not self.llm.model:
-            raise ValueError("provider = llm needs a model: set describe.llm.model")
+        if self.asks_server and not self.llm.model:
+            raise ValueError(f"provider = {self.provider} needs a model: set describe.llm.model")
         if self.provider == "curated" and self.repair:
-            raise ValueError("repair = true needs provider = llm or local: a finished file is mended by hand")
+            raise ValueError("repair = true needs a chat model: set provider = completed, llm or local")
         number, _, count = self.shard.partition("/")
         if self.shard and int(number) > int(count):
             raise ValueError(f"shard = {self.shard} must lie between 1/{count} and {count}/{count}")

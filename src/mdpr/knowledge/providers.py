@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mdpr.knowledge.generated import Gathered, generate
 from mdpr.knowledge.local import local_settings, serving
 from mdpr.knowledge.shards import shard_indices
 
+logger = logging.getLogger(__name__)
 Provider = Callable[[Sequence[ClassInfo], Sequence[int], DescribeParams], Gathered]
 
 
@@ -21,7 +23,16 @@ def from_file(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: Desc
     Raises `KnowledgeError` where it has a gap or is of other classes.
     """
     names = [item.name for item in classes]
-    knowledge = fit_rivals(read_knowledge(Path(params.path), names), [names[index] for index in rival_C])
+    rivals = [names[index] for index in rival_C]
+    knowledge = fit_rivals(read_knowledge(Path(params.path), names), rivals)
+    others = sum(item.rival != rival for item, rival in zip(knowledge.classes, rivals, strict=True))
+    if others:
+        logger.info(
+            "%s has no contrast with the rivals of %d of %d classes; --provider completed asks a chat model for them",
+            params.path,
+            others,
+            len(names),
+        )
     chosen = shard_indices(params.shard, len(classes))
     return Gathered(knowledge.model_copy(update={"classes": tuple(knowledge.classes[index] for index in chosen)}), {})
 
@@ -33,4 +44,9 @@ def from_local_model(classes: Sequence[ClassInfo], rival_C: Sequence[int], param
         return generate(classes, rival_C, params.model_copy(update={"llm": llm}), reached_at=address)
 
 
-PROVIDERS: dict[str, Provider] = {"curated": from_file, "llm": generate, "local": from_local_model}
+PROVIDERS: dict[str, Provider] = {
+    "curated": from_file,
+    "completed": generate,
+    "llm": generate,
+    "local": from_local_model,
+}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mdpr.artifacts import ClassInfo
-from mdpr.config import DIMENSIONS, LlmParams
+from mdpr.config import LlmParams
 from mdpr.knowledge.dimensions import DIFFERENTIAL
 from mdpr.knowledge.prompts import Prompts, Rejected, fill
 from mdpr.knowledge.schema import Schema
@@ -41,19 +41,19 @@ def make_questions(
     prompts: Prompts,
     schemas: Mapping[str, Schema],
     llm: LlmParams,
-    chosen: Sequence[int],
+    places: Iterable[Place],
     rejected: Mapping[Place, Rejected] | None = None,
 ) -> list[Question]:
-    """Each of the `chosen` class indices and each dimension in order; with `rejected`, only its places, each with the
-    reason in its prompt.
+    """One for each of `places`, in their order; the prompt of one that is in `rejected` says why.
 
     rival_C: for each class the index of the class it is most confused with.
     """
+    whys = rejected or {}
     return [
-        make_question(classes[index], classes[rival_C[index]], dimension, prompts, schemas, llm, rejected)
-        for index in chosen
-        for dimension in DIMENSIONS
-        if rejected is None or (index, dimension) in rejected
+        make_question(
+            classes[index], classes[rival_C[index]], dimension, prompts, schemas, llm, whys.get((index, dimension))
+        )
+        for index, dimension in places
     ]
 
 
@@ -64,10 +64,9 @@ def make_question(
     prompts: Prompts,
     schemas: Mapping[str, Schema],
     llm: LlmParams,
-    rejected: Mapping[Place, Rejected] | None = None,
+    rejected: Rejected | None = None,
 ) -> Question:
-    refusal = rejected[item.index, dimension] if rejected else None
-    user = fill(prompts, dimension, called(item), called(rival), refusal)
+    user = fill(prompts, dimension, called(item), called(rival), rejected)
     key = question_key(
         {
             "llm": {name: getattr(llm, name) for name in SHAPING},

@@ -135,6 +135,7 @@ def test_the_key_comes_from_the_environment() -> None:
     "settings",
     [
         {"provider": "llm"},
+        {"provider": "completed"},
         {"provider": "curated", "repair": True},
         {"budget_usd": 1.0},
         {"llm": {"base_url": "https://user:secret@host/v1"}},

@@ -44,7 +44,8 @@ def ask_about(
     rejected: Mapping[tuple[int, str], Rejected] | None = None,
 ) -> list[Question]:
     params = LlmParams.model_validate({"model": "m", **(llm or {})})
-    return make_questions(items, rivals, prompts, make_schemas(prompts), params, range(len(items)), rejected)
+    places = rejected or [(item.index, dimension) for item in items for dimension in DIMENSIONS]
+    return make_questions(items, rivals, prompts, make_schemas(prompts), params, places, rejected)
 
 
 def changed(before: list[Question], after: list[Question]) -> set[tuple[int, str]]:
