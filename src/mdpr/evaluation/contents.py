@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -78,7 +78,7 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
     names = [item.name for item in classes]
     frozen = artifacts.read_probe(folders.probe, names)
     results = Results.read(folders.evaluation, classes)
-    sentences_CV = artifacts.read_knowledge(folders.knowledge / "knowledge.json", names).sentences_CV()
+    knowledge = artifacts.read_knowledge(folders.knowledge / "knowledge.json", names)
     picked = pick_tail_images(results.predictions, classes, gallery_images)
     test = artifacts.read_images(folders.prepared / "test.parquet")
     images = {row: decode_image(test.image(row), f"row {row} of test.parquet") for row in picked["index"].tolist()}
@@ -88,11 +88,25 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
         history=artifacts.read_history(folders.model),
         selected_epoch=artifacts.read_model_config(folders.model).selected_epoch,
         prior_C=np.exp(frozen.log_prior_C),
-        gallery=make_gallery(picked, classes, sentences_CV, images),
-        lineage=artifacts.read_json(folders.evaluation / "lineage.json"),
+        gallery=make_gallery(picked, classes, knowledge.sentences_CV(), images),
+        lineage=artifacts.read_json(folders.evaluation / "lineage.json") | {"sentences": who_wrote(knowledge)},
         audit=read_audit(folders.knowledge, folders.features),
         promotion=promotion,
     )
+
+
+def who_wrote(knowledge: artifacts.Knowledge) -> str:
+    """Where the sentences come from, in one line of what their provenance says."""
+
+    def told(provenance: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key} {fact}" for key, fact in provenance.items() if isinstance(fact, str | float | int))
+
+    base = knowledge.provenance.get("base")
+    if not isinstance(base, Mapping):
+        return told(knowledge.provenance)
+    completed = sum(len(item.completed) for item in knowledge.classes)
+    of = len(knowledge.classes) * len(knowledge.dimensions)
+    return f"{completed} of {of}: {told(knowledge.provenance)}; the others: {told(base)}"
 
 
 def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:
