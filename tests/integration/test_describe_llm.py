@@ -100,6 +100,13 @@ def test_every_sentence_is_asked_for_once_and_a_second_run_asks_nothing(run: Run
         assert all(schemas.count(f'"name": "{dimension}"') == 3 for dimension in DIMENSIONS)
 
 
+def test_what_a_model_refuses_to_be_told_is_not_sent(run: Run) -> None:
+    with running(usual(0.0)) as stub:
+        run(stub, {"temperature": None, "seed": None})
+        assert stub.calls == 15
+        assert not [payload for payload in stub.payloads if payload.keys() & {"temperature", "seed"}]
+
+
 UNUSABLE: dict[str, tuple[Callable[[Payload], Reply], str]] = {
     "empty": (lambda payload: answer(payload, ""), "another form"),
     "no body": (lambda payload: Reply(b""), "did not send a chat completion"),

@@ -28,6 +28,8 @@ def command() -> None:
 def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, strict: bool) -> None:
     """Look for faults in a knowledge base: missing or repeated sentences, chatter, markup, another class, and so on.
 
+    Contrasts that wait for another rival are read too.
+
     Exit code 0 where there is no error (with --strict: nothing at all), else 2.
     """
     import json

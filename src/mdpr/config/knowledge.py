@@ -44,8 +44,10 @@ class LlmParams(Section):
         "function_calling",
         description="how the schema reaches the model; json_schema for servers that constrain decoding (openai only)",
     )
-    temperature: float = Field(0.2, ge=0, le=2, description="sampling temperature")
-    seed: int = Field(0, ge=0, description="sampling seed, where the vendor takes one")
+    temperature: float | None = Field(
+        0.2, ge=0, le=2, description="sampling temperature; null: not sent, for models that refuse it"
+    )
+    seed: int | None = Field(0, ge=0, description="sampling seed, where the vendor takes one; null: not sent")
     max_tokens: Count = Field(200, description="tokens an answer may have")
     timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
     max_retries: int = Field(5, ge=0, description="repeats after 429, 5xx or a time-out, with growing pauses")

@@ -115,14 +115,15 @@ async def open_chat(
     from langchain.chat_models import init_chat_model
 
     options: dict[str, Any] = {
-        "temperature": llm.temperature,
         "max_tokens": llm.max_tokens,
         "timeout": llm.timeout_s + CLIENT_SLACK_S,
         "max_retries": 0,
         "api_key": key,
         "rate_limiter": limiter,
     }
-    if VENDORS[llm.vendor].takes_seed:
+    if llm.temperature is not None:
+        options["temperature"] = llm.temperature
+    if VENDORS[llm.vendor].takes_seed and llm.seed is not None:
         options["seed"] = llm.seed
     if llm.base_url:
         options["base_url"] = llm.base_url
