@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, islice
 
 from mdpr.config import DescribeParams
 from mdpr.errors import AnswersMissing, CheckFailed
 from mdpr.knowledge.audit import Finding
+from mdpr.knowledge.audit.finding import Level
 
-SHOWN = 100  # findings in the log; audit.json has them all
+SHOWN: Mapping[Level, int] = {"error": 100, "warning": 10}  # of one check, in the log; audit.json has them all
 
 
 def report(findings: Sequence[Finding]) -> Iterator[str]:
-    """A line a finding, errors first."""
-    for finding in sorted(findings, key=lambda finding: finding.level != "error")[:SHOWN]:
-        yield f"audit {finding.level}: {_place(finding)}: {finding.message}"
-    if len(findings) > SHOWN:
-        yield f"audit: {len(findings) - SHOWN} more in audit.json"
+    """A line a finding, errors first, check by check; of a check that found many the first ones, then how many more."""
+    ordered = sorted(findings, key=lambda finding: (finding.level != "error", finding.check))
+    for (level, check), found in groupby(ordered, key=lambda finding: (finding.level, finding.check)):
+        for finding in islice(found, SHOWN[level]):
+            yield f"audit {finding.level}: {_place(finding)}: {finding.message}"
+        more = len(list(found))
+        if more:
+            yield f"audit: {more} more of {check} in audit.json"
 
 
 def reject(findings: Sequence[Finding], params: DescribeParams) -> None:
