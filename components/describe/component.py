@@ -15,7 +15,7 @@ def describe(params: str, prepared: Input[Dataset], probe: Input[Artifact], know
         probe: The frozen model's bias; says which class each class is most confused with.
 
     Returns:
-        knowledge: knowledge.json and audit.json.
+        knowledge: knowledge.json, audit.json, and index.html to read both.
     """
     from mdpr.stages.kubeflow import run_component
 

@@ -22,7 +22,7 @@ def merge(
         shards: The shares that describe wrote.
 
     Returns:
-        knowledge: knowledge.json and audit.json.
+        knowledge: knowledge.json, audit.json, and index.html to read both.
     """
     from mdpr.stages.kubeflow_variants import merge_shards
 

@@ -1,4 +1,4 @@
-"""Real servers for the tests that need them, each started once: MLflow, PostgreSQL, S3; and a real, untrained model."""
+"""Real parts, each started once: MLflow, PostgreSQL, S3, Chromium with axe-core; and a real, untrained model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -27,8 +29,12 @@ from mdpr.registry.served_model import Parts
 from mdpr.tracking.runs import add_results, open_run
 from mdpr.tracking.store import Store, connect
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 START_TIMEOUT_S = 120
 CLASSES, IMAGES_PER_CLASS = 10, 30  # of the models that `evaluated` makes up
+AXE_VERSION = "4.14.1"
 POSTGRES_PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 
 
@@ -282,3 +288,49 @@ def evaluated() -> Callable[..., Path]:
         return folder
 
     return evaluate
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium (`chromium`, or the path in PLAYWRIGHT_CHROMIUM_EXECUTABLE_PATH) or Playwright's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = os.environ.get("PLAYWRIGHT_CHROMIUM_EXECUTABLE_PATH") or shutil.which("chromium")
+    with playwright.sync_playwright() as driver:
+        if path is None and not Path(driver.chromium.executable_path).exists():
+            pytest.skip("no Chromium: install the system's, or run `playwright install chromium`")
+        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, fetched once from npm into a cache outside the repository."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdpr" / f"axe-core-{AXE_VERSION}.tgz"
+    if not cache.is_file():
+        if shutil.which("npm") is None:
+            pytest.skip("axe-core cannot be fetched: npm is not installed")
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "pack", f"axe-core@{AXE_VERSION}", "--pack-destination", str(cache.parent)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            pytest.skip(f"axe-core cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
+    with tarfile.open(cache) as archive:
+        member = archive.extractfile("package/axe.min.js")
+        assert member is not None
+        return member.read().decode()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page without a network whose console must stay silent."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, offline=True, reduced_motion="reduce")
+    opened = context.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    opened.on("pageerror", lambda error: said.append(f"error: {error}"))
+    opened.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    opened.on("request", lambda request: request.url.startswith(("file:", "data:")) or said.append(request.url))
+    yield opened
+    context.close()
+    assert said == []

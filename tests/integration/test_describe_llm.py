@@ -132,7 +132,9 @@ def test_unusable_answers_leave_named_gaps_and_lose_nothing_else(run: Run, tmp_p
         assert raised.value.exit_code == 3
         assert stub.calls == calls  # asking again would change nothing
         assert not (tmp_path / "knowledge").exists()
-        assert sorted(path.name for path in (tmp_path / "knowledge.failed").iterdir()) == ["audit.json"]
+        assert {path.name for path in (tmp_path / "knowledge.failed").iterdir()} == {"audit.json", "index.html"}
+        page = (tmp_path / "knowledge.failed" / "index.html").read_text("utf-8")
+        assert page.count("error: no sentence: ") == len(UNUSABLE)
         findings = read_json(tmp_path / "knowledge.failed" / "audit.json")["findings"]
         gaps = [item for item in findings if item["check"] == "missing"]
         assert [(gap["level"], gap["class_index"], gap["dimension"]) for gap in gaps] == [

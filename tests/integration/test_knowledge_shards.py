@@ -59,7 +59,7 @@ def test_shards_ask_every_question_once_and_merge_to_the_same_bytes(mdpr: Mdpr, 
         shards = [described(mdpr, f"part{n}", "--shard", f"{n}/{count}") for n in range(1, count + 1)]
         assert stub.calls == 2 * 5 * CLASSES
     assert mdpr("knowledge", "merge", *map(str, reversed(shards)), "--knowledge", "merged") == 0
-    for name in ("knowledge.json", "audit.json"):
+    for name in ("knowledge.json", "audit.json", "index.html"):
         assert (Path("merged") / name).read_bytes() == (whole / name).read_bytes()
 
 

@@ -1,59 +1,19 @@
-"""The report in a real headless Chromium: from disk, without a network, by mouse and by keyboard.
-
-Chromium is the system's (`chromium`, or the path in PLAYWRIGHT_CHROMIUM_EXECUTABLE_PATH) or Playwright's own. axe-core
-comes from npm into a cache of its own, outside the repository.
-"""
+"""The report in a real headless Chromium: from disk, without a network, by mouse and by keyboard."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import subprocess
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.integration
-AXE_VERSION = "4.14.1"
 EVIL = "<script>alert(1)</script>"
 SYNTHETIC = Path(__file__).resolve().parents[1] / "unit" / "evaluation" / "conftest.py"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = os.environ.get("PLAYWRIGHT_CHROMIUM_EXECUTABLE_PATH") or shutil.which("chromium")
-    with playwright.sync_playwright() as driver:
-        if path is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("no Chromium: install the system's, or run `playwright install chromium`")
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """The source of axe-core, fetched once."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdpr" / f"axe-core-{AXE_VERSION}.tgz"
-    if not cache.is_file():
-        if shutil.which("npm") is None:
-            pytest.skip("axe-core cannot be fetched: npm is not installed")
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", f"axe-core@{AXE_VERSION}", "--pack-destination", str(cache.parent)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            pytest.skip(f"axe-core cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
-    with tarfile.open(cache) as archive:
-        member = archive.extractfile("package/axe.min.js")
-        assert member is not None
-        return member.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +34,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, content in contents.items():
         paths[name].write_text(synthetic.make_html(content), encoding="utf-8")
     return paths
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page without a network whose console must stay silent."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900}, offline=True, reduced_motion="reduce")
-    opened = context.new_page()
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    opened.on("pageerror", lambda error: said.append(f"error: {error}"))
-    opened.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    opened.on("request", lambda request: request.url.startswith(("file:", "data:")) or said.append(request.url))
-    yield opened
-    context.close()
-    assert said == []
 
 
 def visible_names(page: Page) -> list[str]:

@@ -23,7 +23,7 @@ def check_shards_merged(run: Path, shards: int, scratch: Path, monkeypatch: pyte
     whole = scratch / "whole"
     paths = {"prepared": run / "prepare" / "prepared", "probe": run / "probe" / "probe", "knowledge": whole}
     run_stage(load_stage("describe"), paths, load_params(PROJECT / "params.yaml"))
-    for name in ("knowledge.json", "audit.json"):
+    for name in ("knowledge.json", "audit.json", "index.html"):
         assert (run / "merge" / "knowledge" / name).read_bytes() == (whole / name).read_bytes()
 
 

@@ -3,7 +3,7 @@
     prepared/    train.parquet val.parquet test.parquet   Hugging Face image layout: image{bytes, path}, label
                  classes.json card.json
     probe/       probe.safetensors zero_shot.csv
-    knowledge/   knowledge.json audit.json
+    knowledge/   knowledge.json audit.json index.html
     features/    knowledge.safetensors audit.json
     model/       model.safetensors config.json history.csv run.json
     evaluation/  metrics.json intervals.json biases.json predictions.parquet report.html figures/
@@ -46,6 +46,7 @@ from mdpr.artifacts.knowledge import (
     read_features,
     read_knowledge,
     read_unfinished,
+    who_wrote,
     write_features,
 )
 from mdpr.artifacts.model import ModelConfig, TrackedRun, read_history, read_model_config, read_run
@@ -116,6 +117,7 @@ __all__ = [
     "read_table",
     "read_unfinished",
     "sha256",
+    "who_wrote",
     "write_classes",
     "write_features",
     "write_image_records",

@@ -5,7 +5,7 @@ C classes, V dimensions, d joint embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,6 +92,20 @@ def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Know
             if not item.sentences.get(key, "").strip():
                 raise KnowledgeError(f"{path}: class {item.index} ({item.name}) has no sentence for {key}: write one")
     return knowledge
+
+
+def who_wrote(knowledge: Knowledge) -> str:
+    """Where the sentences come from, in one line of what their provenance says."""
+
+    def told(provenance: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key} {fact}" for key, fact in provenance.items() if isinstance(fact, str | float | int))
+
+    base = knowledge.provenance.get("base")
+    if not isinstance(base, Mapping):
+        return told(knowledge.provenance)
+    completed = sum(len(item.completed) for item in knowledge.classes)
+    of = len(knowledge.classes) * len(knowledge.dimensions)
+    return f"{completed} of {of}: {told(knowledge.provenance)}; the others: {told(base)}"
 
 
 @dataclass(frozen=True)

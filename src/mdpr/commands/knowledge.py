@@ -25,7 +25,12 @@ def command() -> None:
 @click.option("--tokens", is_flag=True, help="count CLIP's tokens too (loads open_clip)")
 @click.option("--json", "as_json", is_flag=True, help="print audit.json instead of a line a finding")
 @click.option("--strict", is_flag=True, help="warnings fail too")
-def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, strict: bool) -> None:
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="writes: every sentence with its findings, as one HTML file",
+)
+def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, strict: bool, page: Path | None) -> None:
     """Look for faults in a knowledge base: missing or repeated sentences, chatter, markup, another class, and so on.
 
     Contrasts that wait for another rival are read too.
@@ -38,11 +43,15 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     from mdpr.artifacts import parse_knowledge, read_knowledge
     from mdpr.errors import CheckFailed
     from mdpr.knowledge.audit import audit, too_many_tokens
+    from mdpr.knowledge.page import render_knowledge
+    from mdpr.stages.outputs import write_whole
 
     knowledge = parse_knowledge(file)
     findings = audit(knowledge, alternatives=True)
     if tokens:
         findings += too_many_tokens(knowledge, _tokenizer())
+    if page:
+        write_whole(page, render_knowledge(knowledge, findings))
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False))
     else:

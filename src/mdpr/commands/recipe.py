@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from mdpr.errors import ConfigError, MdprError
+from mdpr.errors import ConfigError
 
 
 @click.group("recipe")
@@ -49,6 +48,7 @@ def show(name: str) -> None:
 def use(name: str, variant: str | None, overrides: tuple[str, ...], params: Path, force: bool) -> None:
     """Write params.yaml: all settings of the recipe, and the defaults of what it does not name."""
     from mdpr.recipes import params_text, read_recipe
+    from mdpr.stages.outputs import write_whole
 
     recipe = read_recipe(name)
     text = params_text(recipe, variant, overrides)
@@ -56,15 +56,3 @@ def use(name: str, variant: str | None, overrides: tuple[str, ...], params: Path
         raise ConfigError(f"{params} exists: --force replaces it, --params writes another file")
     write_whole(params, text)
     click.echo(f"wrote {params}; next: {recipe.commands[-1]}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """`text` under a name of its own first, then renamed; `MdprError` where that fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise MdprError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)

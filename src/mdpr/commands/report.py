@@ -61,6 +61,7 @@ def _render(
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.contents import Folders, gather
     from mdpr.evaluation.report import make_figures, render_report
+    from mdpr.stages.outputs import write_whole
 
     folders = Folders(**{port: path or data / port for port, path in ports.items()})
     for port, path in ports.items():
@@ -79,7 +80,5 @@ def _render(
     content = gather(folders, title, evaluate.gallery_images, decision)
     page = output or data / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    partial = page.with_name(f".{page.name}.partial")  # whole or not at all
-    partial.write_text(render_report(content, make_figures(content)), encoding="utf-8")
-    partial.replace(page)
+    write_whole(page, render_report(content, make_figures(content)))
     return page

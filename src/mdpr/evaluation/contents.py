@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from mdpr import artifacts
-from mdpr.artifacts import Promotion
+from mdpr.artifacts import Promotion, who_wrote
 from mdpr.artifacts.formats import parse
 from mdpr.data.images import decode_image
 from mdpr.evaluation.gallery import GalleryItem, make_gallery, pick_tail_images
@@ -93,20 +93,6 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
         audit=read_audit(folders.knowledge, folders.features),
         promotion=promotion,
     )
-
-
-def who_wrote(knowledge: artifacts.Knowledge) -> str:
-    """Where the sentences come from, in one line of what their provenance says."""
-
-    def told(provenance: Mapping[str, Any]) -> str:
-        return ", ".join(f"{key} {fact}" for key, fact in provenance.items() if isinstance(fact, str | float | int))
-
-    base = knowledge.provenance.get("base")
-    if not isinstance(base, Mapping):
-        return told(knowledge.provenance)
-    completed = sum(len(item.completed) for item in knowledge.classes)
-    of = len(knowledge.classes) * len(knowledge.dimensions)
-    return f"{completed} of {of}: {told(knowledge.provenance)}; the others: {told(base)}"
 
 
 def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:

@@ -1,18 +1,13 @@
-"""report.html: one file that opens anywhere, from disk, in a sandboxed frame, without a network.
+"""report.html: the results of an evaluation as one page.
 
-Everything is inlined; a content security policy forbids every load, and every script but the report's own (by
-hash). Class names and sentences are text to the template (autoescape) and to the charts (SVG text).
+Class names and sentences are text to the template and to the charts (SVG text).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -20,7 +15,7 @@ from mdpr.config import DIMENSIONS
 from mdpr.evaluation.charts.accuracy import accuracy_by_count, accuracy_by_zero_shot
 from mdpr.evaluation.charts.calibration import reliability_diagram
 from mdpr.evaluation.charts.confusion import labelled, whole
-from mdpr.evaluation.charts.knowledge import dimension_label, hidden_prior, routing_by_dimension
+from mdpr.evaluation.charts.knowledge import hidden_prior, routing_by_dimension
 from mdpr.evaluation.charts.svg import Figure
 from mdpr.evaluation.charts.training import training_curves
 from mdpr.evaluation.charts.variants import variant_gains
@@ -41,6 +36,7 @@ from mdpr.evaluation.wording import (
     summary_sentence,
     variant_rows,
 )
+from mdpr.pages import label, render_page
 
 MAX_LABELLED_CLASSES = 20
 WORST_BLOCK_CLASSES = 5  # of a matrix that is labelled whole
@@ -51,25 +47,17 @@ AUDIT_ROWS = 200
 
 def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
     """The report as one HTML document; `figures` are those of `make_figures`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mdpr.evaluation"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["points"] = points
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     results = content.results
     groups = [group for group in GROUPS if group in results.scores["fused"]]
     branches = shown_branches(results.scores)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "mdpr.evaluation",
+        "report.html.j2",
+        "report.js",
+        filters={"points": points},
+        title=content.title,
         content=content,
         results=results,
-        style=Markup(_asset("report.css")),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        script_hash=f"sha256-{digest}",
         summary=summary_sentence(results),
         cards=[make_card(results, group) for group in groups],
         branches={branch: BRANCHES[branch] for branch in branches},
@@ -82,8 +70,7 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
         variant_rows=variant_rows(results.variants, groups),
         worst=worst_confusions(results.predictions, display_names(results.classes), WORST_CONFUSIONS),
         figures={figure.name: figure for figure in figures},
-        dimensions=[dimension_label(key) for key in DIMENSIONS],
-        dimension_label=dimension_label,
+        dimensions=[label(key) for key in DIMENSIONS],
         audit_rows=AUDIT_ROWS,
         svg=lambda figure: Markup(figure.svg),  # noqa: S704 - Vega escapes the text in it
     )
@@ -125,7 +112,3 @@ def confusion_figure(results: Results, names: Sequence[str]) -> Figure:
         return replace(matrix, zoom=closer)
     order_C = np.argsort([-item.train_images for item in results.classes], kind="stable")
     return whole(confusion_density(results.predictions, order_C, DENSITY_CELLS), classes, closer)
-
-
-def _asset(name: str) -> str:
-    return (resources.files("mdpr.evaluation") / "templates" / name).read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from mdpr.artifacts import ClassInfo, write_json
 from mdpr.config import DescribeParams
 from mdpr.knowledge.audit import audit
 from mdpr.knowledge.generated import Gathered, explain_gaps
+from mdpr.knowledge.page import render_knowledge
 from mdpr.knowledge.verdict import reject, report
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 def deliver(
     gathered: Gathered, classes: Sequence[ClassInfo], rival_C: Sequence[int], folder: Path, params: DescribeParams
 ) -> None:
-    """Write audit.json and, where no sentence is missing, knowledge.json into the new folder `folder`.
+    """Write audit.json, index.html and, where no sentence is missing, knowledge.json into the new folder `folder`.
 
     rival_C: for each of all `classes` the index of the class it is most confused with. Raises `AnswersMissing` where
     a sentence is missing, `CheckFailed` for an error of the audit where `strict` is set.
@@ -28,6 +29,7 @@ def deliver(
     findings = explain_gaps(audit(gathered.knowledge, rival_names), gathered.missing)
     folder.mkdir()
     write_json(folder / "audit.json", {"findings": [asdict(finding) for finding in findings]})
+    (folder / "index.html").write_text(render_knowledge(gathered.knowledge, findings), encoding="utf-8")
     if not any(finding.check == "missing" for finding in findings):
         write_json(folder / "knowledge.json", gathered.knowledge)
     for line in report(findings):

@@ -7,7 +7,8 @@ from mdpr.stages.definition import In, Out
 
 
 def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> None:
-    """Write knowledge.json, complete for every class (of its share, where `shard` is set), and audit.json.
+    """Write knowledge.json, complete for every class (of its share, where `shard` is set), audit.json, and index.html
+    to read both.
 
     Raises `AnswersMissing` for a gap that a chat model left, `KnowledgeError` for one in a finished knowledge base,
     `CheckFailed` for an error of the audit where `strict` is set.

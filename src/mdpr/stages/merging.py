@@ -12,7 +12,7 @@ from mdpr.stages.outputs import whole_or_not_at_all
 def merge_shards(
     shards: Mapping[str, Path], prepared: Path, probe: Path, knowledge: Path, params: DescribeParams
 ) -> None:
-    """Write knowledge.json of all classes and audit.json of the whole, whole or not at all.
+    """Write knowledge.json of all classes, audit.json of the whole, and index.html to read both; whole or not at all.
 
     `shards`: name -> folder that describe wrote with `describe.shard`. Raises `KnowledgeError` where they do not fit
     together, and as describe does for what the audit finds.

@@ -1,7 +1,8 @@
-"""Where a stage writes: temporary names beside its outputs, renamed when it has succeeded."""
+"""Where outputs are written: temporary names beside them, renamed when all of it is there."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,18 @@ def whole_or_not_at_all(finals: list[Path]) -> Iterator[list[Path]]:
     finally:
         for path in partial:
             remove(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """`text` under a name of its own first, then renamed; `MdprError` where that fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise MdprError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

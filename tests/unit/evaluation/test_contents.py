@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mdpr.artifacts import ClassKnowledge, Knowledge
-from mdpr.config import DIMENSIONS
-from mdpr.evaluation.contents import read_audit, who_wrote
+from mdpr.evaluation.contents import read_audit
 
 
 def finding(level: str, message: str) -> dict[str, str]:
@@ -31,16 +29,3 @@ def test_faults_of_the_sentences_and_of_their_features_stand_together_errors_fir
 def test_nobody_looked_is_not_nothing_found(tmp_path: Path) -> None:
     assert read_audit(tmp_path, tmp_path) is None
     assert read_audit(tmp_path, write(tmp_path / "features")) == []
-
-
-def test_who_wrote_the_sentences_is_one_line_and_tells_the_completed_ones_apart() -> None:
-    classes = tuple(
-        ClassKnowledge(index=index, name=name, sentences=dict.fromkeys(DIMENSIONS, "x"), completed=completed)
-        for index, (name, completed) in enumerate([("lamp", ()), ("candle", DIMENSIONS[-1:])])
-    )
-    hand = {"provider": "curated", "author": "somebody"}
-    assert who_wrote(Knowledge(provenance=hand, classes=classes)) == "provider curated, author somebody"
-    both = {"provider": "completed", "model": "m", "prompt_versions": {"functionality": 2}, "base": hand}
-    assert who_wrote(Knowledge(provenance=both, classes=classes)) == (
-        "1 of 10: provider completed, model m; the others: provider curated, author somebody"
-    )

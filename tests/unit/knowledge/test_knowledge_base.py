@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mdpr.artifacts import Knowledge, read_knowledge
+from mdpr.artifacts import ClassKnowledge, Knowledge, read_knowledge, who_wrote
 from mdpr.config import DIMENSIONS
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.audit import audit
@@ -112,3 +112,16 @@ def test_without_a_sentence_for_the_rival_the_old_one_stays_and_the_audit_says_s
     assert fitted == knowledge
     (finding,) = (item for item in audit(fitted, ["trouser", "shirt"]) if item.check == "other_rival")
     assert (finding.level, finding.check, finding.class_name) == ("warning", "other_rival", "shirt")
+
+
+def test_who_wrote_the_sentences_is_one_line_and_tells_the_completed_ones_apart() -> None:
+    classes = tuple(
+        ClassKnowledge(index=index, name=name, sentences=dict.fromkeys(DIMENSIONS, "x"), completed=completed)
+        for index, (name, completed) in enumerate([("lamp", ()), ("candle", DIMENSIONS[-1:])])
+    )
+    hand = {"provider": "curated", "author": "somebody"}
+    assert who_wrote(Knowledge(provenance=hand, classes=classes)) == "provider curated, author somebody"
+    both = {"provider": "completed", "model": "m", "prompt_versions": {"functionality": 2}, "base": hand}
+    assert who_wrote(Knowledge(provenance=both, classes=classes)) == (
+        "1 of 10: provider completed, model m; the others: provider curated, author somebody"
+    )

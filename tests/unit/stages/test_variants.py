@@ -170,7 +170,7 @@ def test_a_model_that_is_damaged_is_one_line_and_nothing_is_written(
 def test_merged_shards_are_what_describe_writes_in_one_piece(
     encoded: Mapping[str, Path], small_params: Mapping[str, Section], tmp_path: Path
 ) -> None:
-    """Byte by byte, knowledge.json and audit.json, whatever the order of the shards."""
+    """Byte by byte, whatever the order of the shards."""
     from mdpr.stages.definition import load_stage, run_stage
 
     text = yaml.safe_dump({"describe": small_params["describe"].model_dump(mode="json")})
@@ -182,7 +182,7 @@ def test_merged_shards_are_what_describe_writes_in_one_piece(
     inputs = {name: Port(str(encoded[name])) for name in ("prepared", "probe")}
     whole = Port(str(tmp_path / "whole"))
     kubeflow_variants.merge_shards(text, shards[::-1], **inputs, knowledge=whole)
-    for name in ("knowledge.json", "audit.json"):
+    for name in ("knowledge.json", "audit.json", "index.html"):
         assert (Path(whole.path) / name).read_bytes() == (encoded["knowledge"] / name).read_bytes()
     shutil.rmtree(whole.path)
     with pytest.raises(SystemExit):

@@ -24,6 +24,7 @@ from mdpr.evaluation.charts.svg import (
     tip,
     tooltip,
 )
+from mdpr.pages import label
 
 TRAINING = LegendEntry("training set", "#E69F00", "square")
 PRIOR = LegendEntry("pre-training, estimated", "#0072B2", "circle")
@@ -31,15 +32,10 @@ RELATIVE_TITLE = "share, relative to an even one"
 RELATIVE_TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
-def dimension_label(key: str) -> str:
-    """`general_appearance` as people read it."""
-    return key.replace("_", " ").capitalize()
-
-
 def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequence[str]) -> Figure:
     """Mean routing weight of each dimension, by shot group of the image's class."""
     shots = list(routing_V)
-    labels = [dimension_label(key) for key in dimensions]
+    labels = [label(key) for key in dimensions]
     rows = pd.concat(
         pd.DataFrame({"dimension": labels, "shot": shot, "weight": weights}) for shot, weights in routing_V.items()
     )

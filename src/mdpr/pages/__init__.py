@@ -1,0 +1,50 @@
+"""Pages: one HTML file each that opens anywhere, from disk, in a sandboxed frame, without a network.
+
+Everything is inlined; a content security policy forbids every load, and every script but the page's own (by hash).
+Whatever comes from data is text to the templates (autoescape).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+Filters = Mapping[str, Callable[..., Any]]
+
+
+def render_page(package: str, template: str, script: str, *, filters: Filters | None = None, **values: Any) -> str:
+    """`template` and the script file `script` of `package`'s folder `templates`, in the frame and style of all pages.
+
+    The frame, base.html.j2, shows the values `title` and `summary` on top.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("mdpr.pages")]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"label": label, **(filters or {})}
+    code, style = _asset(package, script), _asset("mdpr.pages", "page.css")
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        values,
+        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(code),  # noqa: S704 - our own file
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    )
+
+
+def label(key: str) -> str:
+    """`general_appearance` as people read it."""
+    return key.replace("_", " ").capitalize()
+
+
+def _asset(package: str, name: str) -> str:
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,116 @@
+"""The page of a knowledge base shows every sentence with its findings, and runs nothing that came with them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html import escape, unescape
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from mdpr.artifacts import ClassKnowledge, Knowledge, write_json
+from mdpr.commands.knowledge import command
+from mdpr.config import DIMENSIONS
+from mdpr.errors import CheckFailed, MdprError
+from mdpr.knowledge.audit import Finding
+from mdpr.knowledge.page import render_knowledge
+
+EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
+
+
+def sentences(name: str) -> dict[str, str]:
+    return {key: f"{key} of the {name}" for key in DIMENSIONS}
+
+
+def base(*classes: ClassKnowledge, author: str = "somebody") -> Knowledge:
+    return Knowledge(provenance={"provider": "curated", "author": author}, classes=classes)
+
+
+def lamp(**changes: object) -> ClassKnowledge:
+    given = {"index": 0, "name": "lamp", "rival": "candle", "rival_index": 1, "sentences": sentences("lamp")}
+    return ClassKnowledge.model_validate({**given, **changes})
+
+
+def class_items(html: str) -> list[str]:
+    return re.findall(r'<li class="panel".*?</li>\n(?=<li class="panel"|</ul>)', html, re.DOTALL)
+
+
+def test_every_sentence_contrast_and_finding_stands_at_its_class() -> None:
+    candle = ClassKnowledge(
+        index=1,
+        name="candle",
+        sentences=sentences("candle"),
+        completed=DIMENSIONS[-1:],
+        differential_alternatives={"torch": "a contrast with the torch"},
+    )
+    found = Finding("warning", "too_short", 1, "candle", DIMENSIONS[2], "this one says little")
+    first, second = class_items(render_knowledge(base(lamp(), candle), [found]))
+    assert "rival: candle" in first
+    assert all(text in first for text in sentences("lamp").values())
+    assert "finding" not in first
+    assert all(text in second for text in sentences("candle").values())
+    assert "a contrast with the torch" in second
+    assert second.count("(completed)") == 1
+    where = second.index(sentences("candle")[DIMENSIONS[2]]), second.index(sentences("candle")[DIMENSIONS[3]])
+    assert where[0] < second.index("warning: this one says little") < where[1]
+
+
+def test_a_missing_sentence_is_said_to_be_missing_and_counted() -> None:
+    given = sentences("lamp")
+    given[DIMENSIONS[0]] = " "
+    del given[DIMENSIONS[1]]
+    html = render_knowledge(base(lamp(sentences=given)), [])
+    assert html.count('<em class="bad">missing</em>') == 2
+    assert "3 of 5 sentences are there." in html
+    assert "All 5 sentences are there." in render_knowledge(base(lamp()), [])
+
+
+def test_nothing_from_a_model_or_a_file_becomes_markup() -> None:
+    evil = lamp(
+        name=EVIL,
+        rival=EVIL,
+        sentences=dict.fromkeys(DIMENSIONS, EVIL),
+        differential_alternatives={EVIL: EVIL},
+    )
+    found = [Finding("error", "markup", 0, EVIL, DIMENSIONS[0], EVIL)]
+    html = render_knowledge(base(evil, author=EVIL), found)
+    assert EVIL not in html
+    shown = len(["name", "rival", *DIMENSIONS, "contrast with another rival", "finding", "author"])
+    assert html.count(escape(EVIL).replace("&quot;", "&#34;")) == shown
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in unescape(
+        html
+    )
+    assert re.findall(r"<(?:link|img|iframe|object|embed)\b", html) == []
+
+
+def audit_command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(command, ["audit", *map(str, arguments)], catch_exceptions=True)
+
+
+def test_the_audit_command_writes_the_page_whole_or_says_why_not(project_root: Path, tmp_path: Path) -> None:
+    shipped, page = project_root / "data" / "embedded" / "knowledge" / "cifar10.json", tmp_path / "page.html"
+    assert audit_command(shipped, "--page", page).exit_code == 0
+    assert len(class_items(page.read_text("utf-8"))) == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    refused = audit_command(shipped, "--page", tmp_path / "no" / "page.html").exception
+    assert isinstance(refused, MdprError)
+    assert str(refused).endswith("page.html cannot be written: No such file or directory")
+
+
+def test_a_faulty_base_has_its_page_too(tmp_path: Path) -> None:
+    file, page = tmp_path / "base.json", tmp_path / "page.html"
+    chatter = "As a language model I cannot see the lamp that you ask me about."
+    write_json(file, base(lamp(sentences={**sentences("lamp"), DIMENSIONS[0]: chatter})))
+    assert isinstance(audit_command(file, "--page", page).exception, CheckFailed)
+    assert '<dd class="finding bad">error: ' in page.read_text("utf-8")
+
+
+def test_the_page_of_a_thousand_classes_stays_small(project_root: Path, tmp_path: Path) -> None:
+    shipped, page = project_root / "data" / "embedded" / "knowledge" / "imagenet.json", tmp_path / "page.html"
+    assert audit_command(shipped, "--page", page).exit_code == 0
+    assert len(class_items(page.read_text("utf-8"))) == 1000
+    assert page.stat().st_size < 3e6
