@@ -90,6 +90,7 @@ def test_every_sentence_is_asked_for_once_and_a_second_run_asks_nothing(run: Run
     with running(usual(0.0)) as stub:
         first = read_knowledge(run(stub, {"structured_output": form}) / "knowledge.json")
         assert stub.calls == 15
+        assert first.provenance["provider"] == "llm"
         assert [item.rival_index for item in first.classes] == [1, 2, 0]
         assert len({sentence for row in first.sentences_CV() for sentence in row}) == 15
         assert read_knowledge(run(stub, {"structured_output": form}) / "knowledge.json") == first

@@ -31,6 +31,7 @@ def test_a_local_model_describes_two_classes_and_the_audit_calls_its_text_poor(t
         run_stage(load_stage("describe"), paths, params)
 
     (audited,) = tmp_path.glob("knowledge*/audit.json")
+    assert "provider local" in audited.with_name("index.html").read_text("utf-8")
     findings = read_json(audited)["findings"]
     with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as connection:
         rows = connection.execute("SELECT class_index, dimension, sentence, model FROM answers").fetchall()

@@ -98,7 +98,8 @@ def who_wrote(knowledge: Knowledge) -> str:
     """Where the sentences come from, in one line of what their provenance says."""
 
     def told(provenance: Mapping[str, Any]) -> str:
-        return ", ".join(f"{key} {fact}" for key, fact in provenance.items() if isinstance(fact, str | float | int))
+        facts = ((key, fact) for key, fact in provenance.items() if isinstance(fact, str | float | int) and fact != "")
+        return ", ".join(f"{key} {fact}" for key, fact in facts)
 
     base = knowledge.provenance.get("base")
     if not isinstance(base, Mapping):

@@ -124,7 +124,7 @@ def _assemble(
 def _provenance(prompts: Prompts, params: DescribeParams, base: Base | None) -> dict[str, Any]:
     llm = params.llm
     asked = {
-        "provider": "llm",
+        "provider": params.provider,
         "vendor": llm.vendor,
         "model": llm.model,
         "base_url": llm.base_url,
@@ -136,4 +136,4 @@ def _provenance(prompts: Prompts, params: DescribeParams, base: Base | None) -> 
     }
     if base is None:
         return asked
-    return {**asked, "provider": "completed", "base": base.knowledge.provenance, "base_digest": base.digest}
+    return {**asked, "base": base.knowledge.provenance, "base_digest": base.digest}

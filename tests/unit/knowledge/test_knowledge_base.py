@@ -121,7 +121,7 @@ def test_who_wrote_the_sentences_is_one_line_and_tells_the_completed_ones_apart(
     )
     hand = {"provider": "curated", "author": "somebody"}
     assert who_wrote(Knowledge(provenance=hand, classes=classes)) == "provider curated, author somebody"
-    both = {"provider": "completed", "model": "m", "prompt_versions": {"functionality": 2}, "base": hand}
-    assert who_wrote(Knowledge(provenance=both, classes=classes)) == (
+    asked = {"provider": "completed", "model": "m", "base_url": "", "prompt_versions": {"functionality": 2}}
+    assert who_wrote(Knowledge(provenance={**asked, "base": hand}, classes=classes)) == (
         "1 of 10: provider completed, model m; the others: provider curated, author somebody"
     )

@@ -85,7 +85,7 @@ SENTENCE_END = re.compile(r"(?<!\bSt)(?<!\bDr)(?<!\bMt)[.!?][\"')]*\s+[A-Z]")  #
 
 def too_short(line: Line) -> str | None:
     count = len(line.sentence.split())
-    return f"{count} words, fewer than {MIN_WORDS}" if count < MIN_WORDS else None
+    return f"{count} word{'s' * (count != 1)}, fewer than {MIN_WORDS}" if count < MIN_WORDS else None
 
 
 def too_long(line: Line) -> str | None:
