@@ -43,14 +43,15 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     from mdpr.artifacts import parse_knowledge, read_knowledge
     from mdpr.errors import CheckFailed
     from mdpr.knowledge.audit import audit, too_many_tokens
-    from mdpr.knowledge.page import render_knowledge
-    from mdpr.stages.outputs import write_whole
 
     knowledge = parse_knowledge(file)
     findings = audit(knowledge, alternatives=True)
     if tokens:
         findings += too_many_tokens(knowledge, _tokenizer())
     if page:
+        from mdpr.knowledge.page import render_knowledge
+        from mdpr.stages.outputs import write_whole
+
         write_whole(page, render_knowledge(knowledge, findings))
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False))
