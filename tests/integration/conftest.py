@@ -322,6 +322,18 @@ def axe() -> str:
 
 
 @pytest.fixture
+def axe_faults(page: Page, axe: str) -> Callable[[], list[tuple[str, str]]]:
+    """axe_faults() -> what axe-core finds on `page` as it stands: the rule and the first element that breaks it."""
+
+    def find() -> list[tuple[str, str]]:
+        page.evaluate(axe)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        return [(item["id"], item["nodes"][0]["html"][:200]) for item in found]
+
+    return find
+
+
+@pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page without a network whose console must stay silent."""
     context = browser.new_context(viewport={"width": 1400, "height": 900}, offline=True, reduced_motion="reduce")
