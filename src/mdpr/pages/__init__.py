@@ -21,7 +21,7 @@ Filters = Mapping[str, Callable[..., Any]]
 def render_page(package: str, template: str, script: str, *, filters: Filters | None = None, **values: Any) -> str:
     """`template` and the script file `script` of `package`'s folder `templates`, in the frame and style of all pages.
 
-    The frame, base.html.j2, shows the values `title` and `summary` on top.
+    The frame, base.html.j2, shows the values `title` and `summary` on top; `script` may call what search.js defines.
     """
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("mdpr.pages")]),
@@ -31,7 +31,8 @@ def render_page(package: str, template: str, script: str, *, filters: Filters | 
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"label": label, **(filters or {})}
-    code, style = _asset(package, script), _asset("mdpr.pages", "page.css")
+    code = _asset("mdpr.pages", "search.js") + _asset(package, script)
+    style = _asset("mdpr.pages", "page.css")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template(template).render(
         values,

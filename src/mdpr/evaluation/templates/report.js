@@ -1,13 +1,9 @@
-"use strict";
-// Sorting and searching of the per-class table, and the closer look at a chart. No storage, no network: works in a
-// sandboxed frame. Without scripts the table stands in order of index and both looks at a chart are shown.
+// Sorting and searching of the per-class table, and the closer look at a chart. Without scripts the table stands in
+// order of index and both looks at a chart are shown.
 (() => {
   const table = document.getElementById("classes");
   const body = table.tBodies[0];
   const rows = Array.from(body.rows);
-  const search = document.getElementById("search");
-  const found = document.getElementById("found");
-  const texts = rows.map((row) => row.textContent.toLowerCase());
 
   const value = (row, column) => {
     const cell = row.cells[column];
@@ -35,16 +31,7 @@
       .forEach((pair) => body.append(pair[1]));
   });
 
-  search.addEventListener("input", () => {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    rows.forEach((row, index) => {
-      row.hidden = !words.every((word) => texts[index].includes(word));
-      shown += !row.hidden;
-    });
-    found.textContent = `${shown} of ${rows.length} classes`;
-  });
-  search.closest(".search").hidden = false;
+  searching(rows);
   for (const head of table.tHead.rows[0].cells) {
     const button = document.createElement("button");
     button.type = "button";
