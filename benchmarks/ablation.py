@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.seeds import Ground, make_parser, run_seeds
 from mdpr.artifacts import Features
-from mdpr.config import DIMENSIONS
-from mdpr.evaluation.ablation import ABLATIONS, DROP
+from mdpr.evaluation.ablations import ABLATIONS, DROP
+from mdpr.params import DIMENSIONS
 from mdpr.progress import track
 
 WHOLE = "all_dimensions"

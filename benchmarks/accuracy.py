@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds
-from mdpr.data.loading import make_loader
 from mdpr.evaluation.metrics import class_recall, group_means
+from mdpr.images.loading import make_loader
 from mdpr.progress import track
 
 # name -> (base loss, routing)

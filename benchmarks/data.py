@@ -36,9 +36,9 @@ from torchvision.transforms import v2
 
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import ImageRecord, read_card, read_classes, read_images, write_image_records, write_json
-from mdpr.config import PrepareParams, ValidateParams
-from mdpr.data.loading import ImageTable, eval_transform, make_loader
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.images.loading import ImageTable, eval_transform, make_loader
+from mdpr.params import PrepareParams, ValidateParams
+from mdpr.stages.stage import load_stage, run_stage
 
 PACKAGES = ("pillow", "pyarrow", "torch", "torchvision", "great_expectations")
 PHOTO_PX = (500, 375)
@@ -52,8 +52,8 @@ BATCH_IMAGES = 64
 # Run in a process of its own, which then says how much memory it held at its peak, in KiB.
 PREPARE_AND_TELL = """
 from pathlib import Path
-from mdpr.config import load_params
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import load_params
+from mdpr.stages.stage import load_stage, run_stage
 run_stage(load_stage("prepare"), {"prepared": Path("prepared")}, load_params(Path("params.yaml")))
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
@@ -213,8 +213,7 @@ def measure_validate(folder: Path, count: int) -> Mapping[str, float]:
         parts[name] = now - started
         started = now
 
-    from mdpr.data.data_docs import write_data_docs
-    from mdpr.data.expectations import expectations, raise_for_errors, run_expectations
+    from mdpr.data.checks import expectations, raise_for_errors, run_expectations, write_data_docs
     from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables
 
     part("import_s")

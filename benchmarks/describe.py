@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import ClassInfo, Probe, write_classes, write_probe
-from mdpr.config import DIMENSIONS
+from mdpr.params import DIMENSIONS
 
 PACKAGES = ("langchain", "langchain-openai", "openai", "aiohttp")
 LOOK_EVERY_S = 1.0

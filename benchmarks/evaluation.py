@@ -20,15 +20,14 @@ from PIL import Image
 from benchmarks.measure import peak_mib, timed
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import ClassInfo, Intervals
-from mdpr.config import DIMENSIONS
-from mdpr.evaluation.charts.svg import Figure
-from mdpr.evaluation.contents import ReportContent
-from mdpr.evaluation.gallery import make_gallery, pick_tail_images
-from mdpr.evaluation.inference import Passed
-from mdpr.evaluation.intervals import intervals
 from mdpr.evaluation.predictions import BRANCHES, PredictionRecorder
-from mdpr.evaluation.report import make_figures, render_report
+from mdpr.evaluation.report.gallery import make_gallery, pick_tail_images
+from mdpr.evaluation.report.page import ReportContent, make_figures, render_report
+from mdpr.evaluation.report.svg import Figure
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.scoring import Passed
+from mdpr.evaluation.uncertainty import intervals
+from mdpr.params import DIMENSIONS
 
 PACKAGES = ("numpy", "pandas", "altair", "vl-convert-python", "jinja2")
 GALLERY_IMAGES = 24

@@ -21,12 +21,12 @@ from scipy.stats import spearmanr
 
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import read_classes, read_images, read_json, read_probe
-from mdpr.config import BackboneParams, load_params
-from mdpr.data.loading import ImageTable, eval_transform, make_loader
 from mdpr.evaluation.metrics import class_recall
+from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
+from mdpr.params import BackboneParams, load_params
 from mdpr.progress import track
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.stages.stage import load_stage, run_stage
 
 PACKAGES = ("torch", "open_clip_torch", "scipy")
 

@@ -26,11 +26,11 @@ from components.images import IMAGE_CPU, IMAGE_GPU
 
 from benchmarks.report import device_name, emit
 from mdpr.progress import track
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.stages.stage import STAGES, load_stage
 
 PACKAGES = ("kfp", "kfp-kubernetes", "torch", "mlflow")
 SETTINGS = ("prepare.max_images_per_class=300", "prepare.val_images_per_class=20", "tune.epochs=1")
-IMPORT = "import time; t = time.perf_counter(); import mdpr.stages.kubeflow; print(time.perf_counter() - t)"
+IMPORT = "import time; t = time.perf_counter(); import mdpr.kubeflow.components; print(time.perf_counter() - t)"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mdpr.model.classifier import MDPR, Outputs
 from mdpr.model.routing import Routed, Router
-from mdpr.model.text import PromptedText, class_tokens
+from mdpr.model.towers import PromptedText, class_tokens
 
 
 def route_repeated(router: Router, image_Bd: Tensor, sentences_CVd: Tensor, label_B: Tensor | None) -> Routed:

@@ -14,15 +14,14 @@ from typing import Any
 
 from benchmarks.report import device_name, emit, interval_95
 from mdpr.artifacts import ClassInfo, Features, Probe, read_classes, read_features, read_images, read_probe
-from mdpr.config import BackboneParams, Section, TuneParams, load_params
-from mdpr.data.loading import ImageTable, eval_transform, make_loader, train_transform
+from mdpr.images.loading import ImageTable, eval_transform, make_loader, train_transform
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.stages.definition import load_stage, run_stage
-from mdpr.training.loop import TrainingData, fit
-from mdpr.training.objective import Objective
-from mdpr.training.reproducibility import seed_everything
-from mdpr.training.validation import validate
+from mdpr.params import BackboneParams, Section, TuneParams, load_params
+from mdpr.stages.stage import load_stage, run_stage
+from mdpr.training.checkpoint import seed_everything
+from mdpr.training.loop import TrainingData, fit, validate
+from mdpr.training.losses import Objective
 
 PACKAGES = ("torch", "open_clip_torch", "numpy")
 STAGES = {"prepare": "prepared", "probe": "probe", "describe": "knowledge", "encode": "features"}  # stage -> its output

@@ -34,14 +34,14 @@ from benchmarks.report import device_name, emit
 from benchmarks.servers import running
 from benchmarks.serving_crowd import count_winners
 from mdpr.artifacts import read_run
-from mdpr.config import RegisterParams, TrackingParams, load_params
-from mdpr.inference import Classifier
+from mdpr.mlops.gate import compare
+from mdpr.mlops.registry import Registry
+from mdpr.mlops.served_model import Parts, log_served_model
+from mdpr.mlops.store import connect
+from mdpr.model.inference import Classifier
+from mdpr.params import RegisterParams, TrackingParams, load_params
 from mdpr.progress import track
-from mdpr.registry.aliases import Registry
-from mdpr.registry.comparison import compare
-from mdpr.registry.served_model import Parts, log_served_model
-from mdpr.stages.definition import load_stage, run_stage
-from mdpr.tracking.store import connect
+from mdpr.stages.stage import load_stage, run_stage
 
 PACKAGES = ("torch", "mlflow", "open_clip_torch")
 CLIENTS = (1, 8, 32)

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.servers import START_TIMEOUT_S, running
 from mdpr.errors import TrackingError
-from mdpr.registry.aliases import Registry
-from mdpr.tracking.store import connect
+from mdpr.mlops.registry import Registry
+from mdpr.mlops.store import connect
 
 
 def count_winners(folder: Path, promoters: int) -> int:

@@ -29,11 +29,11 @@ from benchmarks.measure import Cost, compare, timed
 from benchmarks.published import Published, route_repeated
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import Features
-from mdpr.config import DIMENSIONS, TuneParams
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.model.vision import prompted_image_features
-from mdpr.training.objective import Objective
+from mdpr.model.towers import prompted_image_features
+from mdpr.params import DIMENSIONS, TuneParams
+from mdpr.training.losses import Objective
 
 PACKAGES = ("torch", "open_clip_torch")
 ADJECTIVES = ("red", "small", "wild", "old", "wooden", "spotted", "northern", "glass", "striped", "giant")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from kfp.dsl.python_component import PythonComponent
 
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.stages.stage import STAGES, load_stage
 
 COMPONENTS = ("configure", *STAGES, "shard", "merge", "vary", "select", "close")
 HEADER = "<!-- Made by `python -m components.readme --write` from component.py -->"

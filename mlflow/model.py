@@ -32,7 +32,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the model from its artifacts; nothing else is read, unless a tag names the backbone."""
         from mdpr.artifacts import read_knowledge, read_model_config
-        from mdpr.inference import Classifier
+        from mdpr.model.inference import Classifier
 
         files = {name: Path(path) for name, path in context.artifacts.items()}
         config = read_model_config(files["model"])
@@ -82,8 +82,8 @@ def _image_column(model_input: pd.DataFrame) -> list[Any]:
 
 def _batches(images: list[Any], answers: list[dict[str, Any]]) -> Iterator[tuple[list[int], list[Any]]]:
     """Decoded images with their rows, a bounded number at a time; faults are noted in `answers`."""
-    from mdpr.data.images import decode_image
     from mdpr.errors import DataError
+    from mdpr.images.decoding import decode_image
 
     rows: list[int] = []
     batch: list[Any] = []

@@ -19,8 +19,8 @@ import click
 import yaml
 
 from mdpr.artifacts import read_model_config
-from mdpr.config import Section, load_params
 from mdpr.errors import ArtifactError, ConfigError
+from mdpr.params import Section, load_params
 from mdpr.stages.outputs import whole_or_not_at_all
 from pipelines.api import Cluster, cluster_options, one_line_errors
 from pipelines.run_folder import SETTINGS, RunFolder, store_errors

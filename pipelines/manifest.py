@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from mdpr.config import TuneParams, parse_params
 from mdpr.errors import ConfigError
-from mdpr.stages.definition import load_stage
+from mdpr.params import TuneParams, parse_params
+from mdpr.stages.stage import load_stage
 from pipelines.placement import (
     MLFLOW_KEYS,
     MLFLOW_LOGIN_KEYS,

@@ -17,8 +17,8 @@ import yaml
 from kfp import local
 from kfp.dsl.graph_component import GraphComponent
 
-from mdpr.config import BackboneParams, DescribeParams, parse_params
 from mdpr.knowledge.chat import find_key
+from mdpr.params import BackboneParams, DescribeParams, parse_params
 from pipelines.settings import Request, read_params, request_options, stage_texts
 from pipelines.site import Site, read_site
 from pipelines.variants import VARIANTS

@@ -23,7 +23,7 @@ from fsspec.core import url_to_fs
 from mdpr.data.parallel import map_in_order
 from mdpr.errors import ArtifactError, MdprError
 from mdpr.progress import track
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.stages.stage import STAGES, load_stage
 
 SETTINGS = ("configure", "settings")
 # In some variants another task has the last word on a stage's output: it comes first here.

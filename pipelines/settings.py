@@ -11,9 +11,9 @@ from typing import Any
 import click
 import yaml
 
-from mdpr.config import apply_overrides, load_params
 from mdpr.errors import ConfigError
-from mdpr.stages.kubeflow import merge_params
+from mdpr.kubeflow.components import merge_params
+from mdpr.params import apply_overrides, load_params
 from pipelines.parameters import as_sections
 from pipelines.variants import VARIANTS
 

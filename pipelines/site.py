@@ -22,8 +22,8 @@ from typing import Literal
 from components.images import IMAGE_CPU, IMAGE_GPU
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mdpr.config import read_yaml
 from mdpr.errors import ConfigError
+from mdpr.params import read_yaml
 
 QUANTITY = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$"
 NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"  # of a Kubernetes object; empty: none

@@ -8,7 +8,7 @@ from typing import Any
 
 from kfp.dsl.graph_component import GraphComponent
 
-from mdpr.stages.variants import shard_params, vary_params
+from mdpr.kubeflow.side_by_side import params_per_setting, params_per_shard
 from pipelines import knowledge, sweep, training
 from pipelines.parameters import Parameter, Params
 from pipelines.site import Site
@@ -42,13 +42,13 @@ VARIANTS: dict[str, Variant] = {
         knowledge.knowledge_parameters,
         knowledge.knowledge_pipeline,
         {"knowledge": "merge/knowledge/knowledge.json"},
-        lambda texts, values: shard_params(texts["describe"], values["shards"]),
+        lambda texts, values: params_per_shard(texts["describe"], values["shards"]),
     ),
     "sweep": Variant(
         sweep.NAME,
         sweep.sweep_parameters,
         sweep.sweep_pipeline,
         {"choice": "select/choice", **RELEASED},
-        lambda texts, values: vary_params(texts["tune"], values["settings"]),
+        lambda texts, values: params_per_setting(texts["tune"], values["settings"]),
     ),
 }

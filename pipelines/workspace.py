@@ -13,7 +13,7 @@ from dvc.repo import Repo
 from scmrepo.exceptions import SCMError
 
 from mdpr.errors import ConfigError
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.stages.stage import STAGES, load_stage
 
 PARAMS = "params.yaml"
 

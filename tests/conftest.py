@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.config import Section, load_params
-from mdpr.stages.definition import load_stage, run_stage
-from mdpr.tracking.store import connect
+from mdpr.mlops.store import connect
+from mdpr.params import Section, load_params
+from mdpr.stages.stage import load_stage, run_stage
 
 SMALL = ["prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10"]
 

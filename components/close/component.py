@@ -11,6 +11,6 @@ def close(status: dsl.PipelineTaskFinalStatus) -> None:
     Args:
         status: How the pipeline ended; Kubeflow fills it in.
     """
-    from mdpr.stages.kubeflow import close_runs
+    from mdpr.kubeflow.components import close_runs
 
     close_runs(status.state)

@@ -88,7 +88,7 @@ def configure(
         register: Parameters of register.
         promote: Parameters of promote.
     """
-    from mdpr.stages.kubeflow import configure_stages
+    from mdpr.kubeflow.components import configure_stages
 
     choices: dict[str, dict[str, object]] = {
         "prepare": {"source": source, "root": root, "repo": data_repo, "rev": data_rev, "path": data_path},

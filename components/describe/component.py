@@ -17,6 +17,6 @@ def describe(params: str, prepared: Input[Dataset], probe: Input[Artifact], know
     Returns:
         knowledge: knowledge.json, audit.json, and index.html to read both.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component("describe", params, prepared=prepared, probe=probe, knowledge=knowledge)

@@ -16,6 +16,6 @@ def encode(params: str, knowledge: Input[Artifact], features: Output[Artifact]) 
     Returns:
         features: Sentence features, class summaries and the prior, as safetensors.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component("encode", params, knowledge=knowledge, features=features)

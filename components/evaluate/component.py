@@ -36,8 +36,8 @@ def evaluate(
         report: The report, for the UI.
         summary: Accuracy by shot group beside zero-shot and the champion, for the UI.
     """
-    from mdpr.stages.kubeflow import run_component
-    from mdpr.stages.kubeflow_views import show_confusion, show_metrics, show_page, show_summary
+    from mdpr.kubeflow.components import run_component
+    from mdpr.kubeflow.views import show_confusion, show_metrics, show_page, show_summary
 
     run_component(
         "evaluate",

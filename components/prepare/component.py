@@ -15,6 +15,6 @@ def prepare(params: str, prepared: Output[Dataset]) -> None:
     Returns:
         prepared: train, val and test as Parquet, classes.json, card.json.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component("prepare", params, prepared=prepared)

@@ -16,6 +16,6 @@ def probe(params: str, prepared: Input[Dataset], probe: Output[Artifact]) -> Non
     Returns:
         probe: Zero-shot confusion, each class's rival and accuracy, the estimated hidden prior.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component("probe", params, prepared=prepared, probe=probe)

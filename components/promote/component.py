@@ -19,6 +19,6 @@ def promote(
     Returns:
         promotion: One JSON file: the gate's decision.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component("promote", params, evaluation=evaluation, registration=registration, promotion=promotion)

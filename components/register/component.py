@@ -26,7 +26,7 @@ def register(
     Returns:
         registration: One JSON file: name, version, alias.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component(
         "register",

@@ -24,6 +24,6 @@ def tune(
     Returns:
         model: Learned weights, configuration, history, and the MLflow run they belong to.
     """
-    from mdpr.stages.kubeflow import run_component
+    from mdpr.kubeflow.components import run_component
 
     run_component("tune", params, prepared=prepared, probe=probe, features=features, model=model)

@@ -17,8 +17,8 @@ def validate(params: str, prepared: Input[Dataset], validation: Output[Artifact]
         validation: result.json and Data Docs.
         docs: The first page of Data Docs, for the UI.
     """
-    from mdpr.stages.kubeflow import run_component
-    from mdpr.stages.kubeflow_views import show_page
+    from mdpr.kubeflow.components import run_component
+    from mdpr.kubeflow.views import show_page
 
     run_component("validate", params, prepared=prepared, validation=validation)
     show_page(validation, "index.html", docs)

@@ -11,7 +11,7 @@ __all__ = ["Classifier", "__version__"]
 def __getattr__(name: str) -> Any:
     """`mdpr.Classifier`, loaded when asked for: `import mdpr` alone must not wait for torch."""
     if name == "Classifier":
-        from mdpr.inference import Classifier
+        from mdpr.model.inference import Classifier
 
         return Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ import click
 
 from mdpr.errors import MdprError
 from mdpr.launch import read_launch
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.stages.stage import STAGES, load_stage
 
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
 also a component of the Kubeflow pipeline in pipelines/."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdpr.artifacts import SHOT_GROUPS, Promotion, read_metrics, read_promotion
-from mdpr.config import TrackingParams
 from mdpr.errors import ArtifactError
+from mdpr.params import TrackingParams
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,8 +45,8 @@ def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) ->
 
 def champion_version(model_name: str) -> str | None:
     """The version behind the alias `champion` right now, which someone may have moved since the gate."""
-    from mdpr.registry.aliases import CHAMPION, Registry
-    from mdpr.tracking.store import connect
+    from mdpr.mlops.registry import CHAMPION, Registry
+    from mdpr.mlops.store import connect
 
     version = Registry(connect(), model_name).behind(CHAMPION)
     return version.number if version else None

@@ -14,8 +14,8 @@ HEAVY = ("torch", "mlflow", "kfp", "open_clip", "great_expectations", "langchain
     "code",
     [
         "from mdpr.cli import cli; cli.main(['--help'], standalone_mode=False)",
-        "from mdpr.stages.definition import STAGES, load_stage; [load_stage(name) for name in STAGES]",
-        "import mdpr.stages.kubeflow",
+        "from mdpr.stages.stage import STAGES, load_stage; [load_stage(name) for name in STAGES]",
+        "import mdpr.kubeflow.components",
     ],
     ids=["help", "signatures", "component body"],
 )
@@ -28,7 +28,7 @@ def test_reading_the_interface_loads_nothing_heavy(code: str) -> None:
 def test_a_component_body_waits_neither_for_recipes_nor_for_formats_it_does_not_read() -> None:
     """Validators are built when they are first used (pydantic's defer_build)."""
     code = (
-        "import sys, mdpr.stages.kubeflow, mdpr.artifacts as artifacts, mdpr.config as config;"
+        "import sys, mdpr.kubeflow.components, mdpr.artifacts as artifacts, mdpr.params as config;"
         "print('mdpr.recipes' in sys.modules, artifacts.DataCard.__pydantic_complete__,"
         " config.TuneParams.__pydantic_complete__);"
         "config.parse_params({}); print(config.TuneParams.__pydantic_complete__)"

@@ -13,11 +13,11 @@ from pipelines.settings import read_params
 from pipelines.site import Site
 from pipelines.training import training_pipeline
 
-from mdpr.config import SECTIONS, load_params, parse_params
 from mdpr.errors import ConfigError
+from mdpr.kubeflow.components import merge_params
+from mdpr.params import SECTIONS, load_params, parse_params
 from mdpr.recipes import params_text, read_recipe
-from mdpr.stages.definition import STAGES, load_stage
-from mdpr.stages.kubeflow import merge_params
+from mdpr.stages.stage import STAGES, load_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -16,8 +16,8 @@ from pipelines.compile import stale as stale_pipelines
 from pipelines.site import Site
 
 from mdpr.commands.stage import stage_command
-from mdpr.config import SECTIONS
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.params import SECTIONS
+from mdpr.stages.stage import STAGES, load_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 VIEWS = {"evaluate": {"metrics", "confusion", "report", "summary"}, "validate": {"docs"}}  # copies that the UI can draw

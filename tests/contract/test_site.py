@@ -14,7 +14,7 @@ from pipelines.variants import VARIANTS
 from tests.contract.site_file import SITE
 
 from mdpr.errors import ConfigError
-from mdpr.stages.definition import STAGES
+from mdpr.stages.stage import STAGES
 
 ON_GPU = {"probe", "encode", "tune", "evaluate"}
 

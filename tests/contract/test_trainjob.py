@@ -15,9 +15,9 @@ from pipelines.placement import PLACEMENTS
 from pipelines.trainjob import command
 from tests.contract.site_file import SITE
 
-from mdpr.config import load_params
 from mdpr.errors import ConfigError
-from mdpr.stages.definition import load_stage
+from mdpr.params import load_params
+from mdpr.stages.stage import load_stage
 
 OFFER = SITE | {"gpus": 4}
 

@@ -16,7 +16,7 @@ from pipelines.site import Site
 from pipelines.variants import VARIANTS
 
 from mdpr.errors import ConfigError
-from mdpr.stages.definition import STAGES
+from mdpr.stages.stage import STAGES
 
 LOOP = "for-loop-2"
 

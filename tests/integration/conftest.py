@@ -24,10 +24,10 @@ import pytest
 import requests
 
 from mdpr import artifacts
-from mdpr.config import BackboneParams, EncodeParams, RegisterParams, TrackingParams, TuneParams
-from mdpr.registry.served_model import Parts
-from mdpr.tracking.runs import add_results, open_run
-from mdpr.tracking.store import Store, connect
+from mdpr.mlops.runs import add_results, open_run
+from mdpr.mlops.served_model import Parts
+from mdpr.mlops.store import Store, connect
+from mdpr.params import BackboneParams, EncodeParams, RegisterParams, TrackingParams, TuneParams
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -207,9 +207,8 @@ def untrained(project_root: Path) -> Callable[..., Parts]:
 def _untrained(root: Path, project_root: Path, renamed: dict[int, str]) -> Parts:
     import torch
 
-    from mdpr.model.backbone import Backbone
+    from mdpr.model.backbone import Backbone, save_weights
     from mdpr.model.classifier import MDPR
-    from mdpr.model.weights import save_weights
     from mdpr.stages.encode import encode
 
     embedded = project_root / "data" / "embedded"

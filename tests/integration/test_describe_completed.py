@@ -20,10 +20,10 @@ from mdpr.artifacts import (
     read_knowledge,
     write_json,
 )
-from mdpr.config import DIMENSIONS, Section, parse_params
 from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
 from mdpr.knowledge.shards import merge
-from mdpr.stages.definition import load_stage, run_otherwise, run_stage
+from mdpr.params import DIMENSIONS, Section, parse_params
+from mdpr.stages.stage import load_stage, run_otherwise, run_stage
 
 pytestmark = pytest.mark.integration
 NAMES = ["heron", "crane", "sea gull", "tern"]  # the inputs' rival of each is the next, of the last the first

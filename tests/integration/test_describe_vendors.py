@@ -13,9 +13,9 @@ from benchmarks.describe import make_inputs
 from benchmarks.llm_stub import Payload, Reply, running
 
 from mdpr.artifacts import Knowledge, read_json, read_knowledge
-from mdpr.config import DIMENSIONS, parse_params
 from mdpr.errors import KnowledgeError
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import DIMENSIONS, parse_params
+from mdpr.stages.stage import load_stage, run_stage
 
 pytestmark = pytest.mark.integration
 KEY = "key-of-a-test-6f1c0ffee5ecret"

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from mdpr.artifacts import sha256
-from mdpr.stages.definition import STAGES
+from mdpr.stages.stage import STAGES
 
 Run = Callable[..., str]
 

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from mdpr.artifacts import write_json
 from mdpr.cli import cli
-from mdpr.config import Section, TrackingParams
 from mdpr.errors import ArtifactError, TrackingError
-from mdpr.evaluation.ablation import ABLATIONS
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.evaluation.ablations import ABLATIONS
+from mdpr.params import Section, TrackingParams
+from mdpr.stages.stage import load_stage, run_stage
 
 pytestmark = pytest.mark.integration
 

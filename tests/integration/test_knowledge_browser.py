@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mdpr.artifacts import ClassKnowledge, Knowledge, parse_knowledge
-from mdpr.config import DIMENSIONS
 from mdpr.knowledge.audit import Finding
 from mdpr.knowledge.page import render_knowledge
+from mdpr.params import DIMENSIONS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

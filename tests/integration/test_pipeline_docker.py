@@ -18,7 +18,7 @@ from components.validate.component import validate
 from kfp import dsl, local
 from tests.integration.variant_checks import PROJECT, check_best_went_on, check_shards_merged
 
-from mdpr.stages.definition import STAGES
+from mdpr.stages.stage import STAGES
 
 docker = pytest.importorskip("docker")
 pytestmark = pytest.mark.integration

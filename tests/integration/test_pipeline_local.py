@@ -16,8 +16,8 @@ from tests.contract.kfp_server import Api, serving
 
 from mdpr import __version__
 from mdpr.artifacts import sha256
-from mdpr.config import load_params
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.params import load_params
+from mdpr.stages.stage import STAGES, load_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = {

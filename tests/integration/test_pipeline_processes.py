@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mdpr.config import Section
-from mdpr.stages.definition import load_stage
-from mdpr.stages.kubeflow import run_component
+from mdpr.kubeflow.components import run_component
+from mdpr.params import Section
+from mdpr.stages.stage import load_stage
 
 pytestmark = pytest.mark.integration
 

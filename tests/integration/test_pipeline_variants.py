@@ -11,7 +11,7 @@ import pytest
 from tests.integration.variant_checks import LOOP, PROJECT, check_best_went_on, check_shards_merged
 
 from mdpr.artifacts import read_model_config
-from mdpr.stages.definition import STAGES
+from mdpr.stages.stage import STAGES
 
 SMALL = ("prepare.max_images_per_class=30", "prepare.imbalance_ratio=5", "prepare.val_images_per_class=5")
 TUNING = ("tune.epochs=1", "tune.context_tokens=4", "tune.prompt_depth=1", "tracking.system_metrics=false")

@@ -16,12 +16,12 @@ from PIL import Image
 
 from mdpr import artifacts
 from mdpr.cli import cli
-from mdpr.config import RegisterParams, TrackingParams
 from mdpr.errors import ArtifactError, TrackingError
-from mdpr.registry import promotions, releases
-from mdpr.registry.policy import Policy, read_policy
-from mdpr.registry.served_model import Parts, requirements
-from mdpr.tracking.store import Store
+from mdpr.mlops import promotions, releases
+from mdpr.mlops.gate import Policy, read_policy
+from mdpr.mlops.served_model import Parts, requirements
+from mdpr.mlops.store import Store
+from mdpr.params import RegisterParams, TrackingParams
 
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)

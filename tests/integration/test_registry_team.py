@@ -23,13 +23,13 @@ import yaml
 from benchmarks.serving_crowd import promote_when_told
 
 from mdpr import artifacts
-from mdpr.config import RegisterParams, TrackingParams
 from mdpr.errors import TrackingError
-from mdpr.registry import promotions, releases
-from mdpr.registry.aliases import CHAMPION, Registry
-from mdpr.registry.policy import read_policy
-from mdpr.registry.served_model import Parts
-from mdpr.tracking.store import Store, connect
+from mdpr.mlops import promotions, releases
+from mdpr.mlops.gate import read_policy
+from mdpr.mlops.registry import CHAMPION, Registry
+from mdpr.mlops.served_model import Parts
+from mdpr.mlops.store import Store, connect
+from mdpr.params import RegisterParams, TrackingParams
 
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="team", model_name="team", system_metrics=False)
@@ -163,7 +163,7 @@ def test_nobody_comes_in_without_the_password(
 def test_of_twenty_promoting_processes_one_wins_and_the_others_are_told(store: Store, server: Any) -> None:
     numbers = make_versions(store, "crowded", PROMOTERS)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "mdpr.registry.aliases"])  # one import for all
+    context.set_forkserver_preload(["mlflow", "mdpr.mlops.registry"])  # one import for all
     start, answers = context.Barrier(PROMOTERS), context.Queue()
     arguments = [(client_environment(server), "crowded", number, start, answers) for number in numbers]
     processes = [context.Process(target=promote_when_told, args=item) for item in arguments]
@@ -201,7 +201,7 @@ def test_a_promoter_that_died_halfway_is_finished_by_the_next(store: Store) -> N
 
 
 def promotions_ledger(registry: Registry) -> Any:
-    from mdpr.registry.succession import open_ledger
+    from mdpr.mlops.registry import open_ledger
 
     return open_ledger(registry.store, registry.name)
 
@@ -233,8 +233,8 @@ def test_registering_the_same_digest_at_once_gives_one_version(store: Store) -> 
 TRAINER = """
 import sys
 from pathlib import Path
-from mdpr.config import TrackingParams
-from mdpr.tracking.runs import open_run
+from mdpr.params import TrackingParams
+from mdpr.mlops.runs import open_run
 
 tracking = TrackingParams(experiment="killed", spool="spool", system_metrics=False)
 with open_run(tracking, "tune", {"tune.epochs": 9}, {}) as run:

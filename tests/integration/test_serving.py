@@ -24,13 +24,13 @@ import yaml
 from PIL import Image, ImageOps
 
 from mdpr import artifacts
-from mdpr.config import DIMENSIONS, RegisterParams, TrackingParams
-from mdpr.data.images import decode_image
-from mdpr.inference import Classifier
-from mdpr.registry import releases
-from mdpr.registry.aliases import Registry
-from mdpr.registry.served_model import Parts
-from mdpr.tracking.store import connect
+from mdpr.images.decoding import decode_image
+from mdpr.mlops import releases
+from mdpr.mlops.registry import Registry
+from mdpr.mlops.served_model import Parts
+from mdpr.mlops.store import connect
+from mdpr.model.inference import Classifier
+from mdpr.params import DIMENSIONS, RegisterParams, TrackingParams
 
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)
@@ -106,7 +106,7 @@ def test_served_probabilities_are_the_evaluations(served: str, parts: Parts, ima
     """The evaluation's own pass (its transform, its batches) over the same images, against the REST endpoint."""
     import torch
 
-    from mdpr.data.loading import eval_transform
+    from mdpr.images.loading import eval_transform
 
     classifier = Classifier.load(parts.model, parts.features)
     transform = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from mdpr.config import RegisterParams, TrackingParams
-from mdpr.registry import promotions, releases
-from mdpr.registry.policy import read_policy
-from mdpr.registry.served_model import Parts
-from mdpr.stages.kubeflow_views import show_summary
-from mdpr.tracking.store import Store
+from mdpr.kubeflow.views import show_summary
+from mdpr.mlops import promotions, releases
+from mdpr.mlops.gate import read_policy
+from mdpr.mlops.served_model import Parts
+from mdpr.mlops.store import Store
+from mdpr.params import RegisterParams, TrackingParams
 
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)

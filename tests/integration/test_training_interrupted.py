@@ -20,9 +20,9 @@ import yaml
 from safetensors import safe_open
 
 from mdpr.artifacts import read_images
-from mdpr.config import Section, load_params
 from mdpr.errors import ArtifactError
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import Section, load_params
+from mdpr.stages.stage import load_stage, run_stage
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,7 @@ import sys
 
 import torch
 
-from mdpr.config import parse_params
+from mdpr.params import parse_params
 from mdpr.errors import TrainingError
 from mdpr.training.distributed import join
 

@@ -16,8 +16,8 @@ from pipelines.manifest import PARAMS_FILE, PARAMS_PATH, WORK_PATH, Request, ren
 from pipelines.site import Site
 
 from mdpr.artifacts import read_history, sha256
-from mdpr.config import Section
-from mdpr.stages.definition import load_stage
+from mdpr.params import Section
+from mdpr.stages.stage import load_stage
 
 pytestmark = pytest.mark.integration
 TIMEOUT_S = 240

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mdpr.artifacts import read_model_config, sha256
-from mdpr.config import load_params
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import load_params
+from mdpr.stages.stage import load_stage, run_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 LOOP = "for-loop-2-iteration-"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mdpr.stages.definition import STAGES, load_stage
+from mdpr.stages.stage import STAGES, load_stage
 
 
 def mdpr(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

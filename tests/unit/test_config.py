@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.config import SECTIONS, TuneParams, apply_overrides, load_params, parse_params, read_yaml
 from mdpr.errors import ConfigError
+from mdpr.params import SECTIONS, TuneParams, apply_overrides, load_params, parse_params, read_yaml
 
 
 def test_the_shipped_params_are_valid_and_name_every_section(project_root: Path) -> None:

@@ -19,7 +19,7 @@ from mdpr.artifacts import (
     read_card,
     write_json,
 )
-from mdpr.stages.kubeflow import summarise
+from mdpr.kubeflow.components import summarise
 
 ORIGIN = Origin(repo="https://example.org/shoes.git", rev="v1", path="data/shoes", commit="c" * 40, md5="m.dir")
 

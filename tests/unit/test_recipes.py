@@ -10,9 +10,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mdpr.commands.recipe import command
-from mdpr.config import SECTIONS, DescribeParams, PrepareParams, TuneParams, load_params, parse_params
 from mdpr.data.sources import SOURCES
 from mdpr.errors import ConfigError, MdprError
+from mdpr.params import SECTIONS, DescribeParams, PrepareParams, TuneParams, load_params, parse_params
 from mdpr.recipes import params_text, read_recipe, recipe_names
 
 NAMES = ("cifar10-lt", "cifar100-lt", "fashion-mnist-lt", "imagenet-lt", "inat2018", "own-data", "places-lt")

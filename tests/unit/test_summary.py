@@ -11,8 +11,8 @@ from rich.console import Console
 
 from mdpr.artifacts import Promotion
 from mdpr.cli import cli
-from mdpr.config import TrackingParams
 from mdpr.errors import ArtifactError
+from mdpr.params import TrackingParams
 from mdpr.summary import Summary, read_summary, render
 
 SCORES = {

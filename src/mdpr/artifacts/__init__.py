@@ -14,22 +14,8 @@ Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here,
 pandas, pyarrow and safetensors load only where a function needs them.
 """
 
-from mdpr.artifacts.digests import data_digests, model_digests
-from mdpr.artifacts.evaluation import (
-    TEST_DIGEST,
-    Bias,
-    Biases,
-    Intervals,
-    read_biases,
-    read_intervals,
-    read_metrics,
-    read_predictions,
-    read_shots,
-    read_table,
-    write_predictions,
-)
 from mdpr.artifacts.formats import Format, class_digest, read_json, sha256, write_json
-from mdpr.artifacts.images import (
+from mdpr.artifacts.image_tables import (
     ImageFile,
     ImageRecord,
     image_batches,
@@ -38,7 +24,7 @@ from mdpr.artifacts.images import (
     write_image_records,
     write_images,
 )
-from mdpr.artifacts.knowledge import (
+from mdpr.artifacts.knowledge_base import (
     ClassKnowledge,
     Features,
     Knowledge,
@@ -49,7 +35,6 @@ from mdpr.artifacts.knowledge import (
     who_wrote,
     write_features,
 )
-from mdpr.artifacts.model import ModelConfig, TrackedRun, read_history, read_model_config, read_run
 from mdpr.artifacts.prepared import (
     SHOT_GROUPS,
     SPLITS,
@@ -59,12 +44,40 @@ from mdpr.artifacts.prepared import (
     ShotGroup,
     Split,
     Validation,
+    data_digests,
+    model_digests,
     read_card,
     read_classes,
     write_classes,
 )
-from mdpr.artifacts.probe import Probe, read_probe, write_probe
-from mdpr.artifacts.release import Check, Promotion, Registration, read_promotion, read_registration
+from mdpr.artifacts.probe_and_model import (
+    ModelConfig,
+    Probe,
+    TrackedRun,
+    read_history,
+    read_model_config,
+    read_probe,
+    read_run,
+    write_probe,
+)
+from mdpr.artifacts.results import (
+    TEST_DIGEST,
+    Bias,
+    Biases,
+    Check,
+    Intervals,
+    Promotion,
+    Registration,
+    read_biases,
+    read_intervals,
+    read_metrics,
+    read_predictions,
+    read_promotion,
+    read_registration,
+    read_shots,
+    read_table,
+    write_predictions,
+)
 
 __all__ = [
     "SHOT_GROUPS",

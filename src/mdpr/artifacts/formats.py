@@ -15,6 +15,7 @@ from mdpr.errors import ArtifactError
 if TYPE_CHECKING:
     import numpy as np
 
+
 FormatT = TypeVar("FormatT", bound=BaseModel)
 
 

@@ -95,7 +95,7 @@ def _read(name: str, scratch: Path) -> Run:
     from mdpr.evaluation.comparison import read_results
 
     if name.startswith(MLFLOW):
-        from mdpr.tracking.results import fetch_results
+        from mdpr.mlops.runs import fetch_results
 
         return read_results(fetch_results(name.removeprefix(MLFLOW), scratch), name)
     folder = Path(name)

@@ -73,16 +73,16 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowledge: Path, params: Path) -> None:
     """One knowledge base from the folders SHARDS, which `mdpr describe --shard I/N` wrote, audited as a whole."""
-    from mdpr.config import DescribeParams, load_params
     from mdpr.errors import KnowledgeError
-    from mdpr.stages.merging import merge_shards
+    from mdpr.kubeflow.side_by_side import write_merged
+    from mdpr.params import DescribeParams, load_params
 
     section = load_params(params)["describe"]
     assert isinstance(section, DescribeParams)
     for shard in shards:
         if shards.count(shard) > 1:
             raise KnowledgeError(f"{shard} is given {shards.count(shard)} times: give each shard once")
-    merge_shards({str(shard): shard for shard in shards}, prepared, probe, knowledge, section)
+    write_merged({str(shard): shard for shard in shards}, prepared, probe, knowledge, section)
 
 
 def _show(findings: list[Finding]) -> None:

@@ -20,10 +20,10 @@ def list_versions(params: Path, as_json: bool) -> None:
     """Every version of tracking.model_name: aliases, test figures, and what the gate said."""
     from rich.console import Console
 
-    from mdpr.config import TrackingParams, load_params
-    from mdpr.registry.aliases import Registry
-    from mdpr.registry.listing import registry_rows, registry_table
-    from mdpr.tracking.store import connect
+    from mdpr.mlops.listing import registry_rows, registry_table
+    from mdpr.mlops.registry import Registry
+    from mdpr.mlops.store import connect
+    from mdpr.params import TrackingParams, load_params
 
     tracking = load_params(params)["tracking"]
     assert isinstance(tracking, TrackingParams)

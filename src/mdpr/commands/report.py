@@ -57,10 +57,9 @@ def _render(
     data: Path, promotion: Path | None, output: Path | None, params: Path, ports: dict[str, Path | None]
 ) -> Path:
     from mdpr.artifacts import read_promotion
-    from mdpr.config import EvaluateParams, TrackingParams, load_params
     from mdpr.errors import ArtifactError
-    from mdpr.evaluation.contents import Folders, gather
-    from mdpr.evaluation.report import make_figures, render_report
+    from mdpr.evaluation.report.page import Folders, gather, make_figures, render_report
+    from mdpr.params import EvaluateParams, TrackingParams, load_params
     from mdpr.stages.outputs import write_whole
 
     folders = Folders(**{port: path or data / port for port, path in ports.items()})

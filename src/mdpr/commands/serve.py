@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mdpr.registry.serving import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
+from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
 
 
 @click.command("serve")
@@ -20,8 +20,8 @@ from mdpr.registry.serving import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def command(alias: str, host: str, port: int, workers: int, timeout_s: int, params: Path) -> None:
     """Serve the champion over HTTP: `mlflow models serve`; POST images to /invocations."""
-    from mdpr.config import TrackingParams, load_params
-    from mdpr.registry.serving import find_version, serve_command, serve_environment
+    from mdpr.mlops.served_model import find_version, serve_command, serve_environment
+    from mdpr.params import TrackingParams, load_params
 
     tracking = load_params(params)["tracking"]
     assert isinstance(tracking, TrackingParams)

@@ -11,8 +11,8 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mdpr.config import SECTIONS, load_params
-from mdpr.stages.definition import STAGES, Stage, run_otherwise, run_stage
+from mdpr.params import SECTIONS, load_params
+from mdpr.stages.stage import STAGES, Stage, run_otherwise, run_stage
 
 
 class StageCommand(click.Command):

@@ -16,9 +16,9 @@ def command() -> None:
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def flush_spool(params: Path) -> None:
     """Send what waits in the spool (tracking.spool) to the store it was meant for. Every later stage does so too."""
-    from mdpr.config import TrackingParams, load_params
-    from mdpr.tracking.flushing import flush
-    from mdpr.tracking.store import connect
+    from mdpr.mlops.delivery import flush
+    from mdpr.mlops.store import connect
+    from mdpr.params import TrackingParams, load_params
 
     tracking = load_params(params)["tracking"]
     assert isinstance(tracking, TrackingParams)

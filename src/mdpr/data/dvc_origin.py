@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdpr.artifacts import Origin
-from mdpr.config import PrepareParams
 from mdpr.data.parallel import map_in_order
 from mdpr.errors import DataError
+from mdpr.params import PrepareParams
 from mdpr.progress import track
 
 if TYPE_CHECKING:

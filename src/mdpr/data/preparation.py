@@ -22,15 +22,13 @@ from mdpr.artifacts import (
     write_image_records,
     write_json,
 )
-from mdpr.config import PrepareParams
 from mdpr.data.faults import Faults
-from mdpr.data.images import quiet_about_large_images, verify_image
-from mdpr.data.long_tail import cut_pool, hold_out_test
 from mdpr.data.parallel import map_in_order
-from mdpr.data.profiles import planned_counts, shot_group
 from mdpr.data.sources import Source
-from mdpr.data.splits import SourceImage, SourceSplit
+from mdpr.data.splits import SourceImage, SourceSplit, cut_pool, hold_out_test, planned_counts, shot_group
 from mdpr.errors import DataError
+from mdpr.images.decoding import quiet_about_large_images, verify_image
+from mdpr.params import PrepareParams
 from mdpr.progress import track
 
 logger = logging.getLogger(__name__)

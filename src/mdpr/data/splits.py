@@ -1,8 +1,18 @@
-"""A split of a source: labels at once, images one by one when asked, so memory does not grow with them."""
+"""Which images of the pool become training, validation and test: pure functions of labels and a seed.
+
+C classes, N images of the pool. Rows whose label is `LEFT_OUT` are never taken.
+
+How many images each class keeps: the shapes of a long tail, and the groups of shots. Pure functions.
+
+C classes; n_max images of the largest; IR the imbalance ratio, largest over smallest.
+
+A split of a source: labels at once, images one by one when asked, so memory does not grow with them.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +24,170 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from mdpr.artifacts import image_batches, open_images
+from mdpr.artifacts import ShotGroup, Validation, image_batches, open_images
 from mdpr.data.faults import Faults, printable, utf8_name
 from mdpr.errors import DataError
+from mdpr.params import PrepareParams
+
+VAL_SHARE = 0.2
+"""Largest share of a class's training images that becomes validation where nothing is left over."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows of the pool (int64, increasing) that go where; `val` is empty where the source has its own."""
+
+    train: np.ndarray
+    val: np.ndarray
+    validation: Validation
+
+
+def hold_out_test(labels_N: np.ndarray, names: Sequence[str], share: float) -> np.ndarray:
+    """Rows (increasing) of a stratified test set: int(share * n_c) images of each class, at least 1.
+
+    The draw hangs on no setting but `share`: every seed and every cut is judged by the same images.
+    Raises `DataError` that names a class with fewer than 2 images.
+    """
+    random = np.random.default_rng(0)
+    test = []
+    for index, name in enumerate(names):
+        rows = np.flatnonzero(labels_N == index)
+        if len(rows) < 2:
+            raise DataError(
+                f"class {index} ({name}) has {len(rows)} image, 2 are needed for a test set: add images, or give the "
+                "source a test split"
+            )
+        test.append(random.permutation(rows)[: max(1, int(share * len(rows)))])
+    return np.sort(np.concatenate(test))
+
+
+def cut_pool(labels_N: np.ndarray, names: Sequence[str], params: PrepareParams, *, with_val: bool) -> Cut:
+    """Train and validation rows of the pool, drawn as the usual CIFAR-LT generator draws them.
+
+    One legacy NumPy generator, classes in order, each class's rows shuffled; the first n_c are training, the
+    next ones validation. Profile natural takes all. Validation as a share of training gives up at most 20 % of
+    each class (at least 1 image, never the last).
+    Raises `DataError` that names the class, what it has and what it would need.
+    """
+    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(names))
+    for index, count in enumerate(counts_C):
+        if count == 0:
+            raise DataError(f"train: class {index} ({names[index]}) has no image: add images or drop the class")
+    plan_train_C, plan_val_C = _plan(counts_C, names, params, with_val)
+    random = np.random.RandomState(params.seed)  # the published cuts are defined by this generator
+    train, val = [], []
+    for index, (n_train, n_val) in enumerate(zip(plan_train_C, plan_val_C, strict=True)):
+        rows = np.flatnonzero(labels_N == index)
+        random.shuffle(rows)
+        train.append(rows[:n_train])
+        val.append(rows[n_train : n_train + n_val])
+    left_over = params.profile != "natural" and params.val_from == "left_over"
+    taken_from: Validation = "left_over" if left_over else "train_share"
+    return Cut(np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), taken_from if with_val else "source")
+
+
+def _plan(
+    counts_C: np.ndarray, names: Sequence[str], params: PrepareParams, with_val: bool
+) -> tuple[list[int], list[int]]:
+    """Images of each class for training and for validation."""
+    natural = params.profile == "natural"
+    kept_C = counts_C.tolist() if natural else planned_counts(params, counts_C, params.imbalance_ratio)
+    left_over = with_val and not natural and params.val_from == "left_over"
+    n_val = params.val_images_per_class if left_over else 0
+    for index, (count, n_kept) in enumerate(zip(counts_C, kept_C, strict=True)):
+        label = f"class {index} ({names[index]})"
+        if n_kept == 0:
+            raise DataError(
+                f"train: {label} would get no image: prepare.max_images_per_class must be at least "
+                f"prepare.imbalance_ratio ({params.max_images_per_class} < {params.imbalance_ratio:g})"
+            )
+        if count < n_kept + n_val:
+            raise DataError(
+                f"train: {label} has {count} images, but {n_kept} for training and {n_val} for validation "
+                "are asked: lower prepare.max_images_per_class or prepare.val_images_per_class, or set "
+                "prepare.val_from to train_share or prepare.profile to natural"
+            )
+    if left_over or not with_val:
+        return kept_C, [n_val] * len(names)
+    val_C = [_val_share(n, name, params) for n, name in zip(kept_C, names, strict=True)]
+    return [n - v for n, v in zip(kept_C, val_C, strict=True)], val_C
+
+
+def _val_share(count: int, name: str, params: PrepareParams) -> int:
+    if count < 2:
+        raise DataError(
+            f"train: class {name} has {count} image, one more is needed for validation: add images, or give "
+            "the source a val split"
+        )
+    return max(1, min(params.val_images_per_class, int(VAL_SHARE * count)))
+
+
+def exponential_profile(max_images: int, imbalance_ratio: float, classes: int) -> list[int]:
+    """n_c = int(n_max (1/IR)^(c/(C-1))) for c = 0..C-1, the profile of CIFAR-LT (Cui et al., CVPR 2019)."""
+    return [_whole(max_images * (1 / imbalance_ratio) ** (c / (classes - 1))) for c in range(classes)]
+
+
+def step_profile(max_images: int, imbalance_ratio: float, classes: int) -> list[int]:
+    """n_max for the first half of the classes, int(n_max / IR) for the others (Buda et al., Neural Networks 2018)."""
+    head = classes // 2
+    return [max_images] * head + [_whole(max_images / imbalance_ratio)] * (classes - head)
+
+
+def pareto_profile(max_images: int, imbalance_ratio: float, classes: int, power: float) -> list[int]:
+    """n_c = int(n_max (1 + k c/(C-1))^-a), with k such that the last class has n_max / IR.
+
+    The tail of a Pareto distribution of power a; ImageNet-LT was drawn from one with a = 6 (Liu et al., CVPR
+    2019). As a grows it becomes the exponential profile.
+    """
+    k = imbalance_ratio ** (1 / power) - 1
+    return [_whole(max_images * (1 + k * c / (classes - 1)) ** -power) for c in range(classes)]
+
+
+def _whole(exact: float) -> int:
+    return math.floor(exact * (1 + 1e-12))  # 49 * (1/49) is 1, not 0.9999...
+
+
+class Tail(Protocol):
+    """The settings that say how long a tail is: those of params.yaml, or those that card.json kept."""
+
+    @property
+    def max_images_per_class(self) -> int: ...
+
+    @property
+    def pareto_power(self) -> float: ...
+
+
+PROFILES: dict[str, Callable[[Tail, float, int], list[int]]] = {
+    "exponential": lambda tail, ratio, classes: exponential_profile(tail.max_images_per_class, ratio, classes),
+    "step": lambda tail, ratio, classes: step_profile(tail.max_images_per_class, ratio, classes),
+    "pareto": lambda tail, ratio, classes: pareto_profile(tail.max_images_per_class, ratio, classes, tail.pareto_power),
+}
+
+
+def class_order(params: PrepareParams, counts_C: np.ndarray) -> np.ndarray:
+    """The classes from the largest to the smallest that the cut makes of them (int64, a permutation)."""
+    orders: dict[str, Callable[[], np.ndarray]] = {
+        "given": lambda: np.arange(len(counts_C)),
+        # A generator of its own: the images drawn are those of the order given.
+        "shuffled": lambda: np.random.default_rng(params.seed).permutation(len(counts_C)),
+        "by_count": lambda: np.argsort(-counts_C, kind="stable"),
+    }
+    return orders[params.class_order]()
+
+
+def planned_counts(params: PrepareParams, counts_C: np.ndarray, imbalance_ratio: float) -> list[int]:
+    """Images of each class, in order of index, that the cut of this ratio makes of `counts_C`; not for natural."""
+    planned_C = np.empty(len(counts_C), np.int64)
+    planned_C[class_order(params, counts_C)] = PROFILES[params.profile](params, imbalance_ratio, len(counts_C))
+    return [int(count) for count in planned_C]
+
+
+def shot_group(train_images: int, many_above: int, few_below: int) -> ShotGroup:
+    """many: more than `many_above` training images; few: fewer than `few_below`; medium: between."""
+    if train_images > many_above:
+        return "many"
+    return "few" if train_images < few_below else "medium"
+
 
 LEFT_OUT = -1
 """The label of a row that is not used."""

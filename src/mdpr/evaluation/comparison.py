@@ -23,10 +23,10 @@ from scipy.stats import binomtest
 
 from mdpr.artifacts import TEST_DIGEST, read_json, read_predictions, read_table
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.intervals import paired_differences, percentile_interval
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.results import check_label_set
+from mdpr.evaluation.uncertainty import paired_differences, percentile_interval
 
 LEVEL = 0.05
 IMAGES = "images"

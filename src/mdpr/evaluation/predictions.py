@@ -64,7 +64,7 @@ class PredictionRecorder:
     def add(self, label_B: Tensor, log_probability_BC: Mapping[str, Tensor], routing_BV: Tensor | None = None) -> None:
         """Append a batch: its labels, one tensor of log-probabilities a branch, and the routing weights if any.
 
-        A branch is one of `BRANCHES`, or a variant with a name of its own (see `mdpr.evaluation.variants`). Raises
+        A branch is one of `BRANCHES`, or a variant with a name of its own (see `mdpr.evaluation.ablations`). Raises
         `ArtifactError` where a branch's scores are not finite.
         """
         label_B = label_B.cpu()

@@ -22,12 +22,11 @@ from mdpr.artifacts import (
     write_predictions,
 )
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.biases import biases
-from mdpr.evaluation.inference import Passed
-from mdpr.evaluation.intervals import RESAMPLINGS, intervals
+from mdpr.evaluation.ablations import COLUMNS, variant_table
 from mdpr.evaluation.metrics import score
+from mdpr.evaluation.scoring import Passed
 from mdpr.evaluation.tables import confusion_pairs, display_names, per_class_table, reliability_table, routing_table
-from mdpr.evaluation.variants import COLUMNS, variant_table
+from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, intervals
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mdpr.artifacts import SHOT_GROUPS, ClassInfo
-from mdpr.config import DIMENSIONS
-from mdpr.evaluation.calibration import reliability
-from mdpr.evaluation.metrics import class_recall
+from mdpr.evaluation.metrics import class_recall, reliability
 from mdpr.evaluation.predictions import final_branch, recorded_branches
+from mdpr.params import DIMENSIONS
 
 
 def display_names(classes: Sequence[ClassInfo]) -> list[str]:

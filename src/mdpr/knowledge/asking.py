@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
-from mdpr.config import LlmParams
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.chat import find_key, require_package
 from mdpr.knowledge.questions import Place, Question
@@ -20,6 +19,7 @@ from mdpr.knowledge.schema import Schema
 from mdpr.knowledge.spending import Budget, Prices, estimate
 from mdpr.knowledge.store import Usage, open_store
 from mdpr.knowledge.worker import CALLS_A_PROCESS, Job, Outcome, run_worker
+from mdpr.params import LlmParams
 from mdpr.progress import track
 
 logger = logging.getLogger(__name__)

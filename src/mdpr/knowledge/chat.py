@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mdpr.config import LlmParams
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.questions import Question
 from mdpr.knowledge.schema import Answer, Schema
 from mdpr.knowledge.store import Usage
+from mdpr.params import LlmParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mdpr.artifacts import ClassInfo, write_json
-from mdpr.config import DescribeParams
 from mdpr.knowledge.audit import audit
 from mdpr.knowledge.generated import Gathered, explain_gaps
 from mdpr.knowledge.page import render_knowledge
 from mdpr.knowledge.verdict import reject, report
+from mdpr.params import DescribeParams
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """The dimension that depends on another class."""
 
-from mdpr.config import DIMENSIONS
+from mdpr.params import DIMENSIONS
 
 DIFFERENTIAL = DIMENSIONS[-1]

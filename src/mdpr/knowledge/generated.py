@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mdpr.artifacts import ClassInfo, ClassKnowledge, Knowledge
-from mdpr.config import DIMENSIONS, DescribeParams
 from mdpr.knowledge.asking import Answers, Plan, ask, plan, worker_context
 from mdpr.knowledge.audit import Finding, audit
 from mdpr.knowledge.curated import Base, read_base
@@ -17,6 +16,7 @@ from mdpr.knowledge.questions import Place, make_questions
 from mdpr.knowledge.schema import make_schemas
 from mdpr.knowledge.shards import shard_indices
 from mdpr.knowledge.spending import Budget, Prices
+from mdpr.params import DIMENSIONS, DescribeParams
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from importlib import resources
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from mdpr.config import DIMENSIONS
+from mdpr.params import DIMENSIONS
 
 
 class DimensionPrompt(BaseModel):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mdpr.artifacts import ClassInfo, read_knowledge
-from mdpr.config import DescribeParams
 from mdpr.knowledge.curated import fit_rivals
 from mdpr.knowledge.generated import Gathered, generate
 from mdpr.knowledge.local import local_settings, serving
 from mdpr.knowledge.shards import shard_indices
+from mdpr.params import DescribeParams
 
 logger = logging.getLogger(__name__)
 Provider = Callable[[Sequence[ClassInfo], Sequence[int], DescribeParams], Gathered]

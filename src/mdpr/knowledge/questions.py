@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdpr.artifacts import ClassInfo
-from mdpr.config import LlmParams
 from mdpr.knowledge.dimensions import DIFFERENTIAL
 from mdpr.knowledge.prompts import Prompts, Rejected, fill
 from mdpr.knowledge.schema import Schema
+from mdpr.params import LlmParams
 
 # Settings that shape an answer; the others (limits, prices, time-outs) only say how it is fetched.
 SHAPING = ("vendor", "model", "base_url", "structured_output", "temperature", "seed", "max_tokens")

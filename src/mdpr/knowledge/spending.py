@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
-from mdpr.config import LlmParams
 from mdpr.knowledge.questions import Question
 from mdpr.knowledge.store import Usage
+from mdpr.params import LlmParams
 
 CHARACTERS_A_TOKEN = 4  # of English in today's tokenizers, roughly
 SCHEMA_TOKENS = 70  # of the schema, the roles and the frame of a request

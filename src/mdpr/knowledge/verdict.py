@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 
-from mdpr.config import DescribeParams
 from mdpr.errors import AnswersMissing, CheckFailed
 from mdpr.knowledge.audit import Finding
 from mdpr.knowledge.audit.finding import Level
+from mdpr.params import DescribeParams
 
 SHOWN: Mapping[Level, int] = {"error": 100, "warning": 10}  # of one check, in the log; audit.json has them all
 

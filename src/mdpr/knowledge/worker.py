@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-from mdpr.config import LlmParams
 from mdpr.knowledge.chat import Chat, Unusable, open_chat, vendor_errors
 from mdpr.knowledge.limits import TokenBucket
 from mdpr.knowledge.questions import Place, Question
@@ -26,6 +25,7 @@ from mdpr.knowledge.retries import is_timeout, retrying, status_of
 from mdpr.knowledge.schema import Schema
 from mdpr.knowledge.spending import ANSWER_TOKENS, Budget, prompt_tokens
 from mdpr.knowledge.store import AnswerStore, Usage, open_store
+from mdpr.params import LlmParams
 
 CALLS_A_PROCESS = 32
 START_EVERY_S = 0.005  # calls that start together come back together, and wait for each other ever after

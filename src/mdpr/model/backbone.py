@@ -1,4 +1,7 @@
-"""The frozen CLIP model: open_clip builds it, nothing here trains it."""
+"""Learned weights on disk: safetensors, never pickle.
+
+The frozen CLIP model: open_clip builds it, nothing here trains it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,27 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdpr.config import BackboneParams
-from mdpr.errors import BackboneError
-from mdpr.model.vision import prompted_image_features
+from mdpr.errors import ArtifactError, BackboneError
+from mdpr.model.towers import prompted_image_features
+from mdpr.params import BackboneParams
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Raises `ArtifactError` where the file is missing or damaged."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: run tune first")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None
+
 
 LOGIT_SCALE_MAX = 100.0  # CLIP's own bound on exp(logit_scale)
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mdpr.artifacts import Features, Probe
-from mdpr.config import TuneParams
 from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
 from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
 from mdpr.model.prompting import Prompts, build_tuner
 from mdpr.model.routing import Router, RouterTable
-from mdpr.model.text import PromptedText, class_tokens
-from mdpr.model.vision import prompted_image_features
+from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
+from mdpr.params import TuneParams
 
 ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (published code)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mdpr.config import TuneParams
 from mdpr.errors import BackboneError, ConfigError
 from mdpr.model.backbone import Backbone
+from mdpr.params import TuneParams
 
 INIT_STD = 0.02  # of random tokens, as in CoOp and MaPLe
 

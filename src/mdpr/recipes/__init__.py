@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mdpr.config import apply_overrides, parse_params
 from mdpr.errors import ConfigError
+from mdpr.params import apply_overrides, parse_params
 
 EXTENSION = ".yaml"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import DescribeParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import DescribeParams
+from mdpr.stages.stage import In, Out
 
 
 def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import BackboneParams, EncodeParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import BackboneParams, EncodeParams
+from mdpr.stages.stage import In, Out
 
 
 def encode(knowledge: In, features: Out, *, params: EncodeParams, backbone: BackboneParams) -> None:

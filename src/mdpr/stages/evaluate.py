@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import EvaluateParams, TrackingParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import EvaluateParams, TrackingParams
+from mdpr.stages.stage import In, Out
 
 
 def evaluate(
@@ -23,14 +23,12 @@ def evaluate(
     """
     from mdpr import artifacts
     from mdpr.errors import ArtifactError
-    from mdpr.evaluation.contents import Folders, gather
-    from mdpr.evaluation.figures import write_figures
-    from mdpr.evaluation.passes import evaluate_splits
-    from mdpr.evaluation.report import make_figures, render_report
+    from mdpr.evaluation.report.page import Folders, gather, make_figures, render_report
+    from mdpr.evaluation.report.svg import write_figures
     from mdpr.evaluation.results import Results
-    from mdpr.inference import Classifier
-    from mdpr.tracking.datasets import split_inputs
-    from mdpr.tracking.runs import add_results, flatten, lineage_tags
+    from mdpr.evaluation.scoring import evaluate_splits
+    from mdpr.mlops.runs import add_results, flatten, lineage_tags, split_inputs
+    from mdpr.model.inference import Classifier
 
     classes = artifacts.read_classes(prepared)
     names = [item.name for item in classes]

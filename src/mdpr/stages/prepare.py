@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import PrepareParams
-from mdpr.stages.definition import Out
+from mdpr.params import PrepareParams
+from mdpr.stages.stage import Out
 
 
 def prepare(prepared: Out, *, params: PrepareParams) -> None:

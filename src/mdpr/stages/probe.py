@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import BackboneParams, ProbeParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import BackboneParams, ProbeParams
+from mdpr.stages.stage import In, Out
 
 
 def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackboneParams) -> None:
@@ -11,11 +11,9 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
     import torch
 
     from mdpr.artifacts import Probe, read_classes, read_images, write_probe
-    from mdpr.data.loading import ImageTable, eval_transform, make_loader
-    from mdpr.knowledge.confusion import confusion_matrix, rivals
-    from mdpr.knowledge.prior import estimate_log_prior
+    from mdpr.images.loading import ImageTable, eval_transform, make_loader
     from mdpr.model.backbone import Backbone
-    from mdpr.model.zero_shot import class_features
+    from mdpr.probe.bias import class_features, confusion_matrix, estimate_log_prior, rivals
     from mdpr.progress import track
 
     names = [item.name for item in read_classes(prepared)]

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdpr.config import PromoteParams, TrackingParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import PromoteParams, TrackingParams
+from mdpr.stages.stage import In, Out
 
 if TYPE_CHECKING:
-    from mdpr.registry.policy import Policy
+    from mdpr.mlops.gate import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ def promote(
 ) -> None:
     """Compare the challenger with the champion, move the alias or keep it, and write promotion.json."""
     from mdpr.artifacts import read_registration, write_json
-    from mdpr.registry import promotions
-    from mdpr.tracking.flushing import flush
-    from mdpr.tracking.store import connect
+    from mdpr.mlops import promotions
+    from mdpr.mlops.delivery import flush
+    from mdpr.mlops.store import connect
 
     flush(connect(), Path(tracking.spool))
     outcome = promotions.promote(read_registration(registration), evaluation, _policy(params))
@@ -36,8 +36,8 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
     from rich.console import Console
 
     from mdpr.artifacts import read_registration
-    from mdpr.registry import promotions
-    from mdpr.registry.listing import checks_table
+    from mdpr.mlops import promotions
+    from mdpr.mlops.listing import checks_table
 
     judgement = promotions.judge(read_registration(registration), evaluation, _policy(params))
     outcome = judgement.promotion()
@@ -49,14 +49,14 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
 
 def _policy(params: PromoteParams) -> Policy:
     """The one that decides and the one that is shown beforehand are the same."""
-    from mdpr.registry.policy import read_policy
+    from mdpr.mlops.gate import read_policy
 
     return read_policy(Path(params.policy)).with_margin(params.margin_points)
 
 
 def rollback(*, tracking: TrackingParams) -> None:
     """Move the alias `champion` back to the version behind `previous`."""
-    from mdpr.registry import promotions
+    from mdpr.mlops import promotions
 
     went, came = promotions.rollback(tracking.model_name)
     logger.info("the champion of %s is version %s again, version %s was rolled back", tracking.model_name, came, went)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import RegisterParams, TrackingParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import RegisterParams, TrackingParams
+from mdpr.stages.stage import In, Out
 
 
 def register(
@@ -18,7 +18,7 @@ def register(
 ) -> None:
     """Log the servable model to its run, register it, set the alias, and write registration.json."""
     from mdpr.artifacts import write_json
-    from mdpr.registry import releases
-    from mdpr.registry.served_model import Parts
+    from mdpr.mlops import releases
+    from mdpr.mlops.served_model import Parts
 
     write_json(registration, releases.register(Parts(knowledge, features, model), evaluation, tracking, params))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdpr.config import BackboneParams, TrackingParams, TuneParams
-from mdpr.stages.definition import Checkpoint, In, Out
+from mdpr.params import BackboneParams, TrackingParams, TuneParams
+from mdpr.stages.stage import Checkpoint, In, Out
 
 
 def tune(
@@ -31,21 +31,15 @@ def tune(
         read_probe,
         write_json,
     )
-    from mdpr.data.loading import ImageTable, eval_transform, train_transform
     from mdpr.errors import Diverged
-    from mdpr.model.backbone import Backbone
+    from mdpr.images.loading import ImageTable, eval_transform, train_transform
+    from mdpr.mlops.runs import flatten, lineage_tags, open_run, split_inputs
+    from mdpr.model.backbone import Backbone, save_weights
     from mdpr.model.classifier import MDPR
-    from mdpr.model.weights import save_weights
-    from mdpr.tracking.datasets import split_inputs
-    from mdpr.tracking.runs import flatten, lineage_tags, open_run
-    from mdpr.training.checkpoint import Checkpoints
+    from mdpr.training.checkpoint import Checkpoints, check_fit, listen_for_sigterm, run_identity, seed_everything
     from mdpr.training.distributed import join
-    from mdpr.training.identity import check_fit, run_identity
-    from mdpr.training.interruption import listen_for_sigterm
-    from mdpr.training.loop import Surroundings, TrainingData, fit
-    from mdpr.training.objective import Objective
-    from mdpr.training.precision import check_precision
-    from mdpr.training.reproducibility import seed_everything
+    from mdpr.training.loop import Surroundings, TrainingData, check_precision, fit
+    from mdpr.training.losses import Objective
 
     with join(params, backbone) as ranks, listen_for_sigterm() as stop:
         classes = read_classes(prepared)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from mdpr.config import ValidateParams
-from mdpr.stages.definition import In, Out
+from mdpr.params import ValidateParams
+from mdpr.stages.stage import In, Out
 
 
 def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
     """Write result.json and Data Docs (index.html); raises `CheckFailed` where an expectation is not met."""
     from mdpr.artifacts import read_card, read_classes, write_json
-    from mdpr.data.data_docs import write_data_docs
-    from mdpr.data.expectations import expectations, raise_for_errors, run_expectations
+    from mdpr.data.checks import expectations, raise_for_errors, run_expectations, write_data_docs
     from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables
 
     classes, card = read_classes(prepared), read_card(prepared)

@@ -1,20 +1,111 @@
-"""What a killed run needs to go on, on disk: one safetensors file, tensors and a JSON record, replaced as a whole."""
+"""What a training run is made of: the settings and inputs by which a checkpoint knows its own run again.
+
+SIGTERM, the notice that a node is about to go: training ends its step, saves and stops.
+
+One seed for everything that is drawn at random.
+
+What a killed run needs to go on, on disk: one safetensors file, tensors and a JSON record, replaced as a whole.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mdpr.artifacts import sha256
 from mdpr.errors import ArtifactError
+from mdpr.model.backbone import Backbone
+from mdpr.params import TuneParams
+
+WITHOUT_EFFECT = {"checkpoint_every_steps", "workers"}  # the same weights, whatever their values
+DIGEST_LENGTH = 16
+
+
+def run_identity(params: TuneParams, backbone: Backbone, processes: int, inputs: Sequence[Path]) -> Identity:
+    """Every setting of `tune` that has an effect, the backbone, the number of processes, and digests of all inputs."""
+    settings = params.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    loss = settings.pop("loss")
+    return {
+        **{f"tune.{key}": value for key, value in settings.items()},
+        **{f"tune.loss.{key}": value for key, value in loss.items()},
+        "backbone": backbone.fingerprint,
+        "device": backbone.device.type,
+        "processes": processes,
+        **{f"sha256 of {path.name}": sha256(path)[:DIGEST_LENGTH] for path in inputs},
+    }
+
+
+def check_fit(backbone: Backbone, fingerprints: Mapping[Path, str]) -> None:
+    """Raises `ArtifactError` for the first input (path -> fingerprint) that another backbone made."""
+    for path, fingerprint in fingerprints.items():
+        if fingerprint != backbone.fingerprint:
+            raise ArtifactError(
+                f"{path} was made with {fingerprint}, the backbone is {backbone.fingerprint}: rerun the stage that "
+                "writes it"
+            )
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    made: bool = False
+
+
+@contextmanager
+def listen_for_sigterm() -> Iterator[StopRequest]:
+    """A request that SIGTERM sets while the block runs; before and after, SIGTERM does what it did.
+
+    Outside the main thread, where Python takes no handlers, the request is never made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        request.made = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy (legacy generator) and torch. Initial weights are drawn after this."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for libraries that draw from the legacy generator
+    torch.manual_seed(seed)
+
+
+def seed_step(seed: int, epoch: int, step: int, offset: int = 0) -> None:
+    """Seed torch for one step, so that dropout depends on where training is and not on how it got there.
+
+    `offset` is the place of the first image in the step's batch: each micro-batch and each process has dropout of its
+    own, which is why splitting a batch changes what is dropped (and nothing else).
+    """
+    key = (offset,) if offset else ()
+    state = np.random.SeedSequence((seed, epoch, step), spawn_key=key).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
 
 FORMAT = "mdpr-checkpoint/1"
 FILE = "state.safetensors"

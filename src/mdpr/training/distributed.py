@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mdpr.config import BackboneParams, TuneParams
 from mdpr.errors import ConfigError, TrainingError
 from mdpr.launch import Launch, read_launch
+from mdpr.params import BackboneParams, TuneParams
 
 TIMEOUT_S = 1800  # the longest that one process may wait for the others: loading and validation are uneven
 

@@ -1,31 +1,281 @@
-"""The training loop: steps, validation, the best epoch, and the places where a run may stop and go on."""
+"""The guard against a loss that is no longer a number. S steps, K terms of the loss.
+
+Autocast and loss scaling by name. Learned weights stay float32; logits, cosines and losses are computed in it.
+
+The learning rate, a step at a time: a linear rise, then a cosine.
+
+A row of the history, and which epoch of two is the better one. Pure functions. S steps, K terms of the loss.
+
+Class-balanced accuracy of every branch on the validation set: what chooses the epoch.
+
+The gradients of one step, a micro-batch at a time. B images in a micro-batch, K terms of the loss.
+
+All that changes while training goes on, and how it becomes a snapshot and comes back. K terms of the loss.
+
+The training loop: steps, validation, the best epoch, and the places where a run may stop and go on.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.utils.data import DataLoader
 
 from mdpr.artifacts import ShotGroup
-from mdpr.data.loading import ImageTable, make_loader
-from mdpr.data.sampling import ORDERS, plan_epoch, shard
-from mdpr.errors import Interrupted
+from mdpr.errors import ConfigError, Diverged, Interrupted
+from mdpr.evaluation.metrics import group_means
+from mdpr.images.loading import ORDERS, ImageTable, MicroBatch, make_loader, plan_epoch, shard
 from mdpr.model.classifier import MDPR
+from mdpr.params import TuneParams
 from mdpr.progress import track
-from mdpr.training.accumulation import accumulate_gradients
-from mdpr.training.checkpoint import Snapshot
+from mdpr.training.checkpoint import Snapshot, StopRequest, seed_step
 from mdpr.training.distributed import ALONE, Ranks
-from mdpr.training.guard import check_terms
-from mdpr.training.history import Row, is_better, make_row, mean_terms
-from mdpr.training.interruption import StopRequest
-from mdpr.training.objective import Objective
-from mdpr.training.state import Best, TrainingState, learning_parameters
-from mdpr.training.validation import validate
+from mdpr.training.losses import Objective
 
 logger = logging.getLogger(__name__)
+
+
+def check_terms(terms: Sequence[Tensor], names: Sequence[str], *, epoch: int, start: int) -> None:
+    """Raise `Diverged` at the first of an epoch's steps from `start`, and its first term, that is not finite.
+
+    `terms` holds the values (K,) of every step of the epoch so far.
+    """
+    value_SK = torch.stack(list(terms[start:]))
+    bad = (~value_SK.isfinite()).nonzero().tolist()
+    if bad:
+        step, term = bad[0]
+        raise Diverged(
+            f"the loss term {names[term]} is {value_SK[step][term].item()} at step {start + step} of epoch "
+            f"{epoch + 1}: lower tune.learning_rate, or tune.precision = fp32"
+        )
+
+
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 needs none
+
+
+class Precision:
+    """How a step computes: `autocast()` around the model, `scaler` around the gradients (fp16 alone uses it)."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device_type = device.type
+        # float16 has no gradients below 6e-8; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device_type, HALF_TYPES.get(self.name), enabled=self.name in HALF_TYPES)
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Raises `ConfigError` for fp16 without a GPU: torch has its operations on a CPU, many times slower than fp32."""
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError(f"tune.precision = fp16 needs a CUDA GPU, backbone.device is {device.type}: use bf16 or fp32")
+
+
+def make_schedule(optimizer: Optimizer, params: TuneParams, steps_per_epoch: int) -> LRScheduler:
+    """Warm-up from 1/(w + 1) of `tune.learning_rate` over w steps, then a cosine down to `tune.min_learning_rate`."""
+    total = params.epochs * steps_per_epoch
+    warmup = min(round(params.warmup_epochs * steps_per_epoch), total - 1)
+    cosine = CosineAnnealingLR(optimizer, T_max=total - warmup, eta_min=params.min_learning_rate)
+    if warmup == 0:
+        return cosine
+    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
+
+
+Row = dict[str, float]
+
+
+def mean_terms(terms: Sequence[Tensor], names: Sequence[str], images: int, batch_size: int) -> Row:
+    """The mean over the images of an epoch of each weighted term, from its means (K,) over each step's batch."""
+    size_S = torch.full((len(terms),), batch_size, dtype=torch.float64)
+    size_S[-1] = images - batch_size * (len(terms) - 1)
+    mean_K = (torch.stack(list(terms)).cpu().double() * (size_S / images)[:, None]).sum(dim=0)
+    return dict(zip(names, mean_K.tolist(), strict=True))
+
+
+def make_row(epoch: int, learning_rate: float, terms: Row, accuracy: Mapping[str, Mapping[str, float]]) -> Row:
+    """epoch, learning_rate, loss, loss_{term} and val_{branch}_{group}."""
+    row: Row = {"epoch": epoch, "learning_rate": learning_rate, "loss": sum(terms.values())}
+    row |= {f"loss_{name}": value for name, value in terms.items()}
+    return row | {f"val_{branch}_{group}": v for branch, groups in accuracy.items() for group, v in groups.items()}
+
+
+def is_better(overall: Mapping[str, float], best: Mapping[str, float] | None, branch: str) -> bool:
+    """Whether an epoch's accuracy by branch beats that of the best before it; of two equal ones the earlier stays.
+
+    Judged by `branch`, by the base where there is no such branch (no router).
+    """
+    if best is None:
+        return True
+    return overall.get(branch, overall["base"]) > best.get(branch, best["base"])
+
+
+@torch.no_grad()
+def validate(
+    model: MDPR, loader: DataLoader, shots: Sequence[ShotGroup], ranks: Ranks = ALONE
+) -> dict[str, dict[str, float]]:
+    """branch -> group -> accuracy (0..1) for base, fused and, where there is a router, routed.
+
+    Class features and the router's table are computed once. Each process counts on the images of its own loader; all
+    get the result of all. Leaves the model in evaluation mode.
+    """
+    model.eval()
+    constants = model.constants()
+    classes = len(shots)
+    branches = ("base", "fused") if model.router is None else ("base", "routed", "fused")
+    images_C = torch.zeros(classes, dtype=torch.int64)
+    hits_KC = torch.zeros(len(branches), classes, dtype=torch.int64)
+    for image_B3HW, label_B in loader:
+        outputs = model(image_B3HW.to(model.backbone.device), constants=constants)
+        images_C += torch.bincount(label_B, minlength=classes)
+        for hits_C, branch in zip(hits_KC, branches, strict=True):
+            logits_BC: Tensor = getattr(outputs, f"{branch}_BC")
+            hits_C += torch.bincount(label_B[logits_BC.argmax(dim=-1).cpu() == label_B], minlength=classes)
+    images_C, *hits = ranks.sum(torch.cat([images_C[None], hits_KC])).numpy()
+    recalls = (np.divide(hits_C, images_C, out=np.full(classes, np.nan), where=images_C > 0) for hits_C in hits)
+    return {branch: group_means(recall_C, shots) for branch, recall_C in zip(branches, recalls, strict=True)}
+
+
+LoadedBatch = tuple[MicroBatch, tuple[Tensor, Tensor]]  # images float32 (B, 3, H, W), labels int64 (B,)
+
+
+def accumulate_gradients(
+    objective: Objective, batches: Iterable[LoadedBatch], precision: Precision, *, seed: int, epoch: int, step: int
+) -> dict[str, Tensor]:
+    """Add the gradients of a step's loss to the learned parameters; return the weighted terms, detached, by name.
+
+    Every term is a mean over images, so terms and gradients of the whole batch are those of its micro-batches, each
+    weighted with its share of the images. With fp16 the gradients are still scaled.
+    """
+    device = objective.model.backbone.device
+    totals: dict[str, Tensor] = {}
+    for part, (image_B3HW, label_B) in batches:
+        seed_step(seed, epoch, step, part.offset)
+        label_B = label_B.to(device, non_blocking=True)
+        with precision.autocast():
+            outputs = objective.model(image_B3HW.to(device, non_blocking=True), label_B)
+        terms = objective.terms(outputs, label_B, epoch)
+        loss = torch.stack(list(terms.values())).sum()
+        precision.scaler.scale(part.share * loss).backward()
+        for name, term in terms.items():
+            weighted = part.share * term.detach()
+            totals[name] = totals[name] + weighted if name in totals else weighted
+    return totals
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch that validation prefers so far: its learned weights and its overall accuracy by branch."""
+
+    weights: dict[str, Tensor]
+    epoch: int
+    val_accuracy: dict[str, float]
+
+
+@dataclass
+class TrainingState:
+    """Where training is: `step` optimiser steps of `epoch` are done.
+
+    `terms` are the weighted loss terms (K,) of those steps, `term_names` their names, `learning_rate` that of the
+    epoch's first step, `history` the rows of the epochs that are complete.
+    """
+
+    model: MDPR
+    optimizer: AdamW
+    schedule: LRScheduler
+    precision: Precision
+    epoch: int = 0
+    step: int = 0
+    learning_rate: float = 0.0
+    term_names: list[str] = field(default_factory=list)
+    terms: list[Tensor] = field(default_factory=list)
+    history: list[Row] = field(default_factory=list)
+    best: Best | None = None
+
+    @classmethod
+    def at_start(cls, model: MDPR, steps_per_epoch: int) -> TrainingState:
+        params = model.params
+        optimizer = AdamW(learning_parameters(model), lr=params.learning_rate, weight_decay=params.weight_decay)
+        schedule = make_schedule(optimizer, params, steps_per_epoch)
+        precision = Precision(params.precision, model.backbone.device)
+        return cls(model, optimizer, schedule, precision, learning_rate=float(schedule.get_last_lr()[0]))
+
+    def finished(self) -> bool:
+        """Whether all epochs are done, or none was better for `tune.early_stopping_patience` epochs."""
+        params, patience = self.model.params, self.model.params.early_stopping_patience
+        if self.epoch >= params.epochs:
+            return True
+        return patience is not None and self.best is not None and self.epoch - 1 - self.best.epoch >= patience
+
+    def begin_next_epoch(self, row: Row, best: Best) -> None:
+        self.history.append(row)
+        self.best = best
+        self.epoch, self.step = self.epoch + 1, 0
+        self.terms = []
+        self.learning_rate = float(self.schedule.get_last_lr()[0])
+
+    def snapshot(self) -> Snapshot:
+        assert self.terms or self.best is not None, "nothing is done yet"
+        tensors = {f"weights.{name}": value for name, value in self.model.learned_state().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        if self.terms:
+            tensors["terms"] = torch.stack(self.terms)
+        record: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "learning_rate": self.learning_rate,
+            "term_names": self.term_names,
+            "history": self.history,
+            "schedule": self.schedule.state_dict(),
+            "group_learning_rates": [group["lr"] for group in self.optimizer.param_groups],
+            "scaler": self.precision.scaler.state_dict(),
+            "best": None,
+        }
+        if self.best is not None:
+            tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
+            record["best"] = {"epoch": self.best.epoch, "val_accuracy": self.best.val_accuracy}
+        return Snapshot(tensors, record)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from `snapshot`, in place; it comes from a run of the same configuration."""
+        record, device = snapshot.record, self.model.backbone.device
+        self.model.load_learned_state(_below(snapshot.tensors, "weights"))
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {}
+        for name, value in _below(snapshot.tensors, "optimizer").items():
+            index, _, moment = name.partition(".")
+            optimizer["state"].setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict(optimizer)
+        self.schedule.load_state_dict(record["schedule"])
+        for group, learning_rate in zip(self.optimizer.param_groups, record["group_learning_rates"], strict=True):
+            group["lr"] = learning_rate
+        if record["scaler"]:
+            self.precision.scaler.load_state_dict(record["scaler"])
+        self.epoch, self.step, self.learning_rate = record["epoch"], record["step"], record["learning_rate"]
+        self.term_names, self.history = record["term_names"], record["history"]
+        self.terms = list(snapshot.tensors["terms"].to(device)) if "terms" in snapshot.tensors else []
+        if record["best"] is not None:
+            self.best = Best(_below(snapshot.tensors, "best"), **record["best"])
+
+
+def learning_parameters(model: MDPR) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
 
 EVAL_BATCH_FACTOR = 4  # no gradients are kept in validation, so a larger batch fits
 CHECK_EVERY_STEPS = 20  # reading a loss makes the host wait for the GPU: not after every step

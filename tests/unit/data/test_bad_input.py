@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from mdpr.artifacts import read_card, read_classes, read_images, write_images
-from mdpr.config import PrepareParams
 from mdpr.errors import DataError
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import PrepareParams
+from mdpr.stages.stage import load_stage, run_stage
 
 MakeSource = Callable[..., Path]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdpr.config import PrepareParams
 from mdpr.data.class_list import shipped_class_list
 from mdpr.data.sources import Place, Source, open_source
 from mdpr.data.sources import cifar as cifar_module
 from mdpr.data.splits import SourceSplit
 from mdpr.errors import DataError
+from mdpr.params import PrepareParams
 
 BATCHES = {f"data_batch_{number}": 12 for number in range(1, 6)} | {"test_batch": 20}
 MakeFolder = Callable[..., Path]

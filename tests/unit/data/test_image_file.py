@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mdpr.artifacts import ImageFile, ImageRecord, read_images, write_image_records
-from mdpr.artifacts import images as images_module
+from mdpr.artifacts import image_tables as images_module
 from mdpr.errors import ArtifactError
 
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdpr.data.images import FORMATS, decode_image, quiet_about_large_images
 from mdpr.errors import DataError
+from mdpr.images.decoding import FORMATS, decode_image, quiet_about_large_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

@@ -11,10 +11,17 @@ import torch
 from PIL import Image
 
 from mdpr.artifacts import ImageFile, read_images, write_images
-from mdpr.data.images import decode_image
-from mdpr.data.loading import Augment, ImageTable, eval_transform, make_loader, train_transform
-from mdpr.data.sampling import instance_order, plan_epoch
 from mdpr.errors import DataError
+from mdpr.images.decoding import decode_image
+from mdpr.images.loading import (
+    Augment,
+    ImageTable,
+    eval_transform,
+    instance_order,
+    make_loader,
+    plan_epoch,
+    train_transform,
+)
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 COUNT = 40

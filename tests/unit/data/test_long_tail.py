@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdpr.config import PrepareParams
-from mdpr.data.long_tail import Cut, cut_pool
-from mdpr.data.profiles import exponential_profile, shot_group
+from mdpr.data.splits import Cut, cut_pool, exponential_profile, shot_group
 from mdpr.errors import DataError
+from mdpr.params import PrepareParams
 
 NAMES = ("ant", "bee", "cat")
 LABELS_N = np.random.default_rng(5).permutation(np.repeat([0, 1, 2], [40, 30, 25]))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dct
 
-from mdpr.data.perceptual import NOTHING, grey_thumbnail, nearest_within, perceptual_hashes
+from mdpr.data.inventory import NOTHING, grey_thumbnail, nearest_within, perceptual_hashes
 
 RNG = np.random.default_rng(3)
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mdpr.artifacts import SPLITS, read_card, read_classes, read_images, sha256, write_images
-from mdpr.config import PrepareParams
-from mdpr.data.long_tail import cut_pool
 from mdpr.data.sources import Place, open_source
+from mdpr.data.splits import cut_pool
 from mdpr.errors import DataError, MdprError
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import PrepareParams
+from mdpr.stages.stage import load_stage, run_stage
 
 MakeSource = Callable[..., Path]
 CUT = {

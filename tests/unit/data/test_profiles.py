@@ -6,14 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdpr.artifacts import ClassInfo
-from mdpr.config import PrepareParams
 from mdpr.data.class_list import ClassName
-from mdpr.data.long_tail import cut_pool, hold_out_test
 from mdpr.data.preparation import class_infos
-from mdpr.data.profiles import exponential_profile, pareto_profile, planned_counts, step_profile
 from mdpr.data.sources import Source
-from mdpr.data.splits import PixelSplit
+from mdpr.data.splits import (
+    PixelSplit,
+    cut_pool,
+    exponential_profile,
+    hold_out_test,
+    pareto_profile,
+    planned_counts,
+    step_profile,
+)
 from mdpr.errors import DataError
+from mdpr.params import PrepareParams
 
 
 def usual_generator(labels_N: np.ndarray, classes: int, imbalance_ratio: int, seed: int) -> list[np.ndarray]:

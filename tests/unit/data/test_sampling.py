@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdpr.data.sampling import ORDERS, Sampling, class_balanced_order, instance_order, plan_epoch
+from mdpr.images.loading import ORDERS, Sampling, class_balanced_order, instance_order, plan_epoch
 
 LABELS = np.repeat([0, 1, 3], [60, 12, 5])  # class 2 has no image
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mdpr.artifacts import write_images
-from mdpr.config import PrepareParams
 from mdpr.data.sources import SOURCES, Place, Source
 from mdpr.data.sources import open_source as open_at
 from mdpr.data.splits import SourceSplit
 from mdpr.errors import ArtifactError, DataError
+from mdpr.params import PrepareParams
 
 MakeSource = Callable[..., Path]
 

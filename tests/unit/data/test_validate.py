@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from mdpr.artifacts import ClassInfo, read_classes, read_images, sha256, write_classes, write_images, write_json
-from mdpr.config import PrepareParams, ValidateParams
-from mdpr.data.expectations import Finding, Findings, raise_for_errors
+from mdpr.data.checks import Finding, Findings, raise_for_errors
 from mdpr.errors import ArtifactError, CheckFailed
-from mdpr.stages.definition import load_stage, run_stage
+from mdpr.params import PrepareParams, ValidateParams
+from mdpr.stages.stage import load_stage, run_stage
 
 MakeSource = Callable[..., Path]
 Row = dict[str, Any]

@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 
 from mdpr.artifacts import ClassInfo, ShotGroup
-from mdpr.config import DIMENSIONS
-from mdpr.evaluation.contents import AuditFinding, ReportContent
-from mdpr.evaluation.gallery import make_gallery, pick_tail_images
-from mdpr.evaluation.inference import Passed
 from mdpr.evaluation.predictions import BRANCHES, PredictionRecorder
-from mdpr.evaluation.report import make_figures, render_report
+from mdpr.evaluation.report.gallery import make_gallery, pick_tail_images
+from mdpr.evaluation.report.page import AuditFinding, ReportContent, make_figures, render_report
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.scoring import Passed
+from mdpr.params import DIMENSIONS
 
 
 def shot_of(train_images: int) -> ShotGroup:

@@ -17,8 +17,8 @@ from mdpr.artifacts import ClassInfo, write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.comparison import bootstrap_p, compare, holm, mcnemar_p, read_results
-from mdpr.evaluation.inference import Passed
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.scoring import Passed
 
 Write = Callable[..., Path]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mdpr.evaluation.intervals import accuracy_intervals, gain_intervals, intervals
+from mdpr.evaluation.uncertainty import accuracy_intervals, gain_intervals, intervals
 
 SHOTS = ["many", "many", "medium", "few"]
 IMAGES = 40

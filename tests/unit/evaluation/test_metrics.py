@@ -14,19 +14,17 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.calibration import (
+from mdpr.evaluation.metrics import (
     CALIBRATION_BINS,
     ClasswiseCalibration,
-    expected_calibration_error,
-    reliability,
-)
-from mdpr.evaluation.metrics import (
     class_recall,
+    expected_calibration_error,
     geometric_mean,
     group_means,
     harmonic_mean,
     negative_log_likelihood,
     points,
+    reliability,
     score,
     score_branch,
     signed_points,

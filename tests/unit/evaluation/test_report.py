@@ -16,12 +16,11 @@ import pandas as pd
 import pytest
 
 from mdpr.artifacts import Check, ClassInfo, Promotion
-from mdpr.evaluation.contents import ReportContent
-from mdpr.evaluation.figures import write_figures
-from mdpr.evaluation.inference import Passed
 from mdpr.evaluation.metrics import points
-from mdpr.evaluation.report import make_figures
+from mdpr.evaluation.report.page import ReportContent, make_figures
+from mdpr.evaluation.report.svg import write_figures
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.scoring import Passed
 
 Render = Callable[[ReportContent], str]
 EVIL = "<script>alert(1)</script>"

@@ -16,18 +16,26 @@ from scipy import stats
 from torch import Tensor, nn
 
 from mdpr.artifacts import Features, ModelConfig, read_classes, read_features, read_probe
-from mdpr.config import DIMENSIONS, EvaluateParams, Section, TuneParams
 from mdpr.errors import ArtifactError, ConfigError
-from mdpr.evaluation.ablation import ABLATIONS, RoutingAblations, prior_only, shuffled, uniform
-from mdpr.evaluation.biases import biases, rank_correlations, slopes
-from mdpr.evaluation.inference import Passed
-from mdpr.evaluation.passes import ablation_names, evaluate_splits
+from mdpr.evaluation.ablations import (
+    ABLATIONS,
+    RoutingAblations,
+    Seen,
+    choose,
+    five_crop_transform,
+    mean_probability,
+    prior_only,
+    shuffled,
+    uniform,
+    weigh,
+)
 from mdpr.evaluation.results import Results, check_label_set
-from mdpr.evaluation.robust import choose, five_crop_transform, mean_probability, weigh
-from mdpr.evaluation.variants import Seen
-from mdpr.inference import Classifier
+from mdpr.evaluation.scoring import Passed, ablation_names, evaluate_splits
+from mdpr.evaluation.uncertainty import biases, rank_correlations, slopes
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.model.inference import Classifier
+from mdpr.params import DIMENSIONS, EvaluateParams, Section, TuneParams
 
 C, V, D = 6, len(DIMENSIONS), 16
 

@@ -13,7 +13,6 @@ import pytest
 from langchain_core.messages import AIMessage
 from pydantic import ValidationError
 
-from mdpr.config import DescribeParams, LlmParams
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.chat import NO_KEY, Unusable, find_key, read_answer
 from mdpr.knowledge.limits import TokenBucket
@@ -21,6 +20,7 @@ from mdpr.knowledge.questions import Question
 from mdpr.knowledge.retries import LONGEST_RETRY_AFTER_S, is_transient, retry_after_s
 from mdpr.knowledge.spending import Budget, Prices, estimate, prompt_tokens
 from mdpr.knowledge.store import Usage
+from mdpr.params import DescribeParams, LlmParams
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 QUESTION = Question("k", 0, "cat", "functionality", "s" * 100, "u" * 100)

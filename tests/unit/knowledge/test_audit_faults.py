@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mdpr.artifacts import ClassKnowledge, Knowledge
-from mdpr.config import DIMENSIONS
 from mdpr.knowledge.audit import audit, too_many_tokens
 from mdpr.knowledge.audit.checks import BASE_CHECKS, LINE_CHECKS
 from mdpr.knowledge.audit.contrast import spelled_alike
 from mdpr.knowledge.audit.margins import not_discriminating, sentence_margins
 from mdpr.knowledge.audit.names import NameIndex, words_of
+from mdpr.params import DIMENSIONS
 
 GA, FA, FT, CI, DF = DIMENSIONS
 SOUND = {

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mdpr.artifacts import ClassKnowledge, Knowledge, read_knowledge, who_wrote
-from mdpr.config import DIMENSIONS
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.audit import audit
 from mdpr.knowledge.curated import fit_rivals
+from mdpr.params import DIMENSIONS
 
 NAMES = ["shirt", "coat"]
 

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from mdpr.artifacts import ClassKnowledge, Knowledge, write_json
 from mdpr.commands.knowledge import command
-from mdpr.config import DIMENSIONS
 from mdpr.errors import CheckFailed, MdprError
 from mdpr.knowledge.audit import Finding
 from mdpr.knowledge.page import render_knowledge
+from mdpr.params import DIMENSIONS
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as reference
 
-from mdpr.knowledge.confusion import confusion_matrix, rivals
-from mdpr.knowledge.prior import estimate_log_prior
+from mdpr.probe.bias import confusion_matrix, estimate_log_prior, rivals
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 2**16))

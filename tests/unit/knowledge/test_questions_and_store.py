@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdpr.artifacts import ClassInfo
-from mdpr.config import DIMENSIONS, LlmParams
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.prompts import Prompts, Rejected, load_prompts
 from mdpr.knowledge.questions import Question, make_questions, question_key
 from mdpr.knowledge.schema import make_schemas
 from mdpr.knowledge.store import Usage, open_store
+from mdpr.params import DIMENSIONS, LlmParams
 
 DF = DIMENSIONS[-1]
 PROMPTS = load_prompts()

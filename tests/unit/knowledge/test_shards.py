@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdpr.artifacts import ClassInfo, ClassKnowledge, Knowledge
-from mdpr.config import DIMENSIONS, DescribeParams
 from mdpr.errors import ConfigError, KnowledgeError
 from mdpr.knowledge.shards import merge, shard_indices
+from mdpr.params import DIMENSIONS, DescribeParams
 
 NAMES = ["coat", "bag", "coat", "sandal", "shirt", "dress", "boot"]  # names may repeat
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from mdpr.config import BackboneParams, Section
 from mdpr.model.backbone import Backbone
+from mdpr.params import BackboneParams, Section
 
 
 @pytest.fixture(scope="session")

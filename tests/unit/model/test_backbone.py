@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mdpr.artifacts import read_classes, read_features
-from mdpr.config import BackboneParams, Section, TuneParams
 from mdpr.errors import ArtifactError, BackboneError, ConfigError, MdprError
 from mdpr.model.backbone import Backbone, choose_device
 from mdpr.model.classifier import MDPR
+from mdpr.params import BackboneParams, Section, TuneParams
 
 NAMES = ["boot", "bag"]
 

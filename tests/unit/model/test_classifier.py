@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mdpr.artifacts import read_classes, read_features, read_probe
-from mdpr.config import Section, TuneParams, parse_params
 from mdpr.errors import ConfigError
 from mdpr.model import classifier
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.params import Section, TuneParams, parse_params
 
 
 @pytest.fixture

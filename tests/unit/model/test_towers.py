@@ -10,8 +10,7 @@ from benchmarks.published import image_features
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor
 
-from mdpr.model.text import PromptedText, class_tokens
-from mdpr.model.vision import prompted_image_features
+from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.config import Section, parse_params
 from mdpr.errors import ArtifactError, CheckFailed, ConfigError, MdprError
-from mdpr.stages.definition import STAGES, Stage, load_stage, run_stage
+from mdpr.params import Section, parse_params
+from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
 
 
 def stage(function: Callable[..., None]) -> Stage:

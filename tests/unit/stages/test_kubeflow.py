@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from mdpr.artifacts import write_json
-from mdpr.config import SECTIONS, load_params, parse_params
 from mdpr.errors import ConfigError
-from mdpr.stages import kubeflow_views
-from mdpr.stages.definition import STAGES
-from mdpr.stages.kubeflow import configure_stages, merge_params, run_component, summarise
-from mdpr.stages.kubeflow_views import show_confusion, show_metrics
+from mdpr.kubeflow import views as kubeflow_views
+from mdpr.kubeflow.components import configure_stages, merge_params, run_component, summarise
+from mdpr.kubeflow.views import show_confusion, show_metrics
+from mdpr.params import SECTIONS, load_params, parse_params
+from mdpr.stages.stage import STAGES
 
 
 @dataclass

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from mdpr.artifacts import ModelConfig, read_json, write_json
-from mdpr.config import BackboneParams, Section, TuneParams, parse_params
 from mdpr.errors import ConfigError
-from mdpr.stages import kubeflow_variants
-from mdpr.stages.kubeflow import merge_params
-from mdpr.stages.variants import shard_params, vary_params
+from mdpr.kubeflow import side_by_side as kubeflow_variants
+from mdpr.kubeflow.components import merge_params
+from mdpr.kubeflow.side_by_side import params_per_setting, params_per_shard
+from mdpr.params import BackboneParams, Section, TuneParams, parse_params
 
 LIMITS = {"requests_per_minute": 100, "tokens_per_minute": 9000}
 PRICES = {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0}
@@ -37,7 +37,7 @@ def describe_text(**changes: Any) -> str:
 
 def test_shards_share_the_budget_and_the_limits_and_nothing_else() -> None:
     whole = parse_params(yaml.safe_load(describe_text()))["describe"].model_dump(mode="json")
-    texts = shard_params(describe_text(), 3)
+    texts = params_per_shard(describe_text(), 3)
     for number, text in enumerate(texts, start=1):
         (section,) = yaml.safe_load(text).values()
         assert section["shard"] == f"{number}/3"
@@ -48,7 +48,7 @@ def test_shards_share_the_budget_and_the_limits_and_nothing_else() -> None:
 
 
 def test_no_limit_stays_no_limit() -> None:
-    texts = shard_params("describe: {provider: curated}", 2)
+    texts = params_per_shard("describe: {provider: curated}", 2)
     assert [yaml.safe_load(text)["describe"]["budget_usd"] for text in texts] == [0, 0]
     assert [yaml.safe_load(text)["describe"]["llm"]["requests_per_minute"] for text in texts] == [0, 0]
 
@@ -63,12 +63,12 @@ def test_no_limit_stays_no_limit() -> None:
 )
 def test_shards_that_cannot_be_are_one_line(text: str, shards: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        shard_params(text, shards)
+        params_per_shard(text, shards)
 
 
 def test_settings_are_laid_over_tune_and_over_nothing_else() -> None:
     base = merge_params("", {}, "tune: {epochs: 5, loss: {tau: 0.5}}")["tune"]
-    texts = vary_params(base, ["tune: {seed: 1}", "tune: {seed: 2, loss: {base: 2.0}}"])
+    texts = params_per_setting(base, ["tune: {seed: 1}", "tune: {seed: 2, loss: {base: 2.0}}"])
     before = yaml.safe_load(base)
     for text, seed, weight in zip(texts, (1, 2), (1.0, 2.0), strict=True):
         after = yaml.safe_load(text)
@@ -94,13 +94,13 @@ def test_settings_are_laid_over_tune_and_over_nothing_else() -> None:
 )
 def test_settings_that_cannot_be_are_one_line(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
-        vary_params(merge_params("", {}, "")["tune"], settings)
+        params_per_setting(merge_params("", {}, "")["tune"], settings)
     assert "\n" not in str(raised.value)
 
 
 def test_a_mistake_ends_the_task_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        kubeflow_variants.vary_params("", ["tune: {epochs: 0}"])
+        kubeflow_variants.params_per_setting("", ["tune: {epochs: 0}"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: tune.epochs = 0")
@@ -171,11 +171,11 @@ def test_merged_shards_are_what_describe_writes_in_one_piece(
     encoded: Mapping[str, Path], small_params: Mapping[str, Section], tmp_path: Path
 ) -> None:
     """Byte by byte, whatever the order of the shards."""
-    from mdpr.stages.definition import load_stage, run_stage
+    from mdpr.stages.stage import load_stage, run_stage
 
     text = yaml.safe_dump({"describe": small_params["describe"].model_dump(mode="json")})
     shards = []
-    for number, part in enumerate(shard_params(text, 3)):
+    for number, part in enumerate(params_per_shard(text, 3)):
         paths = {"prepared": encoded["prepared"], "probe": encoded["probe"], "knowledge": tmp_path / str(number)}
         run_stage(load_stage("describe"), paths, parse_params(yaml.safe_load(part)))
         shards.append(Port(str(paths["knowledge"])))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.config import TrackingParams
-from mdpr.tracking.store import Store, connect
+from mdpr.mlops.store import Store, connect
+from mdpr.params import TrackingParams
 
 
 @pytest.fixture

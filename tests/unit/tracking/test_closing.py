@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.stages.kubeflow import close_runs
-from mdpr.tracking.store import Store, connect
+from mdpr.kubeflow.components import close_runs
+from mdpr.mlops.store import Store, connect
 
 
 @pytest.fixture

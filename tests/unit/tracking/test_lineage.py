@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from mdpr import __version__
-from mdpr.config import TuneParams
-from mdpr.tracking.lineage import flatten, lineage_tags
+from mdpr.mlops.runs import flatten, lineage_tags
+from mdpr.params import TuneParams
 
 
 @pytest.fixture

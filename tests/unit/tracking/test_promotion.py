@@ -10,11 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdpr.bootstrap import bootstrap_means
 from mdpr.errors import ConfigError
-from mdpr.registry.comparison import Comparison, compare
-from mdpr.registry.gate import Candidate, Latency, should_promote
-from mdpr.registry.policy import Policy, read_policy
+from mdpr.evaluation.uncertainty import bootstrap_means
+from mdpr.mlops.gate import Candidate, Comparison, Latency, Policy, compare, read_policy, should_promote
 
 POLICY = Policy.model_validate(
     {
@@ -255,7 +253,7 @@ def test_pairs_are_kept_together() -> None:
 def test_memory_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     right_N, other_N = right_with(0.8, 0), right_with(0.7, 1)
     whole = compared(right_N, other_N)
-    monkeypatch.setattr("mdpr.bootstrap.DRAWN_AT_ONCE", 50)
+    monkeypatch.setattr("mdpr.evaluation.uncertainty.DRAWN_AT_ONCE", 50)
     assert compared(right_N, other_N) == whole
 
 

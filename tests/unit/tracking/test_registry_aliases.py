@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mdpr.errors import TrackingError
-from mdpr.registry import aliases as registry_module
-from mdpr.registry.aliases import CHAMPION, PREVIOUS, Registry
-from mdpr.tracking.store import Store
+from mdpr.mlops import registry as registry_module
+from mdpr.mlops.registry import CHAMPION, PREVIOUS, Registry
+from mdpr.mlops.store import Store
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from mdpr.artifacts import TrackedRun
-from mdpr.config import TrackingParams
 from mdpr.errors import TrackingError
-from mdpr.tracking.adoption import ORIGINAL_RUN_TAG
-from mdpr.tracking.runs import add_results, open_run
-from mdpr.tracking.store import Store, connect, explain
+from mdpr.mlops.delivery import ORIGINAL_RUN_TAG
+from mdpr.mlops.runs import add_results, open_run
+from mdpr.mlops.store import Store, connect, explain
+from mdpr.params import TrackingParams
 
 
 def test_a_finished_run_holds_what_was_logged(store: Store, tracking: TrackingParams) -> None:

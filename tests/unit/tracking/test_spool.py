@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 
 from mdpr.artifacts import TrackedRun
-from mdpr.config import TrackingParams
 from mdpr.errors import TrackingError
-from mdpr.registry.aliases import CHAMPION, Registry
-from mdpr.tracking.datasets import split_inputs
-from mdpr.tracking.flushing import flush
-from mdpr.tracking.runs import add_results, open_run
-from mdpr.tracking.spool import open_journal
-from mdpr.tracking.store import Store, connect
+from mdpr.mlops.delivery import flush
+from mdpr.mlops.registry import CHAMPION, Registry
+from mdpr.mlops.runs import add_results, open_run, split_inputs
+from mdpr.mlops.spool import open_journal
+from mdpr.mlops.store import Store, connect
+from mdpr.params import TrackingParams
 
 AWAY = "http://127.0.0.1:9"
 
@@ -139,8 +138,8 @@ def test_delivering_twice_keeps_everything_once(store: Store, tracking: Tracking
 
 KILLED = """
 import os, signal, sys
-from mdpr.config import TrackingParams
-from mdpr.tracking.runs import open_run
+from mdpr.params import TrackingParams
+from mdpr.mlops.runs import open_run
 
 with open_run(TrackingParams(experiment="shoes", system_metrics=False), "tune", {}, {}) as run:
     print(run.run_id, flush=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.tracking.store import without_login
+from mdpr.mlops.store import without_login
 
 FIRST_USE = """
 import sys
-from mdpr.tracking.store import connect
+from mdpr.mlops.store import connect
 print("ready", flush=True)
 sys.stdin.readline()
 print(connect().client.create_experiment(sys.argv[1]))

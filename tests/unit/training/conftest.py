@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from mdpr.artifacts import Features, read_classes, read_features, read_images
-from mdpr.config import Section, TuneParams
-from mdpr.data.loading import ImageTable, eval_transform, train_transform
+from mdpr.images.loading import ImageTable, eval_transform, train_transform
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.params import Section, TuneParams
+from mdpr.training.checkpoint import seed_everything
 from mdpr.training.loop import Fitted, Surroundings, TrainingData, fit
-from mdpr.training.objective import Objective
-from mdpr.training.reproducibility import seed_everything
+from mdpr.training.losses import Objective
 
 
 @pytest.fixture(scope="package")

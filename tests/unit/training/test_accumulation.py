@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdpr.data.loading import make_loader
-from mdpr.data.sampling import plan_epoch
+from mdpr.images.loading import make_loader, plan_epoch
 from mdpr.model.classifier import Outputs
-from mdpr.training.accumulation import accumulate_gradients
+from mdpr.training.loop import Precision, accumulate_gradients
 from mdpr.training.losses import BASE_LOSSES
-from mdpr.training.precision import Precision
 
 IMAGES = 14
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from mdpr.errors import Diverged, Interrupted
-from mdpr.training.checkpoint import Snapshot
-from mdpr.training.interruption import StopRequest
+from mdpr.training.checkpoint import Snapshot, StopRequest
 from mdpr.training.loop import Surroundings, fit
 
 

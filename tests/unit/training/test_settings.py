@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from mdpr.artifacts import class_digest, read_classes, read_features, read_probe
-from mdpr.config import TuneParams, parse_params
-from mdpr.config.tuning import LOSS_PRESETS
 from mdpr.errors import ArtifactError, ConfigError
 from mdpr.launch import Launch, read_launch
 from mdpr.model.backbone import Backbone
+from mdpr.params import TuneParams, parse_params
+from mdpr.params.tuning import LOSS_PRESETS
+from mdpr.training.checkpoint import check_fit, run_identity
 from mdpr.training.distributed import join
-from mdpr.training.identity import check_fit, run_identity
-from mdpr.training.precision import check_precision
-from mdpr.training.schedule import make_schedule
+from mdpr.training.loop import check_precision, make_schedule
 
 
 def tune(**values: object) -> TuneParams:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mdpr.config import PrepareParams
 from mdpr.data.class_list import ClassName
 from mdpr.data.faults import Faults
 from mdpr.data.splits import SourceSplit
 from mdpr.errors import DataError
+from mdpr.params import PrepareParams
 
 
 @dataclass(frozen=True)

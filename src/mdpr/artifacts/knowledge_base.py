@@ -1,0 +1,147 @@
+"""knowledge/ and features/: the sentences, and what the text encoder makes of them.
+
+C classes, V dimensions, d joint embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from mdpr.artifacts.formats import Format, class_digest, parse, read_json, read_tensors
+from mdpr.errors import ArtifactError, KnowledgeError
+from mdpr.params import DIMENSIONS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ClassKnowledge(Format):
+    """Five sentences about one class; `rival` is the class its differential sentence contrasts it with.
+
+    `rival_index` says which one where names repeat; a hand-written file may leave it out. `completed`: the dimensions
+    that a chat model wrote because a finished knowledge base lacked them.
+    """
+
+    index: int = Field(ge=0)
+    name: str = Field(min_length=1)
+    rival: str | None = None
+    rival_index: int | None = Field(None, ge=0)
+    sentences: dict[str, str]
+    differential_alternatives: dict[str, str] = Field(default_factory=dict)
+    completed: tuple[str, ...] = ()
+
+
+class Knowledge(Format):
+    """The knowledge base: V = 5 sentences a class, and where they come from."""
+
+    format: Literal["mdpr-knowledge/1"] = "mdpr-knowledge/1"
+    provenance: dict[str, Any]
+    dimensions: tuple[str, ...] = DIMENSIONS
+    classes: tuple[ClassKnowledge, ...]
+
+    def sentences_CV(self) -> list[list[str]]:
+        return [[item.sentences[key] for key in self.dimensions] for item in self.classes]
+
+
+def parse_knowledge(path: Path) -> Knowledge:
+    """A knowledge base as it stands, gaps included. Raises `KnowledgeError` where the file is not one."""
+    try:
+        knowledge = parse(path, Knowledge, read_json(path), KnowledgeError)
+    except ArtifactError as error:
+        raise KnowledgeError(str(error)) from None
+    if knowledge.dimensions != DIMENSIONS:
+        raise KnowledgeError(f"{path}: dimensions must be {', '.join(DIMENSIONS)}, in this order")
+    return knowledge
+
+
+def read_unfinished(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
+    """A knowledge base, gaps included, for exactly `class_names` in order where they are given.
+
+    Raises `KnowledgeError` where it is of other classes.
+    """
+    knowledge = parse_knowledge(path)
+    if class_names is None:
+        class_names = [item.name for item in knowledge.classes]
+    if len(knowledge.classes) != len(class_names):
+        raise KnowledgeError(
+            f"{path} describes {len(knowledge.classes)} classes, the data has {len(class_names)}: "
+            "write or generate the knowledge base of this data"
+        )
+    for index, (item, name) in enumerate(zip(knowledge.classes, class_names, strict=True)):
+        if item.index != index or item.name != name:
+            raise KnowledgeError(f"{path}: class {index} is {item.name!r} (index {item.index}), the data has {name!r}")
+        unknown = set(item.sentences) - set(DIMENSIONS)
+        if unknown:
+            raise KnowledgeError(f"{path}: class {index} ({name}) has an unknown dimension {min(unknown)}")
+    return knowledge
+
+
+def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
+    """A complete knowledge base, for exactly `class_names` in order where they are given.
+
+    Raises `KnowledgeError` that names the class and the dimension of the first gap; nothing is ever filled in.
+    """
+    knowledge = read_unfinished(path, class_names)
+    for item in knowledge.classes:
+        for key in DIMENSIONS:
+            if not item.sentences.get(key, "").strip():
+                raise KnowledgeError(f"{path}: class {item.index} ({item.name}) has no sentence for {key}: write one")
+    return knowledge
+
+
+def who_wrote(knowledge: Knowledge) -> str:
+    """Where the sentences come from, in one line of what their provenance says."""
+
+    def told(provenance: Mapping[str, Any]) -> str:
+        facts = ((key, fact) for key, fact in provenance.items() if isinstance(fact, str | float | int) and fact != "")
+        return ", ".join(f"{key} {fact}" for key, fact in facts)
+
+    base = knowledge.provenance.get("base")
+    if not isinstance(base, Mapping):
+        return told(knowledge.provenance)
+    completed = sum(len(item.completed) for item in knowledge.classes)
+    of = len(knowledge.classes) * len(knowledge.dimensions)
+    return f"{completed} of {of}: {told(knowledge.provenance)}; the others: {told(base)}"
+
+
+@dataclass(frozen=True)
+class Features:
+    """The knowledge base in the backbone's joint space.
+
+    sentences_CVd   P, one feature a sentence
+    summary_Cd      m, the mean of a class's sentences
+    prior_CV        M, cosine of the plain class name with each of the class's sentences
+    """
+
+    sentences_CVd: np.ndarray
+    summary_Cd: np.ndarray
+    prior_CV: np.ndarray
+    fingerprint: str
+    knowledge_digest: str
+
+
+def write_features(features: Path, content: Features, class_names: Sequence[str]) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = {
+        "sentences_CVd": content.sentences_CVd,
+        "summary_Cd": content.summary_Cd,
+        "prior_CV": content.prior_CV,
+    }
+    metadata = {
+        "format": "mdpr-features/1",
+        "fingerprint": content.fingerprint,
+        "knowledge_digest": content.knowledge_digest,
+        "classes": class_digest(class_names),
+    }
+    save_file(arrays, features / "knowledge.safetensors", metadata)
+
+
+def read_features(features: Path, class_names: Sequence[str]) -> Features:
+    arrays, metadata = read_tensors(features / "knowledge.safetensors", "mdpr-features/1", class_names)
+    return Features(**arrays, fingerprint=metadata["fingerprint"], knowledge_digest=metadata["knowledge_digest"])

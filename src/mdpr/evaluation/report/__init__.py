@@ -1,0 +1,1 @@
+"""The evaluation report: one HTML page with inlined charts, tables and pictures."""

@@ -1,0 +1,214 @@
+"""What the report shows, gathered from the folders of the pipeline: nothing is computed by a model here.
+
+The stage evaluate and `mdpr report` both come this way, so that a page made again shows the same.
+
+report.html: the results of an evaluation as one page.
+
+Class names and sentences are text to the template and to the charts (SVG text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict
+
+from mdpr import artifacts
+from mdpr.artifacts import Promotion, who_wrote
+from mdpr.artifacts.formats import parse
+from mdpr.evaluation.metrics import GROUPS, points
+from mdpr.evaluation.predictions import BRANCHES
+from mdpr.evaluation.report.charts import (
+    accuracy_by_count,
+    accuracy_by_zero_shot,
+    labelled,
+    reliability_diagram,
+    training_curves,
+    variant_gains,
+    whole,
+)
+from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images
+from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
+from mdpr.evaluation.report.svg import Figure
+from mdpr.evaluation.report.wording import (
+    BIAS_TITLES,
+    GROUP_TITLES,
+    OTHER_FIGURES,
+    bias_rows,
+    class_sizes,
+    figure_cells,
+    make_card,
+    shown_branches,
+    summary_sentence,
+    variant_rows,
+)
+from mdpr.evaluation.results import Results
+from mdpr.evaluation.tables import confusion_block, confusion_density, display_names, mean_routing, worst_confusions
+from mdpr.images.decoding import decode_image
+from mdpr.pages import label, render_page
+from mdpr.params import DIMENSIONS
+
+
+class AuditFinding(BaseModel):
+    """A fault that the audit of the knowledge base found; what else an audit says is not shown."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    level: Literal["error", "warning", "info"]
+    check: str
+    class_name: str
+    dimension: str
+    message: str
+
+
+class Audit(BaseModel):
+    """An audit.json, as far as the report shows it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    findings: tuple[AuditFinding, ...]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What the report shows beside the results: where they come from, and what they look like.
+
+    audit is None where the knowledge base was not audited, promotion where the gate has not decided yet.
+    """
+
+    title: str
+    results: Results
+    history: pd.DataFrame
+    selected_epoch: int
+    prior_C: np.ndarray
+    gallery: Sequence[GalleryItem]
+    lineage: Mapping[str, str]
+    audit: Sequence[AuditFinding] | None = None
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the pipeline's artifacts lie."""
+
+    prepared: Path
+    probe: Path
+    knowledge: Path
+    features: Path
+    model: Path
+    evaluation: Path
+
+
+def gather(folders: Folders, title: str, gallery_images: int, promotion: Promotion | None = None) -> ReportContent:
+    """Read everything the report shows; raises `ArtifactError` that names the file that is missing or does not fit."""
+    classes = artifacts.read_classes(folders.prepared)
+    names = [item.name for item in classes]
+    frozen = artifacts.read_probe(folders.probe, names)
+    results = Results.read(folders.evaluation, classes)
+    knowledge = artifacts.read_knowledge(folders.knowledge / "knowledge.json", names)
+    picked = pick_tail_images(results.predictions, classes, gallery_images)
+    test = artifacts.read_images(folders.prepared / "test.parquet")
+    images = {row: decode_image(test.image(row), f"row {row} of test.parquet") for row in picked["index"].tolist()}
+    return ReportContent(
+        title=title,
+        results=results,
+        history=artifacts.read_history(folders.model),
+        selected_epoch=artifacts.read_model_config(folders.model).selected_epoch,
+        prior_C=np.exp(frozen.log_prior_C),
+        gallery=make_gallery(picked, classes, knowledge.sentences_CV(), images),
+        lineage=artifacts.read_json(folders.evaluation / "lineage.json") | {"sentences": who_wrote(knowledge)},
+        audit=read_audit(folders.knowledge, folders.features),
+        promotion=promotion,
+    )
+
+
+def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:
+    """What describe found in the sentences and encode in their features, errors first; None where neither looked."""
+    paths = [path for folder in (knowledge, features) if (path := folder / "audit.json").is_file()]
+    if not paths:
+        return None
+    findings = [finding for path in paths for finding in parse(path, Audit, artifacts.read_json(path)).findings]
+    levels = ("error", "warning", "info")
+    return sorted(findings, key=lambda finding: levels.index(finding.level))
+
+
+MAX_LABELLED_CLASSES = 20
+WORST_BLOCK_CLASSES = 5  # of a matrix that is labelled whole
+DENSITY_CELLS = 250
+WORST_CONFUSIONS = 12
+AUDIT_ROWS = 200
+
+
+def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
+    """The report as one HTML document; `figures` are those of `make_figures`."""
+    results = content.results
+    groups = [group for group in GROUPS if group in results.scores["fused"]]
+    branches = shown_branches(results.scores)
+    return render_page(
+        "mdpr.evaluation.report",
+        "report.html.j2",
+        "report.js",
+        filters={"points": points},
+        title=content.title,
+        content=content,
+        results=results,
+        summary=summary_sentence(results),
+        cards=[make_card(results, group) for group in groups],
+        branches={branch: BRANCHES[branch] for branch in branches},
+        group_titles={group: GROUP_TITLES[group] for group in groups},
+        other_figures=OTHER_FIGURES,
+        figure_rows=[(BRANCHES[branch], figure_cells(results, branch)) for branch in branches],
+        class_sizes=class_sizes(results.classes),
+        bias_titles=BIAS_TITLES,
+        bias_rows=bias_rows(results.biases, branches),
+        variant_rows=variant_rows(results.variants, groups),
+        worst=worst_confusions(results.predictions, display_names(results.classes), WORST_CONFUSIONS),
+        figures={figure.name: figure for figure in figures},
+        dimensions=[label(key) for key in DIMENSIONS],
+        audit_rows=AUDIT_ROWS,
+        svg=lambda figure: Markup(figure.svg),  # noqa: S704 - Vega escapes the text in it
+    )
+
+
+def make_figures(content: ReportContent) -> list[Figure]:
+    """Every chart that the content allows; routing weights only where there was routing."""
+    results = content.results
+    names = display_names(results.classes)
+    shown = shown_branches(results.scores)
+    branches = [branch for branch in shown if branch != "routed"]
+    routing = mean_routing(results.predictions, [item.shot for item in results.classes])
+    return [
+        accuracy_by_count(results.per_class, branches),
+        accuracy_by_zero_shot(results.per_class),
+        hidden_prior(names, [item.train_images for item in results.classes], content.prior_C),
+        reliability_diagram(results.reliability, shown, results.scores),
+        confusion_figure(results, names),
+        *([routing_by_dimension(routing, DIMENSIONS)] if routing else []),
+        *([] if results.variants.empty else [variant_gains(results.variants)]),
+        training_curves(content.history, content.selected_epoch),
+    ]
+
+
+def confusion_figure(results: Results, names: Sequence[str]) -> Figure:
+    """The whole matrix, with names where they have room, and a closer look at the block of the worst confusions."""
+    classes = len(names)
+    everything = classes <= MAX_LABELLED_CLASSES
+    most = WORST_BLOCK_CLASSES if everything else MAX_LABELLED_CLASSES
+    if everything:
+        _, share_CC = confusion_block(results.predictions, classes, classes)
+        matrix = labelled(names, share_CC, "Confusion", "confusion")
+        if classes <= most:
+            return matrix
+    class_K, share_KK = confusion_block(results.predictions, classes, most)
+    scope = f" Shown are the {len(class_K)} classes of the worst confusions, of {classes:,}."
+    closer = labelled([names[index] for index in class_K], share_KK, "Worst block", "confusion_zoom", scope)
+    if everything:
+        return replace(matrix, zoom=closer)
+    order_C = np.argsort([-item.train_images for item in results.classes], kind="stable")
+    return whole(confusion_density(results.predictions, order_C, DENSITY_CELLS), classes, closer)

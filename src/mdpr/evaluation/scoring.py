@@ -1,0 +1,160 @@
+"""One pass over the test set: every branch of the tuned model, the frozen model's zero-shot answer, and variants.
+
+Shapes: B images in a batch, C classes, d joint width, W views of an image.
+
+The passes over images that an evaluation takes: validation to choose on, test to score, test again for views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdpr.artifacts import Probe, read_images
+from mdpr.errors import ConfigError
+from mdpr.evaluation.ablations import (
+    ABLATIONS,
+    Flipped,
+    PostHoc,
+    RoutingAblations,
+    Seen,
+    Variant,
+    five_crop_transform,
+    mean_probability,
+)
+from mdpr.evaluation.metrics import ClasswiseCalibration
+from mdpr.evaluation.predictions import PredictionRecorder
+from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader
+from mdpr.model.fusion import GeneralizedLogitAdjustment
+from mdpr.model.inference import Classifier
+from mdpr.params import EvaluateParams
+from mdpr.progress import track
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one pass gives.
+
+    predictions     the table of `mdpr.evaluation.predictions`
+    classwise_ece   of every recorded branch
+    variants        a variant's columns as predictions has a branch's; None without variants
+    kinds           variant -> ablation or robust, in order
+    """
+
+    predictions: pd.DataFrame
+    classwise_ece: Mapping[str, float]
+    variants: pd.DataFrame | None
+    kinds: dict[str, str]
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier,
+    probe: Probe,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    variants: Sequence[Variant] = (),
+) -> Passed:
+    """Answers to `batches` of images (B, 3, H, W) and labels (B,), in order.
+
+    Zero-shot is s * x t^T with the frozen tower's image features x and the template ensemble t of `probe`. Raises
+    `ArtifactError` where scores are not finite.
+    """
+    text_Cd = torch.as_tensor(probe.text_Cd, dtype=torch.float32, device=classifier.device)
+    recorder, others = PredictionRecorder(), PredictionRecorder()
+    calibration: dict[str, ClasswiseCalibration] = {}
+    kinds: dict[str, str] = {}
+    fusion = classifier.model.fusion
+    for image_B3HW, label_B in batches:
+        image_on_device = image_B3HW.to(classifier.device)
+        frozen_Bd = classifier.backbone.encode_image(image_on_device).float()
+        outputs = classifier(image_on_device)
+        logits = {"zero_shot": probe.logit_scale * frozen_Bd @ text_Cd.T, "base": outputs.base_BC}
+        routing_BV = None
+        if outputs.routed_BC is not None:
+            logits |= {"routed": outputs.routed_BC, "fused": outputs.fused_BC}
+            routing_BV = classifier.consult(outputs, outputs.fused_BC.argmax(dim=-1))
+        scores = {branch: F.log_softmax(logits_BC.float(), dim=-1) for branch, logits_BC in logits.items()}
+        recorder.add(label_B, scores, routing_BV)
+        for branch, scores_BC in scores.items():
+            calibration.setdefault(branch, ClasswiseCalibration()).add(label_B, scores_BC)
+        expert_BC = None
+        if isinstance(fusion, GeneralizedLogitAdjustment):
+            expert_BC = fusion.expert(frozen_Bd, classifier.backbone.logit_scale)
+        answers: dict[str, Tensor] = {}
+        for variant in variants:
+            given = variant.log_probabilities(Seen(image_on_device, outputs, expert_BC))
+            answers |= given
+            kinds |= dict.fromkeys(given, variant.kind)
+        if answers:
+            others.add(label_B, answers)
+    return Passed(
+        recorder.table(),
+        {branch: counts.error() for branch, counts in calibration.items()},
+        others.table() if kinds else None,
+        kinds,
+    )
+
+
+@torch.inference_mode()
+def predict_views(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], name: str) -> pd.DataFrame:
+    """The mean probability over the views (B, W, 3, H, W) of every image, as the variant `name`."""
+    recorder = PredictionRecorder()
+    for views_BW3HW, label_B in batches:
+        answers = [classifier(view_B3HW).fused_BC for view_B3HW in views_BW3HW.unbind(dim=1)]
+        recorder.add(label_B, {name: mean_probability(torch.stack(answers))})
+    return recorder.table()
+
+
+def evaluate_splits(
+    classifier: Classifier, probe: Probe, prior_CV: np.ndarray | None, prepared: Path, params: EvaluateParams
+) -> Passed:
+    """Answers to prepared/test.parquet with the variants that `params` names.
+
+    `prior_CV` is M of `mdpr.artifacts.Features`. Raises `ConfigError` where ablations are listed for a model without
+    a router.
+    """
+    look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
+    variants: list[Variant] = []
+    if names := ablation_names(params, routed=classifier.model.router is not None):
+        assert prior_CV is not None
+        variants.append(RoutingAblations(classifier, prior_CV, names))
+    if params.post_hoc:
+        variants.append(_post_hoc(classifier, _table(prepared, "val", look), params.batch_size))
+    if params.test_time == "flip":
+        variants.append(Flipped(classifier))
+    test = make_loader(_table(prepared, "test", look), params.batch_size)
+    passed = predict(classifier, probe, track(test, "evaluate"), variants)
+    if params.test_time.startswith("five_crop"):
+        views = five_crop_transform(classifier, flips=params.test_time == "five_crop_flip")
+        loader = make_loader(_table(prepared, "test", views), params.batch_size)
+        name = f"{params.test_time}_ensemble"
+        table = predict_views(classifier, track(loader, params.test_time), name)
+        if passed.variants is not None:
+            table = passed.variants.join(table.drop(columns=["index", "label"]))
+        passed = replace(passed, variants=table, kinds=passed.kinds | {name: "robust"})
+    return passed
+
+
+def ablation_names(params: EvaluateParams, routed: bool) -> Sequence[str]:
+    """The ablations to make, none for a model without a router."""
+    if isinstance(params.ablations, bool):
+        return list(ABLATIONS) if params.ablations and routed else []
+    if params.ablations and not routed:
+        raise ConfigError("evaluate.ablations names ablations of routing, the model has no router: set it to false")
+    return params.ablations
+
+
+@torch.inference_mode()
+def _post_hoc(classifier: Classifier, val: ImageTable, batch_size: int) -> PostHoc:
+    return PostHoc(classifier, track(make_loader(val, batch_size), "choose on validation"))
+
+
+def _table(prepared: Path, split: str, look: ImageTransform) -> ImageTable:
+    return ImageTable(read_images(prepared / f"{split}.parquet"), look, cache_max_bytes=0)

@@ -1,0 +1,265 @@
+"""Bootstrap over test images, stratified by class, for class-balanced means.
+
+Drawing n_c of a class's n_c images with replacement makes the counts of their outcomes (right or wrong; won,
+lost or alike) multinomial. So the counts are drawn and not the images: the same distribution, and no image is
+touched (percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+Shapes: C classes, K outcomes, S resamplings.
+
+Confidence intervals of what is computed from the classes' recalls (see `mdpr.evaluation.uncertainty`).
+
+An interval speaks of the choice of test images alone, not of the training seed. It is the percentile interval;
+where every image of every class has the same outcome it has no width. Figures that count images one by one (top-1,
+top-5, macro F1, calibration, NLL) have none.
+
+Shapes: N test images, C classes, K outcomes, S resamplings.
+
+The two biases, measured: how a class's accuracy goes with its training count, and with what the frozen model knew.
+
+    by_count       per tenfold training images (log10 of the count, at least 1)
+    by_prior       per tenfold estimated pre-training share (the probe's hidden prior)
+    by_zero_shot   per point of the frozen model's zero-shot accuracy on the same test images: 1 is a bias handed on
+                   whole, 0 none of it left
+
+A slope of 0 treats classes alike. Intervals are bootstrap over test images, stratified by class and centred on the
+estimate; both accuracies of by_zero_shot are drawn together. With few test images a class the estimates of correlations
+and of by_zero_shot are themselves too near 0: that is not corrected. A slope or correlation that does not exist (all
+counts equal, all recalls equal, one class) is None.
+
+Shapes: N test images, C tested classes, S resamplings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from mdpr.artifacts import Bias, Biases, Intervals
+from mdpr.evaluation.metrics import group_members
+from mdpr.evaluation.predictions import final_branch, recorded_branches
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+DRAWN_AT_ONCE = 3_000_000  # counts held in memory at one time, 8 bytes each; the result does not depend on it
+
+
+def drawn_counts(count_CK: np.ndarray, *, resamplings: int, seed: int) -> Iterator[np.ndarray]:
+    """Resampled outcome counts in blocks (S', C, K) that make up `resamplings` S; every class must have an image."""
+    import numpy as np
+
+    image_C = count_CK.sum(axis=1)
+    share_CK = count_CK / image_C[:, None]
+    rng = np.random.default_rng(seed)
+    at_once = max(1, DRAWN_AT_ONCE // max(1, share_CK.size))
+    for start in range(0, resamplings, at_once):
+        yield rng.multinomial(image_C, share_CK, size=(min(at_once, resamplings - start), len(image_C)))
+
+
+def bootstrap_means(
+    count_CK: np.ndarray,
+    value_K: Sequence[float],
+    members: Mapping[str, Sequence[int]],
+    *,
+    resamplings: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """S resampled values of each group's class-balanced mean outcome.
+
+    count_CK[c, k] is the number of class c's images with outcome k, worth value_K[k]; `members` maps a group
+    to its class indices. Classes without an image do not count; a group without an image is left out.
+    """
+    import numpy as np
+
+    image_C = count_CK.sum(axis=1)
+    tested = np.flatnonzero(image_C)
+    of_group = {group: np.isin(tested, np.asarray(indices, dtype=np.int64)) for group, indices in members.items()}
+    blocks: dict[str, list[np.ndarray]] = {group: [] for group, mask_C in of_group.items() if mask_C.any()}
+    for drawn_SCK in drawn_counts(count_CK[tested], resamplings=resamplings, seed=seed):
+        mean_SC = (drawn_SCK @ np.asarray(value_K, dtype=np.float64)) / image_C[tested]
+        for group, parts in blocks.items():
+            parts.append(mean_SC[:, of_group[group]].mean(axis=1))
+    return {group: np.concatenate(parts) for group, parts in blocks.items()}
+
+
+LEVEL = 0.95
+RESAMPLINGS = 2000
+SEED = 0
+
+Interval = tuple[float, float]
+Statistic = Callable[[np.ndarray], np.ndarray]  # recalls (S, C) -> S values
+
+
+def accuracy_intervals(
+    predictions: pd.DataFrame, branch: str, shots: Sequence[str], resamplings: int = RESAMPLINGS
+) -> dict[str, Interval]:
+    """Intervals of a branch's class-balanced accuracies, gap, worst class and means over classes, as fractions."""
+    correct_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
+    count_CK = outcome_counts(predictions["label"].to_numpy(), np.where(correct_N, 0, 1), len(shots), 2)
+    tested = np.flatnonzero(count_CK.sum(axis=1))
+    statistics = recall_statistics([shots[index] for index in tested.tolist()])
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    image_C = count_CK[tested].sum(axis=1)
+    for drawn_SCK in drawn_counts(count_CK[tested], resamplings=resamplings, seed=SEED):
+        recall_SC = drawn_SCK[:, :, 0] / image_C
+        for name, statistic in statistics.items():
+            parts[name].append(statistic(recall_SC))
+    return {name: percentile_interval(np.concatenate(part)) for name, part in parts.items()}
+
+
+def recall_statistics(shots: Sequence[str]) -> dict[str, Statistic]:
+    """Figure -> function from recalls (S, C) of tested classes to its S values; what cannot be had is left out."""
+    members = group_members(shots, np.ones(len(shots), dtype=bool))
+    statistics: dict[str, Statistic] = {group: partial(_mean_over, indices) for group, indices in members.items()}
+    if "many" in members and "few" in members:
+        many, few = statistics["many"], statistics["few"]
+        statistics["head_tail_gap"] = lambda recall_SC: many(recall_SC) - few(recall_SC)
+    return statistics | {
+        "worst_class": lambda recall_SC: recall_SC.min(axis=1),
+        "harmonic_mean": _harmonic_means,
+        "geometric_mean": _geometric_means,
+    }
+
+
+def gain_intervals(
+    predictions: pd.DataFrame, branch: str, reference: str, shots: Sequence[str], resamplings: int = RESAMPLINGS
+) -> dict[str, Interval]:
+    """Intervals of accuracy(branch) - accuracy(reference) on the same images: paired, so narrower than two."""
+    right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
+    reference_N = (predictions[f"{reference}_top1"] == predictions["label"]).to_numpy()
+    mean_S = paired_differences(predictions["label"].to_numpy(), right_N, reference_N, shots, resamplings)
+    return {group: percentile_interval(values) for group, values in mean_S.items()}
+
+
+def paired_differences(
+    label_N: np.ndarray, right_N: np.ndarray, reference_N: np.ndarray, shots: Sequence[str], resamplings: int
+) -> dict[str, np.ndarray]:
+    """S resampled differences of class-balanced accuracy, right minus reference, for every group that exists."""
+    outcome_N = np.select([right_N & ~reference_N, ~right_N & reference_N], [0, 1], default=2)
+    count_CK = outcome_counts(label_N, outcome_N, len(shots), 3)
+    tested = group_members(shots, count_CK.sum(axis=1) > 0)
+    members = {group: indices.tolist() for group, indices in tested.items()}
+    return bootstrap_means(count_CK, (1, -1, 0), members, resamplings=resamplings, seed=SEED)
+
+
+def intervals(predictions: pd.DataFrame, shots: Sequence[str], resamplings: int = RESAMPLINGS) -> Intervals:
+    """An interval for every branch and figure, and for the gain of the model's answer over zero-shot and base."""
+    final = final_branch(predictions)
+    accuracy: Mapping[str, dict[str, Interval]] = {
+        branch: accuracy_intervals(predictions, branch, shots, resamplings) for branch in recorded_branches(predictions)
+    }
+    return Intervals(
+        method="percentile bootstrap over test images, stratified by class",
+        level=LEVEL,
+        resamplings=resamplings,
+        seed=SEED,
+        accuracy={**accuracy, "fused": accuracy[final]},
+        gain_of_fused={
+            reference: gain_intervals(predictions, final, reference, shots, resamplings)
+            for reference in ("zero_shot", "base")
+        },
+    )
+
+
+def outcome_counts(label_N: np.ndarray, outcome_N: np.ndarray, classes: int, outcomes: int) -> np.ndarray:
+    """Images of each class with each outcome, (C, K)."""
+    return np.bincount(label_N * outcomes + outcome_N, minlength=classes * outcomes).reshape(classes, outcomes)
+
+
+def percentile_interval(value_S: np.ndarray) -> Interval:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(value_S, [tail, 1 - tail]).tolist()
+    return low, high
+
+
+def _mean_over(indices: np.ndarray, recall_SC: np.ndarray) -> np.ndarray:
+    mean_S: np.ndarray = recall_SC[:, indices].mean(axis=1)
+    return mean_S
+
+
+def _harmonic_means(recall_SC: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # 1 / 0 is infinity, and 1 over that the 0 we mean
+        return recall_SC.shape[1] / (1 / recall_SC).sum(axis=1)
+
+
+def _geometric_means(recall_SC: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # exp(log(0)) is 0
+        return np.exp(np.log(recall_SC).mean(axis=1))
+
+
+def biases(
+    predictions: pd.DataFrame,
+    train_images: Sequence[int],
+    log_prior_C: np.ndarray,
+    resamplings: int = RESAMPLINGS,
+) -> Biases:
+    """Slopes and rank correlations of every branch. `train_images` and `log_prior_C` are in order of class index."""
+    label_N = predictions["label"].to_numpy()
+    frozen_N = (predictions["zero_shot_top1"] == predictions["label"]).to_numpy()
+    tested = np.flatnonzero(np.bincount(label_N, minlength=len(train_images)))
+    fixed = {
+        "by_count": np.log10(np.maximum(np.asarray(train_images, dtype=float)[tested], 1)),
+        "by_prior": np.asarray(log_prior_C, dtype=float)[tested] / np.log(10),
+    }
+    found: dict[str, dict[str, Bias]] = {}
+    for branch in recorded_branches(predictions):
+        right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
+        outcome_N = 2 * (~right_N).astype(np.int64) + (~frozen_N).astype(np.int64)
+        count_C4 = outcome_counts(label_N, outcome_N, len(train_images), 4)[tested]
+        own_1C, frozen_1C = _recalls(count_C4[None])
+        drawn = [_recalls(block) for block in drawn_counts(count_C4, resamplings=resamplings, seed=SEED)]
+        own_SC, frozen_SC = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        found[branch] = {name: _bias(own_1C, own_SC, x_C[None], x_C[None]) for name, x_C in fixed.items()}
+        if branch != "zero_shot":
+            found[branch]["by_zero_shot"] = _bias(own_1C, own_SC, frozen_1C, frozen_SC)
+    return Biases(level=LEVEL, resamplings=resamplings, seed=SEED, branches=found)
+
+
+def slopes(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
+    """Least-squares slope of y on x in every row; NaN where x has no spread. One row of x serves all."""
+    x_SC = x_SC - x_SC.mean(axis=1, keepdims=True)
+    covariance_S = (x_SC * (y_SC - y_SC.mean(axis=1, keepdims=True))).sum(axis=1)
+    variance_S = np.broadcast_to((x_SC**2).sum(axis=1), covariance_S.shape)
+    return np.divide(covariance_S, variance_S, out=np.full(len(y_SC), np.nan), where=variance_S > 0)
+
+
+def rank_correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of every row, ties by mean rank; NaN where x or y has no spread."""
+    ranks = [rankdata(values, axis=1) for values in (x_SC, y_SC)]
+    x_SC, y_SC = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    norm_S = np.sqrt((x_SC**2).sum(axis=1) * (y_SC**2).sum(axis=1))
+    return np.divide((x_SC * y_SC).sum(axis=1), norm_S, out=np.full(len(y_SC), np.nan), where=norm_S > 0)
+
+
+def _recalls(count_SC4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recalls (S, C) of the branch and of the frozen model. Outcomes: both right, branch alone, frozen alone, none."""
+    image_SC = count_SC4.sum(axis=2)
+    return (count_SC4[..., 0] + count_SC4[..., 1]) / image_SC, (count_SC4[..., 0] + count_SC4[..., 2]) / image_SC
+
+
+def _bias(y_1C: np.ndarray, y_SC: np.ndarray, x_1C: np.ndarray, x_SC: np.ndarray) -> Bias:
+    values: dict[str, float | tuple[float, float] | None] = {}
+    for name, statistic in (("slope", slopes), ("correlation", rank_correlations)):
+        value = statistic(x_1C, y_1C)[0]
+        drawn_S = statistic(x_SC, y_SC)
+        known_S = drawn_S[~np.isnan(drawn_S)]
+        exists = not np.isnan(value) and len(known_S)
+        values[name] = float(value) if exists else None
+        values[f"{name}_interval"] = _interval(float(value), known_S) if exists else None
+    return Bias.model_validate(values)
+
+
+def _interval(value: float, drawn_S: np.ndarray) -> tuple[float, float]:
+    """The percentile interval, moved by the mean difference of the resamplings from `value`.
+
+    Drawing adds the noise of the test images once more, which pulls correlations and slopes on a noisy x towards 0.
+    """
+    tail = (1 - LEVEL) / 2
+    low, high = (np.quantile(drawn_S, [tail, 1 - tail]) - drawn_S.mean() + value).tolist()
+    return low, high

@@ -1,0 +1,177 @@
+"""What the Kubeflow components call: a stage by its name, its parameters as text, its ports as artifacts.
+
+Parameters travel as YAML text because Kubeflow turns whole numbers inside dictionaries into floats. Nothing
+here imports kfp: an artifact is anything with a `path` and a `metadata` dictionary.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from mdpr.artifacts import data_digests, read_json
+from mdpr.errors import ConfigError, MdprError
+from mdpr.params import SECTIONS, parse_params
+from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
+
+logger = logging.getLogger(__name__)
+
+
+class Artifact(Protocol):
+    """The part of `kfp.dsl.Artifact` that is used here."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def run_component(stage_name: str, params: str, /, **ports: Artifact) -> None:
+    """Run a stage on the paths of `ports`; `params` is YAML text of the sections it reads.
+
+    With MDPR_PROCESSES above 1 the stage runs in as many processes under torchrun, one a GPU. A user's mistake ends the
+    process with one line on stderr and exit code 2.
+    """
+    with one_line_errors():
+        stage = load_stage(stage_name)
+        paths = {port: Path(artifact.path) for port, artifact in ports.items()}
+        sections = parse_params(read_sections(params, "params"))
+        processes = int(os.environ.get("MDPR_PROCESSES", "1"))
+        if processes > 1:
+            _spread(stage, paths, params, processes)
+        else:
+            run_stage(stage, paths, sections)
+        for port in stage.outputs:
+            ports[port].metadata.update(summarise(paths[port]))
+
+
+def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int) -> None:
+    """`mdpr STAGE` in `processes` processes of this machine; what they say goes where this process's output goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_text(params, encoding="utf-8")
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+        ports = [part for port in stage.ports for part in (f"--{port}", str(paths[port].absolute()))]
+        command = [sys.executable, *launch, "-m", "mdpr", stage.name, "--params", str(file), *ports]
+        code = subprocess.run(command).returncode
+    if code:
+        raise MdprError(
+            f"{stage.name}: one of {processes} processes failed with exit code {code}; its own line is above"
+        )
+
+
+def close_runs(state: str) -> None:
+    """Mark the MLflow runs that this run of Kubeflow left open as failed, unless its end, `state`, is SUCCEEDED.
+
+    KFP_RUN_ID says which run of Kubeflow this is; without it (on one machine) there is nothing to find.
+    """
+    run_id = os.environ.get("KFP_RUN_ID")
+    if state == "SUCCEEDED" or not run_id:
+        return
+    from mdpr.mlops.delivery import fail_open_runs
+
+    with one_line_errors():
+        for closed in fail_open_runs("kfp.run_id", run_id):
+            logger.info("MLflow run %s was left open: marked as failed", closed)
+
+
+def configure_stages(
+    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str, settings: Artifact
+) -> tuple[str, ...]:
+    """The parameters of each stage as YAML text, in the order of `STAGES`: what `run_component` takes.
+
+    `base` holds all sections; `choices` are the parameters a person sets one by one; `overrides`, YAML text
+    too, has the last word. With a `recipe`, its settings stand in the place of `base`, and of `choices` only those
+    count that differ from `base`: what nobody changed is the recipe's. Each text holds only the sections its stage
+    reads, so that a setting of `tune` leaves the input of `prepare` as it was. A wrong key or value ends the process
+    with one line, exit code 2. All of them together go into the file of `settings`.
+    """
+    with one_line_errors():
+        texts = merge_params(base, choices, overrides, recipe)
+        Path(settings.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(settings.path).write_text(_together(texts.values()), encoding="utf-8")
+        return tuple(texts.values())
+
+
+def _together(texts: Iterable[str]) -> str:
+    """The sections of several texts as one params.yaml."""
+    found = {section: values for text in texts for section, values in yaml.safe_load(text).items()}
+    return yaml.safe_dump({section: found[section] for section in SECTIONS}, sort_keys=False)
+
+
+def merge_params(
+    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
+) -> dict[str, str]:
+    """`configure_stages` by stage name; raises `ConfigError`."""
+    merged = read_sections(base, "base")
+    if recipe:
+        from mdpr.recipes import params_text, read_recipe  # for `configure` alone: no stage's task waits for it
+
+        choices = _changed(choices, merged)
+        merged = read_sections(params_text(read_recipe(recipe), None), recipe)
+    for layer in (choices, read_sections(overrides, "overrides")):
+        merged = lay_over(merged, layer)
+    sections = parse_params(merged)
+    return {
+        name: yaml.safe_dump(
+            {section: sections[section].model_dump(mode="json") for section in load_stage(name).sections.values()},
+            sort_keys=False,
+        )
+        for name in STAGES
+    }
+
+
+def read_sections(text: str, what: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"{what} is not valid YAML ({reason}); write it like tune: {{epochs: 5}}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{what} must hold sections, like tune: {{epochs: 5}}, not {text.strip()!r}")
+    return content
+
+
+def _changed(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `values` is not as in `base`, mapping by mapping."""
+    nested = {key: _changed(value, base.get(key, {})) for key, value in values.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in values.items() if key not in nested and value != base.get(key)}
+    return {key: value for key, value in nested.items() if value} | plain
+
+
+def lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, mapping by mapping."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = lay_over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Progress on stderr; a user's mistake as the last line of the log instead of a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mdpr").setLevel(logging.INFO)
+    try:
+        yield
+    except MdprError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def summarise(output: Path) -> dict[str, Any]:
+    """Single values and digests for an artifact's metadata, from the JSON file it is or from the run.json inside it."""
+    path = output if output.is_file() else output / "run.json"
+    content = read_json(path) if path.is_file() else {}
+    digests = data_digests(output) if (output / "card.json").is_file() else content.get("digests", {})
+    return {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)} | digests

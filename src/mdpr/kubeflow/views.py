@@ -1,0 +1,102 @@
+"""A stage's outputs in the forms that the Kubeflow UI draws: numbers, a confusion matrix, a page, a short table."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mdpr.artifacts import SHOT_GROUPS, read_metrics, read_run
+from mdpr.errors import TrackingError
+from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
+from mdpr.params import TrackingParams, parse_params
+
+if TYPE_CHECKING:
+    from mdpr.mlops.listing import ChampionFigures
+
+logger = logging.getLogger(__name__)
+CONFUSION_MAX_CLASSES = 100  # the matrix is drawn by a browser, and kept in the metadata store
+
+
+class ConfusionView(Protocol):
+    """The part of `kfp.dsl.ClassificationMetrics` that is used here."""
+
+    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None: ...
+
+
+def show_metrics(evaluation: Artifact, view: Artifact) -> None:
+    """metrics.json, each value as branch.figure."""
+    for branch, figures in read_metrics(Path(evaluation.path)).items():
+        view.metadata.update({f"{branch}.{figure}": value for figure, value in figures.items()})
+
+
+def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
+    """confusion.csv (columns actual, predicted; one row a test image) as a matrix, rows actual."""
+    import pandas as pd
+
+    pairs = pd.read_csv(Path(evaluation.path) / "confusion.csv", dtype=str, keep_default_na=False)
+    names = sorted(set(pairs["actual"]) | set(pairs["predicted"]))
+    if len(names) > CONFUSION_MAX_CLASSES:
+        logger.info("no confusion matrix in the UI: %d classes, at most %d", len(names), CONFUSION_MAX_CLASSES)
+        return
+    counts = pd.crosstab(pairs["actual"], pairs["predicted"]).reindex(index=names, columns=names, fill_value=0)
+    view.log_confusion_matrix(names, counts.to_numpy().tolist())
+
+
+def show_page(source: Artifact, name: str, view: Artifact) -> None:
+    """One HTML file of an output as an artifact of its own, which the UI opens."""
+    shutil.copyfile(Path(source.path) / name, view.path)
+
+
+def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:
+    """The model's accuracy by shot group beside the zero-shot model's and the champion's, as Markdown.
+
+    `params` is YAML text with the section tracking. A registry that does not answer leaves the champion's line out and
+    says so: the scores do not depend on it.
+    """
+    from mdpr.mlops.listing import champion_figures
+    from mdpr.mlops.registry import Registry
+    from mdpr.mlops.store import connect
+
+    with one_line_errors():
+        tracking = parse_params(read_sections(params, "params"))["tracking"]
+        assert isinstance(tracking, TrackingParams)
+        folder = Path(evaluation.path)
+        try:
+            champion = champion_figures(Registry(connect(), tracking.model_name))
+            note = _compare(champion, read_run(folder).test_sha256)
+        except TrackingError as error:
+            champion, note = None, f"The champion is not known: {error}"
+        Path(view.path).write_text(summary_table(read_metrics(folder), champion, note), encoding="utf-8")
+
+
+def _compare(champion: ChampionFigures | None, test_sha256: str | None) -> str:
+    if champion is None:
+        return "There is no champion yet."
+    same = champion.test_sha256 == test_sha256
+    return "" if same else "The champion was scored on other test images: the two lines do not compare."
+
+
+def summary_table(metrics: Mapping[str, Mapping[str, float]], champion: ChampionFigures | None, note: str = "") -> str:
+    """Class-balanced test accuracy in percent, a row a model; differences in percentage points.
+
+    metrics: branch -> figure -> fraction. A group without classes is left out.
+    """
+    own = metrics["fused"]
+    groups = [group for group in ("all", *SHOT_GROUPS) if group in own]
+    others = {"zero-shot": metrics["zero_shot"]}
+    if champion:
+        others[f"champion, version {champion.number}"] = champion.figures
+    rows = [["percent", *groups], ["---"] * (1 + len(groups)), ["**this model**", *_cells(own, groups)]]
+    rows.append(["base branch alone", *_cells(metrics["base"], groups)])
+    for name, figures in others.items():
+        gains = {group: own[group] - figures[group] for group in groups if group in figures}
+        rows += [[name, *_cells(figures, groups)], [f"gain over {name}", *_cells(gains, groups, "+.1f")]]
+    lines = ["# Test accuracy", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([*lines, *(["", note] if note else [])]) + "\n"
+
+
+def _cells(figures: Mapping[str, float], groups: Sequence[str], form: str = ".1f") -> list[str]:
+    return [format(100 * figures[group], form) if group in figures else "-" for group in groups]

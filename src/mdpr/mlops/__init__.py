@@ -1,0 +1,1 @@
+"""Runs, model registry, gate and serving: everything that talks to MLflow."""

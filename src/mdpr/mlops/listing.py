@@ -1,0 +1,97 @@
+"""The registry and the gate's checks for people: tables for a terminal, and the same as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mdpr.artifacts import Promotion
+from mdpr.mlops.registry import CHAMPION, Registry
+from mdpr.mlops.releases import LATENCY_TAG, TEST_SET_TAG
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ACCURACY_TAG = "mdpr.test.fused."
+NUMBERS = ("version", "all", "few", "ece", "latency_ms")
+COLUMNS = ("version", "aliases", "registered", "all", "few", "ece", "latency_ms", "gate")
+
+
+def registry_rows(registry: Registry) -> list[dict[str, Any]]:
+    """One row a version, the newest first; a figure that was not recorded is None. Raises `TrackingError`."""
+    aliases = registry.aliases()
+    rows = []
+    for version in registry.versions():
+        tags = version.tags
+        figures = {key: tags.get(ACCURACY_TAG + key) for key in ("all", "few", "ece")} | {
+            "latency_ms": tags.get(LATENCY_TAG)
+        }
+        rows.append(
+            {
+                "version": version.number,
+                "aliases": sorted(alias for alias, number in aliases.items() if number == version.number),
+                "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
+                **{key: None if text is None else float(text) for key, text in figures.items()},
+                "gate": tags.get("mdpr.gate.decision"),
+                "run_id": version.run_id,
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class ChampionFigures:
+    """What the champion scored: figure -> accuracy as a fraction; and the digest of the test images behind it."""
+
+    number: str
+    figures: Mapping[str, float]
+    test_sha256: str | None
+
+
+def champion_figures(registry: Registry) -> ChampionFigures | None:
+    """Read from the champion's tags; None where there is no champion. Raises `TrackingError`."""
+    champion = registry.behind(CHAMPION)
+    if champion is None:
+        return None
+    figures = {
+        key.removeprefix(ACCURACY_TAG): float(value)
+        for key, value in champion.tags.items()
+        if key.startswith(ACCURACY_TAG)
+    }
+    return ChampionFigures(champion.number, figures, champion.tags.get(TEST_SET_TAG))
+
+
+def registry_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, title=f"{name}: versions in the MLflow registry (accuracies as fractions)")
+    for column in COLUMNS:
+        table.add_column(
+            column, justify="right" if column in ("version", "all", "few", "ece", "latency_ms") else "left"
+        )
+    for row in rows:
+        style = "bold" if "champion" in row["aliases"] else None
+        table.add_row(*(Text(_text(row[column])) for column in COLUMNS), style=style)
+    return table
+
+
+def checks_table(promotion: Promotion) -> Table:
+    from rich.table import Table
+
+    champion = promotion.champion_before or "none"
+    table = Table(title=f"Gate: version {promotion.version} of {promotion.model_name}, champion {champion}")
+    for column in ("check", "measured", "judged", "must be", "passed"):
+        table.add_column(column, justify="left" if column in ("check", "must be") else "right")
+    for check in promotion.checks:
+        bound = f"{check.passes} {check.threshold:g}"
+        table.add_row(check.name, f"{check.estimate:.3f}", f"{check.value:.3f}", bound, "yes" if check.passed else "no")
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(value)
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

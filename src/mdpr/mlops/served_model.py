@@ -1,0 +1,245 @@
+"""The servable model: what goes into it, its digest, and how it is logged to MLflow (models from code).
+
+What `mdpr serve` runs: MLflow's own server, for one version that is named before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import mdpr
+from mdpr.artifacts import ModelConfig, TrackedRun, read_model_config, sha256
+from mdpr.errors import ArtifactError, TrackingError
+from mdpr.mlops.gate import Latency
+from mdpr.mlops.registry import Registry
+from mdpr.mlops.store import DEFAULT_URI, Store, connect, explained
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+
+
+LOGGED_NAME = "model"
+TIMED_REQUESTS = 9
+# What serving imports. The pipeline's own needs (DVC, Kubeflow, LangChain, Great Expectations) stay out.
+REQUIRED = (
+    "numpy",
+    "open-clip-torch",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+# The smallest PNG: one grey pixel. It shows the form of a request, and that the model answers.
+EXAMPLE_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folders a model is made of. `files` is what it computes with; its history and run do not count."""
+
+    knowledge: Path
+    features: Path
+    model: Path
+
+    @property
+    def config(self) -> ModelConfig:
+        return read_model_config(self.model)
+
+    def files(self) -> dict[str, list[Path]]:
+        return {
+            "model": [self.model / "model.safetensors", self.model / "config.json"],
+            "features": [self.features / "knowledge.safetensors"],
+            "knowledge": [self.knowledge / "knowledge.json"],
+        }
+
+    def digest(self) -> str:
+        """sha256 of the files' names and contents: equal digests compute alike. Raises `ArtifactError`."""
+        digest = hashlib.sha256()
+        for folder, files in self.files().items():
+            for file in files:
+                if not file.is_file():
+                    raise ArtifactError(f"{file} is missing: run the stage that writes it")
+                digest.update(f"{folder}/{file.name}\0{sha256(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) -> tuple[str, Latency | None]:
+    """Log the model to `run`, served by the file `code`; returns its MLflow id and how long it takes for an image.
+
+    It is loaded and asked before it is uploaded: a model that does not answer never becomes a version.
+    Without torch in this environment (a small image of the cluster) that trial is left out, and there is no latency.
+    Raises `TrackingError`, and `ArtifactError` where a part is missing.
+    """
+    if not code.is_file():
+        raise TrackingError(f"register.pyfunc: {code} does not exist: run from the project folder or name the file")
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    client = store.client
+    # Not pyfunc.log_model: it needs an active run, and would open the finished run again.
+    with explained(store.uri), TemporaryDirectory(prefix="mdpr-") as folder:
+        experiment_id = client.get_run(run.run_id).info.experiment_id
+        logged = client.create_logged_model(
+            experiment_id, LOGGED_NAME, source_run_id=run.run_id, model_type="classifier"
+        )
+        form = Model(artifact_path=logged.artifact_location, run_id=run.run_id, model_id=logged.model_id)
+        status, latency = "FAILED", None
+        try:
+            saved = Path(folder) / "model"
+            _save(saved, parts, code, form)
+            if util.find_spec("torch"):
+                latency = _try_out(saved)
+            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            client.log_model_artifacts(logged.model_id, str(saved))
+            status = "READY"
+        finally:
+            client.finalize_logged_model(logged.model_id, status)
+    return str(logged.model_id), latency
+
+
+def _save(saved: Path, parts: Parts, code: Path, form: Model) -> None:
+    """Everything that serving needs, as MLflow lays it out, in the folder `saved`."""
+    from mlflow import pyfunc
+
+    with _artifacts(parts) as artifacts:
+        pyfunc.save_model(
+            path=str(saved),
+            mlflow_model=form,
+            python_model=str(code),
+            artifacts=artifacts,
+            code_paths=[str(Path(mdpr.__file__).parent)],
+            pip_requirements=requirements(),
+            signature=signature(),
+            input_example=(_example(), {"top_k": 5, "explain": False}),
+        )
+
+
+def _try_out(saved: Path) -> Latency:
+    """The median over a few requests of one image, after one that warms up."""
+    import torch
+    from mlflow import pyfunc
+
+    model, example = pyfunc.load_model(str(saved)), _example()
+    seconds = []
+    for _ in range(1 + TIMED_REQUESTS):
+        started_s = time.perf_counter()
+        answer = model.predict(example, params={"top_k": 1, "explain": True})
+        seconds.append(time.perf_counter() - started_s)
+        if answer["error"].notna().any():
+            raise TrackingError(f"the model does not answer: {answer['error'].iloc[0]}")
+    for compiled in saved.rglob("__pycache__"):
+        shutil.rmtree(compiled)
+    cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    return Latency(ms=1000 * statistics.median(seconds[1:]), device=device)
+
+
+def requirements() -> list[str]:
+    """pip requirements of serving: the versions installed here, mdpr's own range for what is not."""
+    declared = [item.partition(";")[0].strip() for item in metadata.requires("mdpr") or ()]
+    pins = []
+    for name in REQUIRED:
+        try:
+            pins.append(f"{name}=={metadata.version(name).partition('+')[0]}")  # torch's +cpu is not on the index
+        except metadata.PackageNotFoundError:
+            pins.append(next((item for item in declared if item.lower().startswith(name)), name))
+    return pins
+
+
+def signature() -> Any:
+    """Input, parameters and output of the served model, as `mlflow/model.py` implements them."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array, Map, Object, Property
+
+    ranked = Object([Property("class", DataType.string), Property("probability", DataType.double)])
+    consulted = Object([Property("weight", DataType.double), Property("sentence", DataType.string)])
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image")]),  # text or bytes, each row judged on its own
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class", required=False),
+                ColSpec(DataType.double, "probability", required=False),
+                ColSpec(Array(ranked), "top_k", required=False),
+                ColSpec(Map(consulted), "routing", required=False),
+                ColSpec(DataType.string, "error", required=False),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("top_k", DataType.long, 5), ParamSpec("explain", DataType.boolean, False)]),
+    )
+
+
+@contextmanager
+def _artifacts(parts: Parts) -> Iterator[dict[str, str]]:
+    """What MLflow copies into the model: the folders with just the files that count, and a local backbone."""
+    backbone = parts.config.backbone
+    with TemporaryDirectory(prefix="mdpr-") as folder:
+        artifacts = {}
+        for name, files in parts.files().items():
+            target = Path(folder) / name
+            target.mkdir()
+            for file in files:
+                shutil.copy2(file, target)
+            artifacts[name] = str(target)
+        for name in ("architecture", "weights"):
+            value = getattr(backbone, name)
+            if Path(value).is_file():
+                artifacts[name] = value
+            elif "/" in value:  # not the name of a model or a set of weights that open_clip knows
+                raise ArtifactError(f"backbone.{name}: {value} does not exist, the served model needs it")
+        yield artifacts
+
+
+def _example() -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"image": [EXAMPLE_IMAGE]})
+
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+DEFAULT_TIMEOUT_S = 60
+
+
+def find_version(model_name: str, alias: str) -> str:
+    """The version behind `alias` now, so that every worker serves the same; raises `TrackingError` without one."""
+    version = Registry(connect(), model_name).behind(alias)
+    if version is None:
+        raise TrackingError(f"{model_name} has no version with the alias {alias}: run promote, or name another alias")
+    return version.number
+
+
+def serve_command(model_name: str, version: str, *, host: str, port: int, workers: int, timeout_s: int) -> list[str]:
+    """`mlflow models serve` as arguments; --env-manager local: this environment has what the model needs."""
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{model_name}/{version}"]
+    command += ["--env-manager", "local", "--host", host, "--port", str(port)]
+    return [*command, "--workers", str(workers), "--timeout", str(timeout_s)]
+
+
+def serve_environment(environment: Mapping[str, str], workers: int) -> dict[str, str]:
+    """`environment` with what serving needs; what the user has set stays.
+
+    Workers share the cores: with all of them in each, PyTorch's threads would stand in each other's way.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    programs = str(Path(sys.executable).parent)  # MLflow starts uvicorn by name
+    path = os.pathsep.join([programs, *filter(None, [environment.get("PATH")])])
+    uri = environment.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    defaults = {"OMP_NUM_THREADS": str(threads), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {**defaults, **environment, "PATH": path, "MLFLOW_TRACKING_URI": uri}

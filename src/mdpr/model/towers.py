@@ -1,0 +1,307 @@
+"""One residual block of open_clip, run by its own sub-modules on the tokens that are needed and no others.
+
+The image tower, with learned tokens (VPT, MaPLe) or without, walked through open_clip's own blocks.
+
+Nothing is computed that no later layer reads. A learned token that the next layer replaces is only seen, never asked:
+its keys and values are needed, and they are the same for every image. In the last block, of the tokens only those that
+are pooled go on; in most towers that is the class token alone.
+
+Learned context in the text tower, every token computed once.
+
+A class's text is `<start> c_1 ... c_n name . <end>`. Three exact savings over 77 tokens for every class:
+
+- Crop. Under a causal mask no token sees what follows it, so nothing after the last end token is needed.
+- Prefix. With a context shared by all classes, the start token and the n context tokens see only each other: their
+  states are the same for every class at every layer, deep prompts included. They run once, and each class runs its
+  own name alone, attending to the shared keys and values. Names are of different length: outside the attention their
+  tokens run as one list, without padding. In the last block the end tokens alone go on, as nothing else is pooled.
+- Without learned context the features are constants; `backbone.encode_text` gives them once.
+
+Cropping needs a causal tower that pools at the end token; the prefix also needs a shared context and blocks made of
+`nn.MultiheadAttention`. `PromptedText` sees for itself which holds and falls back where one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer, text_global_pool
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mdpr.errors import BackboneError
+
+
+def is_plain(block: Any) -> TypeGuard[ResidualAttentionBlock]:
+    """Whether `block` is open_clip's common one, around `nn.MultiheadAttention`: the functions below take only it."""
+    return type(block) is ResidualAttentionBlock and block.attn.batch_first
+
+
+def run_block(block: nn.Module, x_BLw: Tensor, shared_nw: Tensor | None = None, rows: int | None = None) -> Tensor:
+    """The first `rows` tokens (default: all L of them) of x after `block`; every token attends to every one.
+
+    `shared_nw` are n further tokens, the same for the whole batch, that are seen and not asked for: their keys and
+    values are computed once, and nothing else of them is. A block that is not plain runs every token and drops the
+    rest. Returns (B, rows, w).
+    """
+    rows = rows or x_BLw.shape[1]
+    if not is_plain(block):
+        if shared_nw is not None:
+            x_BLw = torch.cat([x_BLw, shared_nw.expand(len(x_BLw), -1, -1)], dim=1)
+        return block(x_BLw)[:, :rows]
+    attention = block.attn
+    normal_BLw = block.ln_1(x_BLw)
+    if rows == x_BLw.shape[1]:
+        q_BRw, k_BLw, v_BLw = query_key_value(attention, normal_BLw).chunk(3, dim=-1)
+    else:
+        q_BRw = query(attention, normal_BLw[:, :rows])
+        k_BLw, v_BLw = key_value(attention, normal_BLw).chunk(2, dim=-1)
+    if shared_nw is not None:
+        k_nw, v_nw = key_value(attention, block.ln_1(shared_nw)).chunk(2, dim=-1)
+        k_BLw = torch.cat([k_BLw, k_nw.expand(len(x_BLw), -1, -1)], dim=1)
+        v_BLw = torch.cat([v_BLw, v_nw.expand(len(x_BLw), -1, -1)], dim=1)
+    heads = attention.num_heads
+    attended = F.scaled_dot_product_attention(split(q_BRw, heads), split(k_BLw, heads), split(v_BLw, heads))
+    return finish(block, x_BLw[:, :rows], merge(attended))
+
+
+def query_key_value(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Query, key and value side by side, (..., 3w), of tokens (..., w)."""
+    return F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+
+
+def query(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Query (..., w) of tokens (..., w)."""
+    width = attention.embed_dim
+    return F.linear(x, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+
+
+def key_value(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Key and value side by side, (..., 2w), of tokens (..., w)."""
+    width = attention.embed_dim
+    return F.linear(x, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
+
+
+def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """What is left of a block after the heads: output projection, both residual sums, the MLP. All (..., w)."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(..., L, w) to (..., h, L, e)."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def merge(x: Tensor) -> Tensor:
+    """(..., h, L, e) to (..., L, w)."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def prompted_image_features(
+    visual: VisionTransformer,
+    image_B3HW: Tensor,
+    prompts: Sequence[Tensor] = (),
+    checkpoint_blocks: bool = False,
+) -> Tensor:
+    """Unit-length features (B, d), float32, of images with `prompts` in the tower.
+
+    `prompts[i]`, shape (n, w), stands in the n last places while block i runs, for i < J = len(prompts); later blocks
+    carry on with what became of the last ones. Without prompts the features are the stock tower's. The first prompt
+    passes through ln_pre as the patches do (MaPLe, Khattak et al., CVPR 2023, inserts it just before).
+    """
+    x_BLw = visual._embeds(image_B3HW)
+    own = x_BLw.shape[1]
+    blocks = visual.transformer.resblocks
+    for depth, block in enumerate(blocks):
+        last = depth + 1 == len(blocks)
+        learned_nw = None
+        if depth < len(prompts):
+            learned_nw = prompts[depth].to(x_BLw.dtype)
+            if depth == 0:
+                learned_nw = visual.ln_pre(learned_nw)
+            if depth + 1 == len(prompts) and not last:  # not replaced: from here on tokens like any other
+                x_BLw = torch.cat([x_BLw, learned_nw.expand(len(x_BLw), -1, -1)], dim=1)
+                learned_nw = None
+        rows = (_pooled_tokens(visual) or own) if last else None
+        if checkpoint_blocks:
+            x_BLw = checkpoint(run_block, block, x_BLw, learned_nw, rows, use_reentrant=False)
+        else:
+            x_BLw = run_block(block, x_BLw, learned_nw, rows)
+    pooled_Bw, _ = visual._pool(x_BLw)
+    features_Bd = pooled_Bw if visual.proj is None else pooled_Bw @ visual.proj
+    return F.normalize(features_Bd.float(), dim=-1)
+
+
+def _pooled_tokens(visual: VisionTransformer) -> int | None:
+    """How many leading tokens the tower pools: the class token, or None for all."""
+    return 1 if visual.pool_type == "tok" and visual.attn_pool is None else None
+
+
+TextPath = Literal["prefix", "crop", "full"]
+
+
+class PromptedText(nn.Module):
+    """Class features of a frozen text tower with n learned context tokens after the start token.
+
+    Arguments: the tower; `tokens_CT`, token ids of "X X ... X name." with n words standing in for the context; n.
+    """
+
+    tokens_CT: Tensor
+    beyond_CS: Tensor
+    place_N: Tensor
+    end_C: Tensor
+
+    def __init__(self, text: TextTransformer, tokens_CT: Tensor, context_tokens: int) -> None:
+        super().__init__()
+        self.text = text
+        self.context_tokens = context_tokens
+        self.crops = text.attn_mask is not None and text.cls_emb is None and text.pool_type in ("argmax", "eos")
+        self.shares_prefix = self.crops and all(is_plain(block) for block in text.transformer.resblocks)
+        if self.crops:
+            end_C = _end_positions(tokens_CT, text)
+            tokens_CT = tokens_CT[:, : int(end_C.max()) + 1]
+            # Names in their padded form, S places each; of their N tokens, places in (C*S); of those, each name's last.
+            length_C = end_C - context_tokens
+            beyond_CS = torch.arange(int(length_C.max()), device=end_C.device) >= length_C[:, None]
+            self.register_buffer("beyond_CS", beyond_CS, persistent=False)
+            self.register_buffer("place_N", (~beyond_CS).flatten().nonzero().flatten(), persistent=False)
+            self.register_buffer("end_C", length_C.cumsum(dim=0) - 1, persistent=False)
+        self.register_buffer("tokens_CT", tokens_CT, persistent=False)
+
+    def path_for(self, context: Sequence[Tensor]) -> TextPath:
+        """How features are computed for this context: `prefix`, `crop` or `full`."""
+        if self.shares_prefix and context and all(prompt.dim() == 2 for prompt in context):
+            return "prefix"
+        return "crop" if self.crops else "full"
+
+    def forward(self, context: Sequence[Tensor], checkpoint_blocks: bool = False) -> Tensor:
+        """Unit-length features (C, d), float32.
+
+        `context[i]`, shape (n, w) shared by the classes or (C, n, w) one a class, stands in places 1..n while block i
+        runs, for i < J = len(context).
+        """
+        if self.path_for(context) == "prefix":
+            pooled_Cw = self._prefix_features(context, checkpoint_blocks)
+        else:
+            pooled_Cw = self._all_token_features(context, checkpoint_blocks)
+        projection = self.text.text_projection
+        if isinstance(projection, nn.Linear):
+            pooled_Cw = projection(pooled_Cw)
+        elif projection is not None:
+            pooled_Cw = pooled_Cw @ projection
+        return F.normalize(pooled_Cw.float(), dim=-1)
+
+    def _all_token_features(self, context: Sequence[Tensor], checkpoint_blocks: bool) -> Tensor:
+        """Every class runs every token that is left after cropping; pooled (C, w)."""
+        text, n = self.text, self.context_tokens
+        x_CTw, mask = text._embeds(self.tokens_CT)
+        tokens = x_CTw.shape[1]
+        if mask is not None:
+            mask = mask[..., :tokens, :tokens]
+        for depth, block in enumerate(text.transformer.resblocks):
+            if depth < len(context):
+                prompt = context[depth].to(x_CTw.dtype)
+                if depth == 0:  # the embedding of a token holds its position; later states hold it already
+                    prompt = prompt + text.positional_embedding[1 : 1 + n].to(x_CTw.dtype)
+                prompt = prompt.expand(len(x_CTw), -1, -1)
+                x_CTw = torch.cat([x_CTw[:, :1], prompt, x_CTw[:, 1 + n :]], dim=1)
+            if checkpoint_blocks:
+                x_CTw = checkpoint(block, x_CTw, attn_mask=mask, use_reentrant=False)
+            else:
+                x_CTw = block(x_CTw, attn_mask=mask)
+        if text.cls_emb is not None:  # CoCa appends a class token and pools it, whatever pool_type says
+            return text.ln_final(text_global_pool(x_CTw, pool_type="last"))
+        return text_global_pool(
+            text.ln_final(x_CTw), self.tokens_CT, pool_type=text.pool_type, eos_token_id=text.eos_id
+        )
+
+    def _prefix_features(self, context: Sequence[Tensor], checkpoint_blocks: bool) -> Tensor:
+        """The prefix runs once, each class runs its name; pooled (C, w)."""
+        text, n = self.text, self.context_tokens
+        x_CTw, _ = text._embeds(self.tokens_CT)
+        prefix_Pw = x_CTw[0, : 1 + n]
+        name_Nw = x_CTw[:, 1 + n :].flatten(0, 1).index_select(0, self.place_N)
+        blocks = text.transformer.resblocks
+        for depth, block in enumerate(blocks):
+            if depth < len(context):
+                prompt = context[depth].to(prefix_Pw.dtype)
+                if depth == 0:
+                    prompt = prompt + text.positional_embedding[1 : 1 + n].to(prefix_Pw.dtype)
+                prefix_Pw = torch.cat([prefix_Pw[:1], prompt])
+            run = self._prefix_block if depth + 1 < len(blocks) else self._last_block
+            if checkpoint_blocks:
+                prefix_Pw, name_Nw = checkpoint(run, block, prefix_Pw, name_Nw, use_reentrant=False)
+            else:
+                prefix_Pw, name_Nw = run(block, prefix_Pw, name_Nw)
+        return text.ln_final(name_Nw)
+
+    def _prefix_block(self, block: ResidualAttentionBlock, prefix_Pw: Tensor, name_Nw: Tensor) -> tuple[Tensor, Tensor]:
+        """One residual block on the shared prefix and on the name tokens of every class."""
+        attention, heads = block.attn, block.attn.num_heads
+        q_hPe, k_hPe, v_hPe = split(query_key_value(attention, block.ln_1(prefix_Pw)), 3 * heads).chunk(3)
+        prefix_out = F.scaled_dot_product_attention(q_hPe[None], k_hPe[None], v_hPe[None], is_causal=True)[0]
+        q_ChSe, k_ChSe, v_ChSe = self._padded(query_key_value(attention, block.ln_1(name_Nw)), 3 * heads).chunk(3, 1)
+        S = q_ChSe.shape[2]
+        later_SS = torch.ones(S, S, dtype=torch.bool, device=q_ChSe.device).triu(1)
+        name_out = _attend_to_prefix_and_self(q_ChSe, k_ChSe, v_ChSe, k_hPe, v_hPe, later_SS)
+        attended_Nw = merge(name_out).flatten(0, 1).index_select(0, self.place_N)
+        return finish(block, prefix_Pw, merge(prefix_out)), finish(block, name_Nw, attended_Nw)
+
+    def _last_block(self, block: ResidualAttentionBlock, prefix_Pw: Tensor, name_Nw: Tensor) -> tuple[Tensor, Tensor]:
+        """The last block on the end token of every class, (C, w); nothing reads the prefix after it."""
+        attention, heads = block.attn, block.attn.num_heads
+        k_hPe, v_hPe = split(key_value(attention, block.ln_1(prefix_Pw)), 2 * heads).chunk(2)
+        normal_Nw = block.ln_1(name_Nw)
+        k_ChSe, v_ChSe = self._padded(key_value(attention, normal_Nw), 2 * heads).chunk(2, 1)
+        q_Ch1e = split(query(attention, normal_Nw.index_select(0, self.end_C))[:, None], heads)
+        beyond_C11S = self.beyond_CS[:, None, None]
+        name_out = _attend_to_prefix_and_self(q_Ch1e, k_ChSe, v_ChSe, k_hPe, v_hPe, beyond_C11S)
+        return prefix_Pw, finish(block, name_Nw.index_select(0, self.end_C), merge(name_out)[:, 0])
+
+    def _padded(self, x_Nw: Tensor, heads: int) -> Tensor:
+        """Name tokens in their places, zeros beyond each name: (C, h, S, e)."""
+        C, S = self.beyond_CS.shape
+        padded = x_Nw.new_zeros(C * S, x_Nw.shape[1]).index_copy_(0, self.place_N, x_Nw)
+        return split(padded.view(C, S, -1), heads)
+
+
+def class_tokens(
+    tokenize: Callable[[list[str]], Tensor], class_names: Sequence[str], context_tokens: int, context_length: int
+) -> Tensor:
+    """Token ids (C, T) of "X X ... X name.", n words of one token each standing in for the context."""
+    try:
+        return tokenize([f"{'X ' * context_tokens}{name}." for name in class_names])
+    except BackboneError as error:
+        raise BackboneError(
+            f"tune.context_tokens = {context_tokens} leaves no room in {context_length} text tokens: {error}"
+        ) from None
+
+
+def _end_positions(tokens_CT: Tensor, text: TextTransformer) -> Tensor:
+    """Place (C,) of the end token, found the way the tower's own pooling finds it."""
+    if text.pool_type == "eos":
+        return (tokens_CT == text.eos_id).int().argmax(dim=-1)
+    return tokens_CT.argmax(dim=-1)
+
+
+def _attend_to_prefix_and_self(
+    q_ChRe: Tensor, k_ChSe: Tensor, v_ChSe: Tensor, k_hPe: Tensor, v_hPe: Tensor, hidden: Tensor
+) -> Tensor:
+    """Softmax attention (C, h, R, e) of R name tokens a class over [prefix, own name] without the places `hidden`.
+
+    The prefix is never copied for a class. `hidden` is boolean and broadcasts to (C, h, R, S).
+    """
+    classes, heads, rows, width = q_ChRe.shape
+    scaled = q_ChRe * width**-0.5
+    # One matrix product a head for all classes: (h, C*R, e) x (h, e, P).
+    q_hNe = scaled.transpose(0, 1).reshape(heads, classes * rows, width)
+    to_prefix = (q_hNe @ k_hPe.transpose(1, 2)).view(heads, classes, rows, -1).transpose(0, 1)
+    to_self = (scaled @ k_ChSe.transpose(-1, -2)).masked_fill(hidden, float("-inf"))
+    weights = torch.cat([to_prefix, to_self], dim=-1).softmax(dim=-1).to(v_ChSe.dtype)
+    on_prefix, on_self = weights.split([k_hPe.shape[1], v_ChSe.shape[2]], dim=-1)
+    from_prefix = on_prefix.transpose(0, 1).reshape(heads, classes * rows, -1) @ v_hPe
+    return from_prefix.view(heads, classes, rows, width).transpose(0, 1) + on_self @ v_ChSe

@@ -1,0 +1,122 @@
+"""Parameters of prepare and validate."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from mdpr.params.section import Fraction, Positive, Section
+
+
+class PrepareParams(Section):
+    """Source and long-tail protocol."""
+
+    source: Literal[
+        "embedded",
+        "parquet",
+        "folder",
+        "csv",
+        "cifar10",
+        "cifar100",
+        "imagenet_lt",
+        "places_lt",
+        "inat2018",
+        "huggingface",
+    ] = Field(
+        "embedded",
+        description="embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with "
+        "classes.json; folder: one folder a class, inside train/ and test/ (val/) if you have splits; csv: images.csv "
+        "with the columns path, label and, if you have splits, split; cifar10, cifar100: the original python archive, "
+        "fetched where it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name",
+    )
+    root: str = Field(
+        "data/embedded/fashion-mnist", description="folder of the source (huggingface, cifar: keeps the download)"
+    )
+    image_root: str = Field("", description="folder that paths in list files start from; empty: root")
+    repo: str = Field(
+        "", description="Git repository (address or folder) whose DVC tracks the source: then `path` in it, not root"
+    )
+    rev: str = Field("", description="commit, tag or branch of repo; empty: its default branch as it is now")
+    path: str = Field("", description="folder in repo that DVC tracks")
+    hub_name: str = Field("", description="name of the data set on the Hugging Face Hub, or a folder (huggingface)")
+    profile: Literal["exponential", "step", "pareto", "natural"] = Field(
+        "exponential",
+        description="exponential: cut n_c = n_max * (1/IR)^(c/(C-1)); step: one half of the classes n_max, the other "
+        "n_max / IR; pareto: a power law between the two; natural: take all there is",
+    )
+    imbalance_ratio: float = Field(100, ge=1, description="IR, largest over smallest class (not natural)")
+    pareto_power: Positive = Field(6, description="exponent of the power law (pareto); larger: closer to exponential")
+    max_images_per_class: int = Field(1000, ge=1, description="n_max, images of the largest class (not natural)")
+    class_order: Literal["given", "shuffled", "by_count"] = Field(
+        "given", description="which class is the largest: the first, one drawn by seed, or the one with most images"
+    )
+    val_from: Literal["left_over", "train_share"] = Field(
+        "left_over",
+        description="validation where the source has none: left_over: balanced, from what the cut leaves; "
+        "train_share: at most 20 % of each class's training images (always so for natural)",
+    )
+    val_images_per_class: int = Field(200, ge=1, description="images of each class for validation, at most")
+    test_share: float = Field(
+        0.2, gt=0, lt=1, description="share of each class that becomes the test set where the source has none"
+    )
+    many_above: int = Field(100, ge=1, description="many-shot: more training images than this")
+    few_below: int = Field(20, ge=1, description="few-shot: fewer training images than this; medium lies between")
+    shots_from: float | None = Field(
+        None, ge=1, description="imbalance ratio whose counts decide the shot groups; empty: the real counts"
+    )
+    short_side_px: int = Field(
+        0, ge=0, description="scale larger images down to this short side, as JPEG of quality 95; 0: bytes as they are"
+    )
+    skip_bad: bool = Field(
+        False, description="leave out images and rows that cannot be used, and list them in card.json"
+    )
+    seed: int = Field(0, ge=0, description="seed of the cut")
+
+    @field_validator("repo")
+    @classmethod
+    def _no_login(cls, repo: str) -> str:
+        """Settings are written down everywhere: in params.yaml, dvc.lock, MLflow, Kubeflow."""
+        try:
+            address = urlsplit(repo)
+        except ValueError:
+            raise ValueError("must be an address, https://HOST/NAME.git, or a folder") from None
+        if address.password or (address.username and address.scheme.startswith("http")):
+            raise ValueError(
+                "must not hold a login, which would be recorded with the settings: "
+                "set MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD in the environment"
+            )
+        return repo
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> PrepareParams:
+        if self.few_below > self.many_above:
+            raise ValueError(f"few_below = {self.few_below} must not exceed many_above = {self.many_above}")
+        if self.shots_from is not None and self.profile == "natural":
+            raise ValueError("shots_from is the ratio of a cut, and profile = natural cuts nothing: leave it empty")
+        if self.source == "huggingface" and not self.hub_name:
+            raise ValueError("source = huggingface needs hub_name, the name of the data set")
+        if bool(self.repo) != bool(self.path):
+            raise ValueError("repo and path go together: the repository, and the folder in it that DVC tracks")
+        if self.rev and not self.repo:
+            raise ValueError("rev is a revision of repo: set repo and path too")
+        if self.repo and self.source in ("embedded", "huggingface"):
+            raise ValueError(f"source = {self.source} does not come from a repository: leave repo empty")
+        return self
+
+
+class ValidateParams(Section):
+    """What a usable data set looks like (Great Expectations)."""
+
+    min_side_px: int = Field(16, ge=1, description="shortest side an image may have")
+    max_side_px: int = Field(8192, ge=1, description="longest side an image may have")
+    profile_tolerance: Fraction = Field(
+        0.02, description="how far the real imbalance ratio may lie from the declared one, as a fraction"
+    )
+    near_duplicates: Literal["off", "warning", "error"] = Field(
+        "warning", description="an image of val or test that looks like one of an earlier split (perceptual hash)"
+    )
+    near_duplicate_bits: int = Field(
+        2, ge=0, le=15, description="largest difference of two perceptual hashes of 64 bits that counts as alike"
+    )

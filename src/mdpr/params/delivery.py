@@ -1,0 +1,62 @@
+"""Parameters of evaluate, register and promote, and where MLflow files things."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mdpr.params.section import Count, Percent, Section
+
+Ablation = Literal[
+    "without_general_appearance",
+    "without_fine_grained_appearance",
+    "without_functionality",
+    "without_contextual_information",
+    "without_differential_features",
+    "uniform_routing",
+    "prior_only",
+    "shuffled_sentences",
+]
+
+
+class EvaluateParams(Section):
+    """The untouched test set."""
+
+    batch_size: Count = Field(256, description="images a batch")
+    gallery_images: int = Field(24, ge=0, description="test images shown in the report with their routing weights")
+    ablations: bool | tuple[Ablation, ...] = Field(
+        True, description="routing taken apart without training again: all of it, or a list of what to do"
+    )
+    test_time: Literal["none", "flip", "five_crop", "five_crop_flip"] = Field(
+        "none", description="an ensemble over views of each test image, as a row of its own; costs 1, 5, 10 passes"
+    )
+    post_hoc: bool = Field(
+        True, description="logit adjustment and fusion weight, chosen on validation, as rows of their own"
+    )
+
+
+class RegisterParams(Section):
+    """What becomes a version in the model registry."""
+
+    alias: str = Field("challenger", min_length=1, description="alias given to the new version")
+    pyfunc: str = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")
+
+
+class PromoteParams(Section):
+    """The gate: when the champion gives way. Points are percentage points of class-balanced accuracy."""
+
+    policy: str = Field("mlflow/promotion.yaml", description="margins and floors of the gate")
+    margin_points: Percent = Field(
+        0.0,
+        description="points over all classes by which a model must beat the champion, beyond the policy's own margin",
+    )
+
+
+class TrackingParams(Section):
+    """Where MLflow files things. The server itself comes from MLFLOW_TRACKING_URI (default: sqlite:///mlflow.db)."""
+
+    experiment: str = Field("mdpr", min_length=1, description="MLflow experiment")
+    model_name: str = Field("mdpr", min_length=1, description="name in the MLflow model registry")
+    spool: str = Field("mlflow.spool", min_length=1, description="folder for what MLflow could not be told yet")
+    system_metrics: bool = Field(True, description="log the load of CPU, memory, disk, network and GPUs every epoch")

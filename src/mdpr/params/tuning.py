@@ -1,0 +1,137 @@
+"""The frozen backbone, and parameters of tune."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mdpr.params.section import Count, NonNegative, Positive, Section
+
+
+class BackboneParams(Section):
+    """The frozen CLIP model, the same for probe, encode, tune and evaluate."""
+
+    architecture: str = Field(
+        "ViT-B-16-quickgelu", description="open_clip model name, or the path of a model configuration (.json)"
+    )
+    weights: str = Field("openai", description="open_clip pretrained tag, or the path of a weights file")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+
+
+class LossParams(Section):
+    """Weights of the four loss terms. Instead of the group, `tune.loss` takes the name of one of `LOSS_PRESETS`."""
+
+    base: NonNegative = Field(1.0, description="w_base, on the base branch")
+    semantic: NonNegative = Field(0.1, description="w_sem, on the routed branch (logit-adjusted cross entropy)")
+    prior_alignment: NonNegative = Field(0.05, description="w_pa, routing weights towards the prior M")
+    knowledge_alignment: NonNegative = Field(0.1, description="w_ka, routed text towards the class summary m")
+    tau: NonNegative = Field(1.0, description="strength of the logit adjustment")
+
+
+# The two published settings: the paper's text, and what the command line of its code passes.
+LOSS_PRESETS: dict[str, dict[str, float]] = {
+    "paper": {"semantic": 0.1, "prior_alignment": 0.05, "knowledge_alignment": 0.1},
+    "command_line": {"semantic": 0.1, "prior_alignment": 0.0, "knowledge_alignment": 0.0},
+}
+
+
+class TuneParams(Section):
+    """Prompt tuner, router and optimisation."""
+
+    prompting: Literal["none", "coop", "vpt", "ivlp", "maple"] = Field("maple", description="prompt tuner")
+    context_tokens: Count = Field(4, description="n, learned context tokens a layer")
+    prompt_depth: Count = Field(3, description="J, layers that get prompts of their own")
+    context_init: str = Field("a photo of a", description="words the text context starts from; empty: random")
+    context_scope: Literal["shared", "class"] = Field(
+        "shared", description="text context of all classes together, or one of its own for each (coop and ivlp)"
+    )
+    routing: bool = Field(True, description="the MDPR branch; false gives the plain prompt tuner")
+    router_heads: Count = Field(8, description="H, attention heads of the router")
+    router_dropout: float = Field(0.2, ge=0, lt=1, description="dropout on the routing weights while training")
+    fusion: Literal["mean", "weighted", "entropy", "gla"] = Field(
+        "mean", description="how the branches become one answer; gla adds the debiased zero-shot expert"
+    )
+    base_loss: Literal["ce", "logit_adjusted", "balanced_softmax", "ldam", "focal", "class_balanced"] = Field(
+        "ce", description="loss of the base branch"
+    )
+    loss: LossParams = Field(
+        default_factory=lambda: LossParams.model_validate({}),
+        description="weights of the loss terms: this group, or a published setting by name, paper or command_line",
+    )
+    epochs: Count = Field(20, description="passes over the training set")
+    batch_size: Count = Field(128, description="images of an optimiser step, over all processes")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="images that go through the model at once, gradients summed up to batch_size; empty: all",
+    )
+    sampling: Literal["instance", "class_balanced"] = Field(
+        "instance", description="instance: every image once an epoch; class_balanced: every class equally often"
+    )
+    learning_rate: Positive = Field(1e-3, description="AdamW, start of the cosine")
+    warmup_epochs: NonNegative = Field(
+        0, description="epochs over which the learning rate rises to its start, a step at a time"
+    )
+    min_learning_rate: NonNegative = Field(1e-6, description="end of the cosine")
+    weight_decay: NonNegative = Field(1e-4, description="AdamW")
+    augment: Literal["none", "flip", "crop_flip"] = Field(
+        "flip", description="flip: mirror at random; crop_flip: random resized crop, then flip"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="autocast of the towers; learned weights, logits and losses stay float32; fp16: GPU alone"
+    )
+    checkpoint_blocks: bool = Field(
+        False, description="keep no activations of the towers' blocks, compute them again: less memory, more time"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the towers: minutes before the first step, less for each (needs a C++ compiler)",
+    )
+    select_by: Literal["fused", "routed", "base"] = Field(
+        "fused", description="branch whose class-balanced validation accuracy chooses the epoch"
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better one on validation; empty: never"
+    )
+    checkpoint_every_steps: int | None = Field(
+        200, ge=1, description="save what a killed run needs to go on; always at the end of an epoch; empty: then alone"
+    )
+    workers: int = Field(0, ge=0, description="processes that decode images; 0: the one that trains")
+    seed: int = Field(0, ge=0, description="seed of initial weights, order of images, augmentation and dropout")
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss_preset(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in LOSS_PRESETS:
+            raise ValueError(f"{value!r} is no preset: there are {', '.join(LOSS_PRESETS)}, or give the group's keys")
+        return LOSS_PRESETS[value]
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> TuneParams:
+        if self.prompting == "none" and not self.routing:
+            raise ValueError("prompting = none and routing = false leave nothing to learn: choose either")
+        return self
+
+    @model_validator(mode="after")
+    def _context_has_a_class(self) -> TuneParams:
+        if self.context_scope == "class" and self.prompting not in ("coop", "ivlp"):
+            raise ValueError(
+                f"context_scope = class needs prompting = coop or ivlp, not {self.prompting}: only there does nothing "
+                "but the text of the class depend on its context"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TuneParams:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} is more than batch_size = {self.batch_size}: lower it"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs:g} leaves nothing of epochs = {self.epochs}: lower it"
+            )
+        return self

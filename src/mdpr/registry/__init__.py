@@ -1,1 +1,0 @@
-"""The MLflow model registry: versions and aliases, the servable model, the gate."""

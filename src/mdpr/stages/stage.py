@@ -1,0 +1,169 @@
+"""What a stage is, read from its function's signature: the one definition behind the CLI, DVC and Kubeflow.
+
+    def tune(prepared: In, features: In, probe: In, model: Out, *, params: TuneParams,
+             backbone: BackboneParams) -> None
+
+Positional arguments are ports: `In` exists when the stage starts, `Out` is made by it. Keyword-only arguments are
+sections of params.yaml: `params` is the section named like the stage, any other is a section named like the
+argument.
+
+A stage that takes long may take a `Checkpoint` as well: a folder of its own beside its first output, which outlives a
+run that was killed and is removed by one that succeeds. It is not a port: no driver knows of it.
+
+Stage modules import their libraries inside the function, so that reading a signature (for --help, for a compiled
+pipeline, for the contract test) loads neither torch nor mlflow.
+
+A stage module may name what the command line can do instead of running the stage (a preview, a way back):
+
+    OTHERWISE = {"dry_run": preview}
+
+`preview` takes some of the stage's inputs and sections, makes no output, and its docstring's first line is the help.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+from mdpr.errors import ArtifactError, ConfigError, MdprError
+from mdpr.launch import read_launch
+from mdpr.params import Section
+from mdpr.stages.outputs import dropped, remove, whole_or_not_at_all
+
+logger = logging.getLogger(__name__)
+
+
+class Direction(Enum):
+    IN = "in"
+    OUT = "out"
+    CHECKPOINT = "checkpoint"
+
+
+In = Annotated[Path, Direction.IN]
+Out = Annotated[Path, Direction.OUT]
+Checkpoint = Annotated[Path, Direction.CHECKPOINT]
+
+# The flow, in order, with the line each stage has in `mdpr --help`.
+STAGES: dict[str, str] = {
+    "prepare": "Cut a long-tailed training set, a balanced validation set and the test set from a source.",
+    "validate": "Check the prepared data and write Data Docs.",
+    "probe": "Read the frozen CLIP's own bias from the training images: confusion, rivals, hidden prior.",
+    "describe": "Gather one sentence a class in each of the five dimensions, and audit them.",
+    "encode": "Turn the sentences into features with the frozen text encoder.",
+    "tune": "Train the prompts and the router; keep the epoch that is best on validation.",
+    "evaluate": "Score the untouched test set: base, routed, fused, by all / many / medium / few.",
+    "register": "Make a version in the MLflow model registry, alias `challenger`.",
+    "promote": "Move the alias `champion` to the challenger when the gate passes.",
+}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A function and what it takes, in order of declaration."""
+
+    function: Callable[..., None]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sections: Mapping[str, str]  # keyword argument -> section of params.yaml
+
+    @property
+    def help(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Stage(Interface):
+    """A stage's name, its function, its interface, and what the command line can do instead of running it."""
+
+    name: str
+    otherwise: Mapping[str, Interface]
+    checkpoint: str | None = None  # the argument that takes the checkpoint's folder
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        return self.inputs + self.outputs
+
+
+def load_stage(name: str) -> Stage:
+    """The stage called `name`, its interface read from the signature."""
+    if name not in STAGES:
+        raise ConfigError(f"there is no stage {name}: there are {', '.join(STAGES)}")
+    module = importlib.import_module(f"mdpr.stages.{name}")
+    otherwise = {flag: _interface(name, function) for flag, function in getattr(module, "OTHERWISE", {}).items()}
+    whole = _interface(name, getattr(module, name))
+    checkpoint = next(iter(_ports(whole.function, Direction.CHECKPOINT)), None)
+    return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise, checkpoint)
+
+
+def _interface(stage: str, function: Callable[..., None]) -> Interface:
+    sections = {
+        parameter.name: stage if parameter.name == "params" else parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return Interface(function, _ports(function, Direction.IN), _ports(function, Direction.OUT), sections)
+
+
+def _ports(function: Callable[..., None], direction: Direction) -> tuple[str, ...]:
+    """The positional arguments that are annotated with `direction`."""
+    hints = get_type_hints(function, include_extras=True)
+    return tuple(
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and get_args(hints[parameter.name])[1] is direction
+    )
+
+
+def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
+    """Run `stage` on `paths` (port -> path) with the parsed sections of params.yaml.
+
+    Outputs appear whole or not at all: the stage writes to a temporary name beside each output, renamed once it
+    has returned. Where a check failed (`CheckFailed`), what it wrote is kept as `<output>.failed`.
+    Of several processes that torchrun started, the one that leads writes outputs; what the others write is dropped.
+    Raises `ArtifactError` for an input that is not there.
+    """
+    arguments = _arguments(stage, stage, paths, params)
+    finals = [paths[port] for port in stage.outputs]
+    if stage.checkpoint:
+        arguments[stage.checkpoint] = checkpoint = finals[0].with_name(f".{finals[0].name}.checkpoint")
+    started, leads = time.monotonic(), read_launch().leads
+    with (whole_or_not_at_all if leads else dropped)(finals) as partial:
+        outputs = dict(zip(stage.outputs, partial, strict=True))
+        _call(stage, stage, arguments | outputs)
+    if stage.checkpoint and leads:
+        remove(checkpoint)
+    logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
+
+
+def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
+    """Do what `stage` offers under `flag` instead of running. Raises as `run_stage` does."""
+    other = stage.otherwise[flag]
+    _call(stage, other, _arguments(stage, other, paths, params))
+
+
+def _arguments(
+    stage: Stage, interface: Interface, paths: Mapping[str, Path], params: Mapping[str, Section]
+) -> dict[str, Any]:
+    for port in interface.inputs:
+        if not paths[port].exists():
+            raise ArtifactError(
+                f"{stage.name} needs {port} at {paths[port]}, which does not exist: run its stage first"
+            )
+    sections = {keyword: params[section] for keyword, section in interface.sections.items()}
+    return {port: paths[port] for port in interface.inputs} | sections
+
+
+def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> None:
+    try:
+        interface.function(**arguments)
+    except ModuleNotFoundError as error:
+        extras = "pip install 'mdpr[data,llm,train,track]'"
+        raise MdprError(f"{stage.name} needs the package {error.name}, which is not installed: {extras}") from error
