@@ -100,7 +100,7 @@ def test_settings_that_cannot_be_are_one_line(settings: list[str], message: str)
 
 def test_a_mistake_ends_the_task_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        kubeflow_variants.params_per_setting("", ["tune: {epochs: 0}"])
+        kubeflow_variants.vary_params("", ["tune: {epochs: 0}"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: tune.epochs = 0")
