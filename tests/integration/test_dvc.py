@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tools.imports import stage_dependencies
 
 from mdpr.artifacts import sha256
 from mdpr.stages.stage import STAGES
@@ -124,6 +125,28 @@ def test_the_lock_is_committed_as_a_user_would(run: Run) -> None:
     run("git", "add", "dvc.lock")
     run(*COMMIT, "first run")
     assert run("git", "status", "--porcelain") == ""
+
+
+def test_an_edit_reruns_the_stages_that_run_the_edited_file_and_no_other(clone: Path, run: Run) -> None:
+    edited = {}
+    for room in sorted(path for path in (clone / "src/mdpr").iterdir() if path.is_dir()):
+        path = max(room.rglob("*.py"), key=lambda file: file.stat().st_size)
+        text = path.read_text()
+        path.write_text(text + "# edited\n")
+        changed = json.loads(run("dvc", "status", "--json"))
+        path.write_text(text)
+        edited[path.relative_to(clone)] = {stage for stage, reasons in changed.items() if "src/mdpr" in str(reasons)}
+    expected = {
+        path: {
+            stage
+            for stage in STAGES
+            if any(path == watched or watched in path.parents for watched in map(Path, stage_dependencies(stage)))
+        }
+        for path in edited
+    }
+    assert edited == expected
+    assert len({frozenset(stages) for stages in edited.values()}) > 4  # the rooms part the stages
+    assert run("dvc", "status").strip().endswith("up to date.")
 
 
 def test_metrics_and_plots_are_there(clone: Path, run: Run) -> None:

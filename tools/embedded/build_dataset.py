@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+
 from tools.embedded.fashion_mnist import CLASS_NAMES, SELECTION_SEED, Selection, Split, read_split, select
 from tools.embedded.files import replace_file, run, sha256_of, write_json
 

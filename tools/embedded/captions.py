@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+
 from tools.embedded.fashion_mnist import CLASS_NAMES
 from tools.embedded.files import InputError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tools.embedded.files import InputError
 
 CLASS_NAMES = (

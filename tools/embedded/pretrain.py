@@ -18,6 +18,7 @@ import numpy as np
 import open_clip
 import torch
 from safetensors.torch import save
+
 from tools.embedded.build_dataset import DEFAULT_SOURCE
 from tools.embedded.captions import load_captions
 from tools.embedded.fashion_mnist import (

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import open_clip
 import torch
-from tools.embedded.captions import Captions, draw
-from tools.embedded.fashion_mnist import CLASS_NAMES
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+
+from tools.embedded.captions import Captions, draw
+from tools.embedded.fashion_mnist import CLASS_NAMES
 
 MAX_LOG_SCALE = math.log(100)
 

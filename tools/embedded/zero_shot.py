@@ -14,9 +14,10 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tools.embedded.files import InputError
 from torch import Tensor
 from torch.nn import functional
+
+from tools.embedded.files import InputError
 
 MODEL_NAME = "mdpr-tiny"
 MODEL_FOLDER = Path("data/embedded/mdpr-tiny")
