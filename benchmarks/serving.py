@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        tracking = TrackingParams(experiment="serving", model_name="serving", spool=str(folder / "spool"))
+        tracking = TrackingParams(experiment="serving", model_name="serving", outbox=str(folder / "outbox"))
         parts, images = registered_model(arguments.params, folder, tracking)
         rows, figures = measure_rest(folder, tracking, images, arguments.requests)
         figures["batch_vs_bare"] = measure_batch(parts, images, arguments.images, rows)

@@ -39,7 +39,7 @@ def count_winners(folder: Path, promoters: int) -> int:
         told = [answers.get(timeout=START_TIMEOUT_S) for _ in processes]
         for process in processes:
             process.join()
-        champion = registry.behind("champion")
+        champion = registry.get_by_alias("champion")
     winners = [number for number, reason in told if reason is None]
     assert champion is not None
     assert champion.number in winners
@@ -51,7 +51,7 @@ def promote_when_told(environment: dict[str, str], name: str, number: str, start
     """What one of many promoting processes does: it answers with its version, and why it lost (None: it won)."""
     os.environ.update(environment)
     registry = Registry(connect(), name)
-    registry.behind("champion")
+    registry.get_by_alias("champion")
     start.wait()
     try:
         registry.move_champion(number, expected=None)

@@ -48,7 +48,7 @@ def champion_version(model_name: str) -> str | None:
     from mdpr.mlops.registry import CHAMPION, Registry
     from mdpr.mlops.store import connect
 
-    version = Registry(connect(), model_name).behind(CHAMPION)
+    version = Registry(connect(), model_name).get_by_alias(CHAMPION)
     return version.number if version else None
 
 

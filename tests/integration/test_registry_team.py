@@ -150,10 +150,10 @@ def test_nobody_comes_in_without_the_password(
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        assert Registry(connect(), "nobody").behind(CHAMPION) is None
+        assert Registry(connect(), "nobody").get_by_alias(CHAMPION) is None
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
         with pytest.raises(TrackingError, match=r"refused \(401\): set MLFLOW_TRACKING_USERNAME") as caught:
-            Registry(connect(), "nobody").behind(CHAMPION)
+            Registry(connect(), "nobody").get_by_alias(CHAMPION)
         assert "hunter2" not in str(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_of_twenty_promoting_processes_one_wins_and_the_others_are_told(store: S
     for process in processes:
         process.join(timeout=30)
     winners = [number for number, error in told.items() if error is None]
-    champion = Registry(store, "crowded").behind(CHAMPION)
+    champion = Registry(store, "crowded").get_by_alias(CHAMPION)
     assert champion is not None
     assert winners == [champion.number]
     losers = {number: error for number, error in told.items() if error is not None}
@@ -188,14 +188,14 @@ def test_a_promoter_that_died_halfway_is_finished_by_the_next(store: Store) -> N
     ledger = promotions_ledger(registry)
     assert ledger.claim(None, first, None) is not None  # and here its process ends
     assert ledger.claim(None, second, None) is None
-    assert registry.behind(CHAMPION) is None
+    assert registry.get_by_alias(CHAMPION) is None
     with pytest.raises(TrackingError, match="the champion of halfway is version 1, not none"):
         registry.move_champion(second, expected=None)
-    champion = registry.behind(CHAMPION)
+    champion = registry.get_by_alias(CHAMPION)
     assert champion is not None
     assert champion.number == first
     registry.move_champion(second, expected=first)
-    registry.point(CHAMPION, first)  # by hand, in MLflow's user interface: that counts
+    registry.set_alias(CHAMPION, first)  # by hand, in MLflow's user interface: that counts
     registry.move_champion(second, expected=first)
     assert registry.aliases() == {"champion": second, "previous": first}
 
@@ -236,7 +236,7 @@ from pathlib import Path
 from mdpr.params import TrackingParams
 from mdpr.mlops.runs import open_run
 
-tracking = TrackingParams(experiment="killed", spool="spool", system_metrics=False)
+tracking = TrackingParams(experiment="killed", outbox="outbox", system_metrics=False)
 with open_run(tracking, "tune", {"tune.epochs": 9}, {}) as run:
     Path("run_id").write_text(run.run_id)
     for epoch, line in enumerate(sys.stdin):  # an epoch a line
@@ -300,7 +300,7 @@ def test_the_server_dies_during_training_and_register(
         assert "\n" not in str(failures[0])
         train(1)
         train(2)
-        trainer.kill()  # with two epochs that only the spool has
+        trainer.kill()  # with two epochs that only the outbox has
     server.start()
 
     assert Registry(store, "team").versions() == before
@@ -308,8 +308,8 @@ def test_the_server_dies_during_training_and_register(
     assert registered == releases.register(other, evaluation, TRACKING, register_params)
     assert len(Registry(store, "team").versions()) == len(before) + 1
 
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"tracking": {"spool": "spool"}}))
-    flush = [sys.executable, "-m", "mdpr", "tracking", "flush"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"tracking": {"outbox": "outbox"}}))
+    flush = [sys.executable, "-m", "mdpr", "tracking", "publish"]
     for delivered in ("delivered 3 entries", "delivered 0 entries"):  # two epochs and the end; then nothing
         done = subprocess.run(
             flush,
@@ -324,6 +324,6 @@ def test_the_server_dies_during_training_and_register(
     history = store.client.get_metric_history(run_id, "loss")
     assert sorted((item.step, item.value) for item in history) == [(0, 10.0), (1, 9.0), (2, 8.0)]
     assert store.client.get_run(run_id).info.status == "KILLED"
-    assert not (tmp_path / "spool").exists()
+    assert not (tmp_path / "outbox").exists()
     assert json.loads((tmp_path / "evaluation" / "run.json").read_text())["run_id"] == registered.run_id
     assert artifacts.read_run(tmp_path / "evaluation").run_id == registered.run_id

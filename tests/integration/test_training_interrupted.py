@@ -77,8 +77,8 @@ def start(workplace: Path) -> Start:
 
 def tune(workplace: Path, model: str, *overrides: str) -> None:
     """The stage in this process."""
-    spool = f"tracking.spool={workplace / 'spool'}"
-    sections = load_params(workplace / "params.yaml", [spool, *overrides])
+    outbox = f"tracking.outbox={workplace / 'outbox'}"
+    sections = load_params(workplace / "params.yaml", [outbox, *overrides])
     run_stage(load_stage("tune"), {port: workplace / port for port in PORTS} | {"model": workplace / model}, sections)
 
 

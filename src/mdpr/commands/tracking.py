@@ -12,14 +12,14 @@ def command() -> None:
     """Deliver to MLflow what could not be delivered while it was away."""
 
 
-@command.command("flush")
+@command.command("publish")
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
-def flush_spool(params: Path) -> None:
-    """Send what waits in the spool (tracking.spool) to the store it was meant for. Every later stage does so too."""
+def publish_outbox(params: Path) -> None:
+    """Send what waits in tracking.outbox to the store it was meant for. Every later stage does so too."""
     from mdpr.mlops.delivery import flush
     from mdpr.mlops.store import connect
     from mdpr.params import TrackingParams, load_params
 
     tracking = load_params(params)["tracking"]
     assert isinstance(tracking, TrackingParams)
-    click.echo(f"delivered {flush(connect(), Path(tracking.spool))} entries from {tracking.spool}")
+    click.echo(f"delivered {flush(connect(), Path(tracking.outbox))} entries from {tracking.outbox}")

@@ -26,7 +26,7 @@ from typing import Any
 from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError
 from mdpr.mlops.spool import CLOSED, HEADER, Entry, Journal, journals, open_journal
-from mdpr.mlops.store import Store, Unreachable, connect, explained
+from mdpr.mlops.store import Store, Unreachable, connect, translate_errors
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def adopt(store: Store, run: TrackedRun, experiment: str) -> TrackedRun:
     client = store.client
     if holds_run(store, run.run_id):
         return run
-    with explained(store.uri):
+    with translate_errors(store.uri):
         found = client.get_experiment_by_name(experiment)
         query = f"tags.`{ORIGINAL_RUN_TAG}` = '{run.run_id}'"
         stand_ins = client.search_runs([found.experiment_id], query) if found else []
@@ -58,7 +58,7 @@ def holds_run(store: Store, run_id: str) -> bool:
     """Whether the store has this run, not deleted; raises `TrackingError` where it cannot be asked."""
     from mlflow.exceptions import MlflowException
 
-    with explained(store.uri):
+    with translate_errors(store.uri):
         try:
             return bool(store.client.get_run(run_id).info.lifecycle_stage == "active")
         except MlflowException as error:
@@ -69,7 +69,7 @@ def holds_run(store: Store, run_id: str) -> bool:
 
 def create_run(store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
     """A new run of the experiment with this name; raises `TrackingError`."""
-    with explained(store.uri):
+    with translate_errors(store.uri):
         experiment_id = _experiment_id(store, experiment)
         created = store.client.create_run(experiment_id, run_name=name, tags=dict(tags))
     return TrackedRun(run_id=created.info.run_id, experiment=experiment)
@@ -106,7 +106,7 @@ def deliver(store: Store, journal: Journal, run_id: str) -> int:
     sent = 0
     for kind, group in groupby(journal.pending, key=lambda entry: entry.kind):
         entries = list(group)
-        with explained(store.uri):
+        with translate_errors(store.uri):
             DELIVERIES[kind](store, journal, run_id, entries)
         journal.acknowledge(entries[-1].number)
         sent += len(entries)
@@ -239,7 +239,7 @@ def _last_time_ms(journal: Journal) -> int:
 def fail_open_runs(tag: str, value: str) -> list[str]:
     """End every RUNNING run whose `tag` is `value` as FAILED; returns their ids. Raises `TrackingError`."""
     store = connect()
-    with explained(store.uri):
+    with translate_errors(store.uri):
         experiments = [item.experiment_id for item in store.client.search_experiments()]
         query = f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'"
         found = [run.info.run_id for run in store.client.search_runs(experiments, query)]

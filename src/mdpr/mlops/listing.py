@@ -52,7 +52,7 @@ class ChampionFigures:
 
 def champion_figures(registry: Registry) -> ChampionFigures | None:
     """Read from the champion's tags; None where there is no champion. Raises `TrackingError`."""
-    champion = registry.behind(CHAMPION)
+    champion = registry.get_by_alias(CHAMPION)
     if champion is None:
         return None
     figures = {

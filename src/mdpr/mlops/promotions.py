@@ -23,7 +23,7 @@ from mdpr.mlops.releases import (
     with_gate,
 )
 from mdpr.mlops.runs import RESULTS_FOLDER
-from mdpr.mlops.store import Store, connect, explained
+from mdpr.mlops.store import Store, connect, translate_errors
 
 ROLLED_BACK_TAG = "mdpr.rolled_back"
 
@@ -63,7 +63,7 @@ def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judge
     challenger = registry.get(registration.version)
     if challenger.tags.get(PREDICTIONS_TAG) != sha256(evaluation / PREDICTIONS_FILE):
         raise ArtifactError(f"{evaluation} is not what version {challenger.number} was registered with: run register")
-    champion = registry.behind(CHAMPION)
+    champion = registry.get_by_alias(CHAMPION)
     before = champion.number if champion else None
     if before == challenger.number:
         decision = Decision(False, f"version {before} is the champion already")
@@ -100,7 +100,7 @@ def rollback(model_name: str) -> tuple[str, str]:
     Raises `TrackingError` where there is no champion, none before it, or that one was rolled back itself.
     """
     registry = Registry(connect(), model_name)
-    champion, previous = registry.behind(CHAMPION), registry.behind(PREVIOUS)
+    champion, previous = registry.get_by_alias(CHAMPION), registry.get_by_alias(PREVIOUS)
     if champion is None or previous is None:
         missing = CHAMPION if champion is None else PREVIOUS
         raise TrackingError(f"{model_name} has no version with the alias {missing}: there is nothing to go back to")
@@ -143,7 +143,7 @@ def _load_champion(store: Store, champion: Version) -> Candidate:
     run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
     with TemporaryDirectory(prefix="mdpr-") as folder:
         try:
-            with explained(store.uri):
+            with translate_errors(store.uri):
                 for name in (PREDICTIONS_FILE, "metrics.json"):
                     file = store.client.download_artifacts(run_id, f"{RESULTS_FOLDER}/{name}", folder)
             if sha256(Path(file).with_name(PREDICTIONS_FILE)) != champion.tags.get(PREDICTIONS_TAG):
@@ -166,6 +166,6 @@ def _record(judgement: Judgement, promotion: Promotion) -> None:
         "mdpr.gate.checks": checks,
     }
     registry.annotate(version.number, tags, with_gate(version.card, f"{promotion.decision}: {promotion.reason}"))
-    with explained(registry.store.uri):
+    with translate_errors(registry.store.uri):
         run_id = version.tags.get(RESULTS_RUN_TAG, version.run_id)
         registry.store.client.log_dict(run_id, promotion.model_dump(mode="json"), f"{RESULTS_FOLDER}/promotion.json")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mdpr.errors import TrackingError
-from mdpr.mlops.store import Store, explained
+from mdpr.mlops.store import Store, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -55,7 +55,7 @@ class Ledger:
     run_id: str
 
     def last(self) -> Claim | None:
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             params = self.store.client.get_run(self.run_id).data.params
         keys = [key for key in params if key.removeprefix("champion.").isdigit()]
         if not keys:
@@ -71,7 +71,7 @@ class Ledger:
 
         claim = Claim(after.generation + 1 if after else 1, number, before, finished=False)
         mine = json.dumps({"to": number, "from": before, "by": uuid.uuid4().hex})
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             try:
                 self.store.client.log_param(self.run_id, claim.key, mine)
             except MlflowException as error:
@@ -85,13 +85,13 @@ class Ledger:
         return claim
 
     def finish(self, claim: Claim) -> None:
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             self.store.client.log_param(self.run_id, f"{claim.key}.done", "true")
 
 
 def open_ledger(store: Store, name: str) -> Ledger:
     """The ledger of the registered model `name`."""
-    with explained(store.uri):
+    with translate_errors(store.uri):
         run_id = store.client.get_registered_model(name).tags.get(LEDGER_TAG)
     if not run_id:
         raise TrackingError(f"the registered model {name} has no tag {LEDGER_TAG}: run register again")
@@ -103,7 +103,7 @@ def ensure_model(store: Store, name: str, run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     client = store.client
-    with explained(store.uri):
+    with translate_errors(store.uri):
         found = client.search_registered_models(f"name = '{name}'")
         if found and LEDGER_TAG in found[0].tags:
             return
@@ -160,26 +160,26 @@ class Registry:
             )
         return found
 
-    def behind(self, alias: str) -> Version | None:
+    def get_by_alias(self, alias: str) -> Version | None:
         """The version that `alias` points to, if it points to any."""
         return self._ask("get_model_version_by_alias", self.name, alias)
 
-    def with_digest(self, digest: str) -> Version | None:
+    def find_by_digest(self, digest: str) -> Version | None:
         """The first version of the model with this digest, if there is one."""
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             query = f"name = '{self.name}' and tags.`{DIGEST_TAG}` = '{digest}'"
             found = self.store.client.search_model_versions(query)
         return min(map(_as_version, found), key=lambda version: int(version.number), default=None)
 
     def versions(self) -> list[Version]:
         """Every version, the newest first; none where the model is not there."""
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             found = self.store.client.search_model_versions(f"name = '{self.name}'")
         return sorted(map(_as_version, found), key=lambda version: -int(version.number))
 
     def aliases(self) -> dict[str, str]:
         """Alias -> number of the version behind it; none where the model is not there."""
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             found = self.store.client.search_registered_models(f"name = '{self.name}'")
         return {alias: str(number) for alias, number in found[0].aliases.items()} if found else {}
 
@@ -187,7 +187,7 @@ class Registry:
         """A new version of a logged model, or the one that someone else made of the same digest meanwhile."""
         client = self.store.client
         ensure_model(self.store, self.name, run_id)
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             made = client.create_model_version(
                 self.name,
                 f"models:/{model_id}",
@@ -195,23 +195,23 @@ class Registry:
                 tags={**tags, DIGEST_TAG: digest},
                 model_id=model_id,  # a server takes the source only with it
             )
-            first = self.with_digest(digest) or _as_version(made)
+            first = self.find_by_digest(digest) or _as_version(made)
             if first.number != str(made.version):
                 client.delete_model_version(self.name, str(made.version))
         return first
 
     def annotate(self, number: str, tags: Mapping[str, str], card: str) -> None:
         """Set tags and the description of a version."""
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             for key, value in tags.items():
                 self.store.client.set_model_version_tag(self.name, number, key, value)
             self.store.client.update_model_version(self.name, number, card)
 
-    def point(self, alias: str, number: str) -> None:
+    def set_alias(self, alias: str, number: str) -> None:
         """Let `alias` name this version."""
         from mlflow.exceptions import MlflowException
 
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             for attempt in range(POINT_ATTEMPTS):
                 try:
                     self.store.client.set_registered_model_alias(self.name, alias, number)
@@ -242,8 +242,8 @@ class Registry:
         """The aliases as the claim says, and as a later one says where this process was overtaken meanwhile."""
         while True:
             if claim.before:
-                self.point(PREVIOUS, claim.before)
-            self.point(CHAMPION, claim.number)
+                self.set_alias(PREVIOUS, claim.before)
+            self.set_alias(CHAMPION, claim.number)
             ledger.finish(claim)
             newest = ledger.last()
             if newest is None or newest.generation == claim.generation:
@@ -272,7 +272,7 @@ class Registry:
             yield  # closing the file gives the lock back
 
     def _require_champion(self, number: str | None) -> None:
-        now = self.behind(CHAMPION)
+        now = self.get_by_alias(CHAMPION)
         found = now.number if now else None
         if found != number:
             raise self._overtaken(found, number)
@@ -287,7 +287,7 @@ class Registry:
         """MLflow's answer about one version; None where it says that there is no such thing."""
         from mlflow.exceptions import MlflowException
 
-        with explained(self.store.uri):
+        with translate_errors(self.store.uri):
             try:
                 return _as_version(getattr(self.store.client, method)(*arguments))
             except MlflowException as error:

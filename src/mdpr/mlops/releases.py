@@ -96,14 +96,14 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
     digest, config, run = parts.digest(), parts.config, read_run(evaluation)
     metrics, predictions = read_metrics(evaluation), read_predictions(evaluation)
     store = connect()
-    flush(store, Path(tracking.spool))
+    flush(store, Path(tracking.outbox))
     here = adopt(store, run, tracking.experiment)
     if here != run:  # neither training nor evaluation happened in this store: their results come along now
         files = sorted(path for path in evaluation.iterdir() if path.is_file())
         here = add_results(here, tracking, flatten({"test": metrics}), files, tags=run.digests)
     registry = Registry(store, tracking.model_name)
     with registry.locked():
-        version = registry.with_digest(digest)
+        version = registry.find_by_digest(digest)
         if version is None:
             inputs = (parts.knowledge, parts.features, parts.model, evaluation)
             model_id, latency = log_served_model(store, here, parts, Path(params.pyfunc))
@@ -124,7 +124,7 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
             **{f"mdpr.test.fused.{key}": f"{value:.4f}" for key, value in metrics["fused"].items()},
         }
         registry.annotate(version.number, results, with_gate(card, gate_of(version.card)))
-        registry.point(params.alias, version.number)
+        registry.set_alias(params.alias, version.number)
     return Registration(
         model_name=version.name,
         version=version.number,

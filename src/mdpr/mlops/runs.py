@@ -12,7 +12,7 @@ Results that a run's artifacts hold in MLflow, as a folder on this disk.
 MLflow tracking: the run that `tune` opens and the results that `evaluate` adds to it.
 
 Everything takes one way: first into the run's journal on this disk, then to the store. Where the store is away the
-work goes on; what waits is delivered with the next values, by the next stage, or by `mdpr tracking flush`.
+work goes on; what waits is delivered with the next values, by the next stage, or by `mdpr tracking publish`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mdpr.artifacts import Split, TrackedRun, read_card
 from mdpr.errors import ArtifactError, Interrupted, TrackingError
 from mdpr.mlops.delivery import adopt, create_run, deliver, flush, holds_run, start_journal
 from mdpr.mlops.spool import CLOSED, OPENED, Journal
-from mdpr.mlops.store import Store, Unreachable, connect, explained
+from mdpr.mlops.store import Store, Unreachable, connect, translate_errors
 from mdpr.params import TrackingParams, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def fetch_results(run_id: str, folder: Path) -> Path:
     """
     store = connect()
     folder.mkdir(parents=True, exist_ok=True)
-    with explained(store.uri):
+    with translate_errors(store.uri):
         found = {Path(item.path).name for item in store.client.list_artifacts(run_id, RESULTS_FOLDER)}
         missing = [name for name in NEEDED if name not in found]
         if missing:
@@ -264,7 +264,7 @@ def open_run(
     `run_id` goes on with the run that a killed process left, where the store holds it; otherwise it is a new one.
     Raises `TrackingError` where the store cannot be reached: before the work, not after it.
     """
-    store, spool = connect(), Path(tracking.spool)
+    store, spool = connect(), Path(tracking.outbox)
     flush(store, spool, besides=run_id)
     resumed = run_id is not None and holds_run(store, run_id)
     if run_id is not None and resumed:
@@ -309,7 +309,7 @@ def add_results(
     That is another one where this store does not hold `run` (see `adopt`). Where the store is away, everything waits
     in the spool and `run` comes back. Raises `TrackingError` where the store refuses.
     """
-    store, spool = connect(), Path(tracking.spool)
+    store, spool = connect(), Path(tracking.outbox)
     try:
         flush(store, spool)
         here = adopt(store, run, tracking.experiment)
@@ -342,7 +342,7 @@ def as_metrics(metrics: Mapping[str, float], step: int) -> list[list[Any]]:
 
 def _steps(store: Store, run_id: str) -> set[int]:
     """The epochs that the store has of a run."""
-    with explained(store.uri):
+    with translate_errors(store.uri):
         names = store.client.get_run(run_id).data.metrics
         history = store.client.get_metric_history(run_id, "loss" if "loss" in names else next(iter(names), "loss"))
     return {item.step for item in history}
@@ -350,7 +350,7 @@ def _steps(store: Store, run_id: str) -> set[int]:
 
 def _close_if_open(store: Store, run_id: str) -> None:
     """A run that was made for these results, or whose end could not be delivered."""
-    with explained(store.uri):
+    with translate_errors(store.uri):
         if store.client.get_run(run_id).info.status == "RUNNING":
             store.client.set_terminated(run_id)
 

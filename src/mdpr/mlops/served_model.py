@@ -25,7 +25,7 @@ from mdpr.artifacts import ModelConfig, TrackedRun, read_model_config, sha256
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.gate import Latency
 from mdpr.mlops.registry import Registry
-from mdpr.mlops.store import DEFAULT_URI, Store, connect, explained
+from mdpr.mlops.store import DEFAULT_URI, Store, connect, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -93,7 +93,7 @@ def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) ->
 
     client = store.client
     # Not pyfunc.log_model: it needs an active run, and would open the finished run again.
-    with explained(store.uri), TemporaryDirectory(prefix="mdpr-") as folder:
+    with translate_errors(store.uri), TemporaryDirectory(prefix="mdpr-") as folder:
         experiment_id = client.get_run(run.run_id).info.experiment_id
         logged = client.create_logged_model(
             experiment_id, LOGGED_NAME, source_run_id=run.run_id, model_type="classifier"
@@ -219,7 +219,7 @@ DEFAULT_TIMEOUT_S = 60
 
 def find_version(model_name: str, alias: str) -> str:
     """The version behind `alias` now, so that every worker serves the same; raises `TrackingError` without one."""
-    version = Registry(connect(), model_name).behind(alias)
+    version = Registry(connect(), model_name).get_by_alias(alias)
     if version is None:
         raise TrackingError(f"{model_name} has no version with the alias {alias}: run promote, or name another alias")
     return version.number

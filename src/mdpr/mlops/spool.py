@@ -118,7 +118,7 @@ def open_journal(folder: Path, run_id: str) -> Journal | None:
                 file.close()
     except OSError as error:
         reason = f"cannot be written ({error.strerror}): name another folder"
-        raise TrackingError(f"tracking.spool: {folder} {reason}") from None
+        raise TrackingError(f"tracking.outbox: {folder} {reason}") from None
 
 
 def journals(folder: Path) -> Iterator[Journal]:

@@ -86,7 +86,7 @@ def connect() -> Store:
 
     for name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables..." is not the user's business
         logging.getLogger(name).setLevel(logging.WARNING)
-    with explained(uri), _alone(file):
+    with translate_errors(uri), _alone(file):
         mlflow.set_tracking_uri(uri)  # MLflow resolves `models:/...` addresses by its own global setting
         return Store(mlflow.MlflowClient(tracking_uri=uri), uri)
 
@@ -108,7 +108,7 @@ def _alone(file: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn MLflow's refusals into `TrackingError`: one line, the address without its password, the fix.
 
     Where trying again may help, it is `Unreachable`.

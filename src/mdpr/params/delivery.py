@@ -58,5 +58,5 @@ class TrackingParams(Section):
 
     experiment: str = Field("mdpr", min_length=1, description="MLflow experiment")
     model_name: str = Field("mdpr", min_length=1, description="name in the MLflow model registry")
-    spool: str = Field("mlflow.spool", min_length=1, description="folder for what MLflow could not be told yet")
+    outbox: str = Field("mlflow.outbox", min_length=1, description="folder for what MLflow does not have yet")
     system_metrics: bool = Field(True, description="log the load of CPU, memory, disk, network and GPUs every epoch")

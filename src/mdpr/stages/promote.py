@@ -24,7 +24,7 @@ def promote(
     from mdpr.mlops.delivery import flush
     from mdpr.mlops.store import connect
 
-    flush(connect(), Path(tracking.spool))
+    flush(connect(), Path(tracking.outbox))
     outcome = promotions.promote(read_registration(registration), evaluation, _policy(params))
     verdict = "promoted" if outcome.decision == "promoted" else "not promoted"
     logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, verdict, outcome.reason)

@@ -26,22 +26,22 @@ def make_versions(registry: Registry, count: int) -> list[str]:
 
 
 def number_behind(registry: Registry, alias: str) -> str | None:
-    version = registry.behind(alias)
+    version = registry.get_by_alias(alias)
     return version.number if version else None
 
 
 def test_an_empty_registry_has_no_champion(registry: Registry) -> None:
-    assert registry.behind(CHAMPION) is None
-    assert registry.with_digest("any") is None
+    assert registry.get_by_alias(CHAMPION) is None
+    assert registry.find_by_digest("any") is None
     make_versions(registry, 1)
-    assert registry.behind(CHAMPION) is None  # the model is there now, the alias is not
+    assert registry.get_by_alias(CHAMPION) is None  # the model is there now, the alias is not
     with pytest.raises(TrackingError, match=r"version 7 of shoes is not in this MLflow registry: run register"):
         registry.get("7")
 
 
 def test_a_digest_has_one_version(registry: Registry) -> None:
     first, second = make_versions(registry, 2)
-    found = registry.with_digest("digest-1")
+    found = registry.find_by_digest("digest-1")
     assert found is not None
     assert (found.number, found.tags["n"]) == (second, "1")
     again = registry.create(found.source.removeprefix("models:/"), found.run_id, "digest-1", {"n": "other"})

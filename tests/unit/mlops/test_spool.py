@@ -28,7 +28,7 @@ AWAY = "http://127.0.0.1:9"
 
 @pytest.fixture
 def spool(tmp_path: Path, tracking: TrackingParams) -> Path:
-    return tmp_path / tracking.spool
+    return tmp_path / tracking.outbox
 
 
 @pytest.fixture
@@ -256,11 +256,11 @@ def test_a_troubled_server_is_one_line_after_few_tries(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with pytest.raises(TrackingError, match="cannot be reached" if hangs else "answered with status 500") as caught:
-        Registry(connect(), "shoes").behind(CHAMPION)
+        Registry(connect(), "shoes").get_by_alias(CHAMPION)
     assert "\n" not in str(caught.value)
     assert handler.requests == 2  # type: ignore[attr-defined]
     run = TrackedRun(run_id="0" * 32, experiment="shoes")
     assert add_results(run, tracking, {"a": 1.0}, []) == run  # and an evaluation is not lost for it
-    assert len(list((tmp_path / tracking.spool).glob("*.jsonl"))) == 1
+    assert len(list((tmp_path / tracking.outbox).glob("*.jsonl"))) == 1
     server.shutdown()
     server.server_close()
