@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from mdpr.data.parallel import map_in_order
+from mdpr.data.intake import map_in_order
 from mdpr.errors import ArtifactError, MdprError
 from mdpr.progress import track
 from mdpr.stages.stage import STAGES, load_stage

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdpr.artifacts import Origin
-from mdpr.data.parallel import map_in_order
+from mdpr.data.intake import map_in_order
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
 from mdpr.progress import track

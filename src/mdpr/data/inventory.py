@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from mdpr.artifacts import SPLITS, ClassInfo, DataCard, Split, image_batches, open_images
-from mdpr.data.parallel import map_in_order
+from mdpr.data.intake import map_in_order
 from mdpr.data.splits import PROFILES
 from mdpr.errors import ArtifactError, DataError
 from mdpr.images.decoding import decode_image, quiet_about_large_images

@@ -22,10 +22,10 @@ from mdpr.artifacts import (
     write_image_records,
     write_json,
 )
-from mdpr.data.faults import Faults
-from mdpr.data.parallel import map_in_order
+from mdpr.data.intake import Faults, map_in_order
 from mdpr.data.sources import Source
-from mdpr.data.splits import SourceImage, SourceSplit, cut_pool, hold_out_test, planned_counts, shot_group
+from mdpr.data.sources.source import SourceImage, SourceSplit
+from mdpr.data.splits import cut_pool, hold_out_test, planned_counts, shot_group
 from mdpr.errors import DataError
 from mdpr.images.decoding import quiet_about_large_images, verify_image
 from mdpr.params import PrepareParams

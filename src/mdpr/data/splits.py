@@ -1,31 +1,19 @@
-"""Which images of the pool become training, validation and test: pure functions of labels and a seed.
+"""From the pool to training, validation and test: the shapes of a long tail, and the cut, as pure functions.
 
-C classes, N images of the pool. Rows whose label is `LEFT_OUT` are never taken.
-
-How many images each class keeps: the shapes of a long tail, and the groups of shots. Pure functions.
-
-C classes; n_max images of the largest; IR the imbalance ratio, largest over smallest.
-
-A split of a source: labels at once, images one by one when asked, so memory does not grow with them.
+N images of the pool, C classes; n_max images of the largest class; IR the imbalance ratio, largest over smallest.
+A row whose label is negative is never taken.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from PIL import Image
 
-from mdpr.artifacts import ShotGroup, Validation, image_batches, open_images
-from mdpr.data.faults import Faults, printable, utf8_name
+from mdpr.artifacts import ShotGroup, Validation
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
 
@@ -187,113 +175,3 @@ def shot_group(train_images: int, many_above: int, few_below: int) -> ShotGroup:
     if train_images > many_above:
         return "many"
     return "few" if train_images < few_below else "medium"
-
-
-LEFT_OUT = -1
-"""The label of a row that is not used."""
-
-
-class SourceImage(NamedTuple):
-    """An image before it is read: `read` gives the encoded bytes, in any thread; `where` names it in an error."""
-
-    read: Callable[[], bytes]
-    path: str
-    label: int
-    where: str
-
-
-class SourceSplit(Protocol):
-    """labels_N: int64, the class of each image, in the order in which `images` counts them, or `LEFT_OUT`."""
-
-    @property
-    def labels_N(self) -> np.ndarray: ...
-
-    def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
-        """The images of increasing `rows`."""
-        ...
-
-
-@dataclass(frozen=True)
-class FileSplit:
-    """Images in files of their own; `origins` says which line of which list named each of them."""
-
-    root: Path
-    files: Sequence[str]
-    labels_N: np.ndarray
-    origins: Sequence[str] | None = None
-
-    def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
-        for row in rows.tolist():
-            file = self.root / self.files[row]
-            where = f"{printable(file)} ({self.origins[row]})" if self.origins else printable(file)
-            yield SourceImage(partial(read_file, file, where), self.files[row], int(self.labels_N[row]), where)
-
-
-def read_file(file: Path, where: str) -> bytes:
-    """The content of a file; `DataError` where it is missing, cannot be read or has a name that is no text."""
-    utf8_name(str(file), where)
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{where} does not exist: add the file or correct its path") from None
-    except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror}") from None
-
-
-@dataclass(frozen=True)
-class PixelSplit:
-    """Images as pixels in memory, uint8 (N, H, W, 3); each becomes a PNG when asked for."""
-
-    pixels_NHW3: np.ndarray
-    labels_N: np.ndarray
-    name: str
-
-    def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
-        for row in rows.tolist():
-            path = f"{self.name}/{row:05}.png"
-            yield SourceImage(partial(_png, self.pixels_NHW3[row]), path, int(self.labels_N[row]), path)
-
-
-def _png(pixels_HW3: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels_HW3).save(stream, "PNG")
-    return stream.getvalue()
-
-
-@dataclass(frozen=True)
-class ParquetSplit:
-    """Rows of a Parquet file in the Hugging Face image layout: image{bytes, path}, label."""
-
-    file: Path
-    labels_N: np.ndarray
-
-    @classmethod
-    def open(cls, file: Path, classes: int, faults: Faults) -> ParquetSplit:
-        """A row without a label, or with one outside 0..classes-1, goes to `faults`."""
-        with open_images(file) as parquet:
-            column = parquet.read(["label"])["label"]
-        missing_N = column.is_null().to_numpy()
-        labels_N = pc.fill_null(column, LEFT_OUT).to_numpy().astype(np.int64)
-        for row in np.flatnonzero((labels_N < 0) | (labels_N >= classes)).tolist():
-            fault = f"has label {labels_N[row]}, classes.json ends at {classes - 1}: correct the label or classes.json"
-            faults.bad(DataError(f"{file} row {row} {'has no label: label or remove it' if missing_N[row] else fault}"))
-            labels_N[row] = LEFT_OUT
-        return cls(file, labels_N)
-
-    def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
-        start = 0
-        with open_images(self.file) as parquet:
-            try:
-                for batch in image_batches(parquet, ["image"]):
-                    first, last = np.searchsorted(rows, [start, start + len(batch)])
-                    for row in rows[first:last].tolist():
-                        yield self._image(batch.column("image")[row - start].as_py(), row)
-                    start += len(batch)
-            except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{self.file} is damaged after row {start}: {error}") from None
-
-    def _image(self, image: dict[str, Any] | None, row: int) -> SourceImage:
-        fields = image or {}
-        data: bytes = fields.get("bytes") or b""  # decode_image refuses an empty one
-        name: str = fields.get("path") or f"{self.file.stem}/{row}"
-        return SourceImage(lambda: data, name, int(self.labels_N[row]), f"{self.file} row {row} ({name})")

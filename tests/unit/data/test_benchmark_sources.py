@@ -14,7 +14,7 @@ from PIL import Image
 from mdpr.data.class_list import shipped_class_list
 from mdpr.data.sources import Place, Source, open_source
 from mdpr.data.sources import cifar as cifar_module
-from mdpr.data.splits import SourceSplit
+from mdpr.data.sources.source import SourceSplit
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
 

@@ -14,7 +14,7 @@ import pytest
 from mdpr.artifacts import write_images
 from mdpr.data.sources import SOURCES, Place, Source
 from mdpr.data.sources import open_source as open_at
-from mdpr.data.splits import SourceSplit
+from mdpr.data.sources.source import SourceSplit
 from mdpr.errors import ArtifactError, DataError
 from mdpr.params import PrepareParams
 

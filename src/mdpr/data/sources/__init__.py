@@ -11,9 +11,8 @@ from collections.abc import Callable
 from mdpr.data.sources.cifar import cifar10_source, cifar100_source
 from mdpr.data.sources.folders import folder_source
 from mdpr.data.sources.hub import hub_source
-from mdpr.data.sources.lists import imagenet_lt_source, inat2018_source, places_lt_source
 from mdpr.data.sources.source import Place, Source
-from mdpr.data.sources.tables import csv_source, parquet_source
+from mdpr.data.sources.tables import csv_source, imagenet_lt_source, inat2018_source, parquet_source, places_lt_source
 from mdpr.errors import DataError
 
 __all__ = ["SOURCES", "Place", "Source", "open_source"]

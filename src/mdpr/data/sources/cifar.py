@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mdpr.data.class_list import shipped_class_list
-from mdpr.data.sources.source import Place, Source
-from mdpr.data.splits import PixelSplit
+from mdpr.data.sources.source import PixelSplit, Place, Source
 from mdpr.errors import DataError
 
 SIDE_PX = 32

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mdpr.data.class_list import ClassName
-from mdpr.data.faults import Faults, printable, utf8_name
-from mdpr.data.sources.source import Place, Source, distinct_by_case
-from mdpr.data.splits import FileSplit
+from mdpr.data.intake import Faults, printable, utf8_name
+from mdpr.data.sources.source import FileSplit, Place, Source, distinct_by_case
 from mdpr.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdpr.data.class_list import ClassName
-from mdpr.data.sources.source import Place, Source
-from mdpr.data.splits import SourceImage, read_file
+from mdpr.data.sources.source import Place, Source, SourceImage, read_file
 from mdpr.errors import DataError
 
 if TYPE_CHECKING:

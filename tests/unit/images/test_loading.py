@@ -1,21 +1,25 @@
 """What torch sees: the same numbers as open_clip's preprocessing, and chance that hangs on nothing else."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mdpr.artifacts import ImageFile, read_images, write_images
 from mdpr.errors import DataError
 from mdpr.images.decoding import decode_image
 from mdpr.images.loading import (
+    ORDERS,
     Augment,
     ImageTable,
+    Sampling,
+    class_balanced_order,
     eval_transform,
     instance_order,
     make_loader,
@@ -27,8 +31,15 @@ MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 COUNT = 40
 
 
+def png(seed: int) -> bytes:
+    """A picture that no other seed gives."""
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
 @pytest.fixture
-def table(tmp_path: Path, png: Callable[..., bytes]) -> ImageFile:
+def table(tmp_path: Path) -> ImageFile:
     file = tmp_path / "train.parquet"
     write_images(file, [png(row) for row in range(COUNT)], [f"{row}.png" for row in range(COUNT)], [*range(COUNT)])
     return read_images(file)
@@ -45,7 +56,7 @@ def test_eval_transform_is_that_of_open_clip(size: tuple[int, int]) -> None:
     assert torch.equal(eval_transform(32, MEAN, STD)(image), stock(image))
 
 
-def test_training_without_augmentation_is_evaluation(table: ImageFile, png: Callable[..., bytes]) -> None:
+def test_training_without_augmentation_is_evaluation(table: ImageFile) -> None:
     image, label = dataset(table, "none")[3]
     assert torch.equal(image, eval_transform(32, MEAN, STD)(decode_image(png(3), "")))
     assert label == 3
@@ -116,7 +127,7 @@ def test_batches_are_of_the_size_or_of_the_indices_asked_for(table: ImageFile) -
     assert [batch[1].tolist() for batch in make_loader(dataset(table), chosen)] == chosen
 
 
-def test_a_damaged_image_is_named(tmp_path: Path, png: Callable[..., bytes]) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "x.parquet", [png(0), png(1)[:200]], ["a.png", "b.png"], [0, 1])
     with pytest.raises(DataError, match=r"x\.parquet row 1 \(b\.png\) cannot be decoded"):
         dataset(read_images(tmp_path / "x.parquet"))[1]
@@ -149,3 +160,66 @@ def _batches(images: ImageTable, batch_size: int, seed: int | None, epoch: int) 
     if seed is None:
         return batch_size
     return [part.indices for (part,) in plan_epoch(instance_order(images.labels_N, seed, epoch), batch_size)]
+
+
+LABELS = np.repeat([0, 1, 3], [60, 12, 5])  # class 2 has no image
+
+
+def test_instance_order_is_every_image_once_by_seed_and_epoch() -> None:
+    order = instance_order(LABELS, seed=1, epoch=2)
+    assert sorted(order) == list(range(77))
+    assert (order == instance_order(LABELS, 1, 2)).all()
+    assert any((order != instance_order(LABELS, *other)).any() for other in ((1, 3), (2, 2)))
+
+
+def test_class_balanced_order_shows_every_class_and_every_image_of_it_equally_often() -> None:
+    order = class_balanced_order(LABELS, seed=0, epoch=0)
+    assert len(order) == len(LABELS)
+    shown_C = np.bincount(LABELS[order], minlength=4)
+    assert sorted(shown_C) == [0, 25, 26, 26]
+    times_N = np.bincount(order, minlength=77)
+    for label in (0, 1, 3):
+        assert np.ptp(times_N[np.equal(LABELS, label)]) <= 1
+    assert not (order == class_balanced_order(LABELS, 0, 1)).all()
+
+
+def test_the_class_that_gets_one_more_changes_with_the_epoch() -> None:
+    fewest = {
+        int(np.bincount(LABELS[class_balanced_order(LABELS, 0, epoch)], minlength=4)[[0, 1, 3]].argmin())
+        for epoch in range(20)
+    }
+    assert fewest == {0, 1, 2}
+
+
+@pytest.mark.parametrize("sampling", list(ORDERS))
+def test_an_order_draws_from_no_generator_but_its_own(sampling: Sampling) -> None:
+    before = torch.get_rng_state()
+    ORDERS[sampling](LABELS, 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(
+    images=st.integers(1, 60), batch=st.integers(1, 20), micro=st.none() | st.integers(1, 20), world=st.integers(1, 5)
+)
+def test_any_split_sees_each_step_s_images_once(images: int, batch: int, micro: int | None, world: int) -> None:
+    order = np.random.default_rng(0).permutation(images)
+    plans = [plan_epoch(order, batch, micro, rank, world) for rank in range(world)]
+    steps = [order[start : start + batch].tolist() for start in range(0, images, batch)]
+    assert {len(plan) for plan in plans} == {len(steps)}
+    for number, whole in enumerate(steps):
+        parts = [part for plan in plans for part in plan[number]]
+        assert all(plan[number] for plan in plans), "every process takes part in every step"
+        counted = [part for part in parts if part.share]
+        assert [index for part in counted for index in part.indices] == whole
+        assert sum(part.share for part in parts) == pytest.approx(1)
+        assert all(whole[part.offset] == part.indices[0] for part in parts)
+        assert all(len(part.indices) <= (micro or batch) for part in parts)
+
+
+def test_one_process_without_micro_batches_computes_whole_batches() -> None:
+    plan = plan_epoch(np.arange(7), batch_size=3)
+    assert [[(part.indices, part.offset, part.share) for part in step] for step in plan] == [
+        [([0, 1, 2], 0, 1.0)],
+        [([3, 4, 5], 0, 1.0)],
+        [([6], 0, 1.0)],
+    ]

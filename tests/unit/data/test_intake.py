@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mdpr.data.parallel import MAX_THREADS, TASK_ITEMS, map_in_order
+from mdpr.data.intake import MAX_THREADS, TASK_ITEMS, map_in_order
 
 
 def test_results_keep_the_order_of_the_items() -> None:
