@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.report import device_name, emit, interval_95
 from mdpr.artifacts import ClassInfo, Features, Probe, read_classes, read_features, read_images, read_probe
-from mdpr.images.loading import ImageTable, eval_transform, make_loader, train_transform
+from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.params import BackboneParams, Section, TuneParams, load_params
@@ -44,19 +44,15 @@ class Ground:
         return [item.shot for item in self.classes]
 
     def table(self, split: str) -> ImageTable:
-        look = (self.frozen.image_size_px, self.frozen.image_mean, self.frozen.image_std)
-        images = read_images(self.prepared / f"{split}.parquet")
-        if split == "train":
-            return ImageTable(images, train_transform(*look, self.tune.augment), seed=self.tune.seed)
-        return ImageTable(images, eval_transform(*look))
+        transform = eval_transform(self.frozen.image_size_px, self.frozen.image_mean, self.frozen.image_std)
+        return ImageTable(read_images(self.prepared / f"{split}.parquet"), transform)
 
     def score(self, tune: TuneParams, features: Features) -> dict[str, float]:
         """Train one model, keep its best epoch on validation, score it once on the test set: group -> points."""
-        counts = [item.train_images for item in self.classes]
-        data = TrainingData(train=self.table("train"), val=self.table("val"), counts=counts, shots=self.shots)
+        data = TrainingData.read(self.prepared, self.frozen, tune)
         seed_everything(tune.seed)
         model = MDPR(self.frozen, [item.name for item in self.classes], tune, features)
-        model.load_learned_state(fit(model, Objective(model, counts, features), data).state)
+        model.load_learned_state(fit(model, Objective(model, data.counts, features), data).state)
         scores = validate(model, make_loader(self.table("test"), BATCH_IMAGES), self.shots)["fused"]
         return {group: 100 * value for group, value in scores.items()}
 

@@ -61,8 +61,8 @@ class LazyGroup(click.Group):
 def cli(verbose: bool) -> None:
     """Tune CLIP on long-tailed data with multi-dimensional dynamic prompt routing (MDPR)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    told = logging.INFO if read_launch().leads else logging.WARNING  # one of torchrun's processes speaks for all
-    logging.getLogger("mdpr").setLevel(logging.DEBUG if verbose else told)
+    level = logging.INFO if read_launch().is_main else logging.WARNING  # of torchrun's processes only the main one
+    logging.getLogger("mdpr").setLevel(logging.DEBUG if verbose else level)
 
 
 def main() -> None:

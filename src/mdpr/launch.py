@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun says it in the environment. Light: loads no library."""
+"""Which of several processes this one is, from torchrun's environment variables. Loads no library."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Launch:
     local_rank: int = 0
 
     @property
-    def leads(self) -> bool:
-        """The one process that writes outputs, logs, tracks and shows progress."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes outputs, logs, tracks and shows progress."""
         return self.rank == 0
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """torchrun's RANK, WORLD_SIZE and LOCAL_RANK; a single process where they are not set.
+    """torchrun's RANK, WORLD_SIZE and LOCAL_RANK; a single process if they are not set.
 
-    Raises `ConfigError` where they contradict each other.
+    Raises `ConfigError` if they contradict each other.
     """
     world = environment.get("WORLD_SIZE", "1")
     rank = environment.get("RANK", "0") if world != "1" else "0"

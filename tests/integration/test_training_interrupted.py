@@ -132,7 +132,7 @@ def test_killed_and_stopped_at_several_steps_the_result_is_that_of_an_undisturbe
     stopped = start("broken", "--workers", "1")
     signal_at(stopped, checkpoint, position(checkpoint) + 1, signal.SIGTERM)
     log = end(stopped, 143)
-    assert "going on after step" in log
+    assert "resuming after step" in log
     assert "the same command goes on from there" in log
     assert "Traceback" not in log
     assert not (workplace / "broken").exists()

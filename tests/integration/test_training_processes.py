@@ -20,22 +20,22 @@ from mdpr.errors import TrainingError
 from mdpr.training.distributed import join
 
 sections = parse_params({"backbone": {"device": "cpu"}})
-with join(sections["tune"], sections["backbone"]) as ranks:
+with join(sections["tune"], sections["backbone"]) as distributed:
     learned = [torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2, 3), (4,), (1,))]
-    learned[0].grad = torch.full((2, 3), 10.0 ** ranks.rank)
-    learned[2].grad = torch.full((1,), float(ranks.rank))
-    terms = ranks.sum_gradients(learned, torch.tensor([0.5, ranks.rank]))
+    learned[0].grad = torch.full((2, 3), 10.0 ** distributed.rank)
+    learned[2].grad = torch.full((1,), float(distributed.rank))
+    terms = distributed.sum_gradients(learned, torch.tensor([0.5, distributed.rank]))
     assert terms.tolist() == [1.0, 1.0], terms
     assert learned[0].grad.tolist() == [[11.0] * 3] * 2, learned[0].grad
     assert learned[1].grad is None
     assert learned[2].grad.tolist() == [1.0]
-    assert ranks.any(ranks.rank == 1) and not ranks.any(False)
-    assert ranks.leads == (ranks.rank == 0)
+    assert distributed.any(distributed.rank == 1) and not distributed.any(False)
+    assert distributed.is_main == (distributed.rank == 0)
     print("summed", flush=True)
-    if ranks.rank == 1:
+    if distributed.rank == 1:
         sys.exit("an image of this process is broken")
     try:
-        ranks.any(False)
+        distributed.any(False)
     except TrainingError as error:
         print(f"error: {error}", flush=True)
         sys.exit(error.exit_code)

@@ -58,6 +58,7 @@ from mdpr.artifacts.probe_and_model import (
     read_model_config,
     read_probe,
     read_run,
+    write_model,
     write_probe,
 )
 from mdpr.artifacts.results import (
@@ -136,6 +137,7 @@ __all__ = [
     "write_image_records",
     "write_images",
     "write_json",
+    "write_model",
     "write_predictions",
     "write_probe",
 ]

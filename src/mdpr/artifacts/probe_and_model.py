@@ -5,14 +5,14 @@ model/: the configuration beside the learned weights, the history, and the MLflo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from mdpr.artifacts.formats import Format, class_digest, parse, read_json, read_tensors
+from mdpr.artifacts.formats import Format, class_digest, parse, read_json, read_tensors, write_json
 from mdpr.errors import ArtifactError
 from mdpr.params import BackboneParams, TuneParams
 
@@ -87,6 +87,14 @@ class ModelConfig(Format):
     knowledge_digest: str
     selected_epoch: int
     val_accuracy: dict[str, float]  # class-balanced, of the selected epoch: base, routed, fused
+
+
+def write_model(model: Path, config: ModelConfig, history: Sequence[Mapping[str, float]]) -> None:
+    """config.json and history.csv, one row per epoch; the weights beside them are `model.safetensors`."""
+    import pandas as pd
+
+    write_json(model / "config.json", config)
+    pd.DataFrame(history).astype({"epoch": int}).to_csv(model / "history.csv", index=False)
 
 
 def read_model_config(model: Path) -> ModelConfig:

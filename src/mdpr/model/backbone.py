@@ -98,6 +98,13 @@ class Backbone(nn.Module):
         """The frozen model never leaves evaluation mode, whatever its owner does."""
         return super().train(False)
 
+    def check_fingerprint(self, what: str | Path, fingerprint: str) -> None:
+        """Raise `ArtifactError` if `what` was made with another backbone than this one."""
+        if fingerprint != self.fingerprint:
+            raise ArtifactError(
+                f"{what} was made with {fingerprint}, the backbone is {self.fingerprint}: rerun its stage"
+            )
+
     @property
     def device(self) -> torch.device:
         device: torch.device = self.clip.logit_scale.device

@@ -70,6 +70,7 @@ class MDPR(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.class_names = tuple(class_names)
         self.params = params
         self.tuner = build_tuner(backbone, params, len(class_names))
         self.prompted_text: PromptedText | None = None
@@ -87,11 +88,7 @@ class MDPR(nn.Module):
         if params.routing:
             if features is None:
                 raise ArtifactError("tune.routing = true needs the encoded knowledge base: run describe and encode")
-            if features.fingerprint != backbone.fingerprint:
-                raise ArtifactError(
-                    f"features were encoded by {features.fingerprint}, the backbone is {backbone.fingerprint}: "
-                    "rerun encode"
-                )
+            backbone.check_fingerprint("features", features.fingerprint)
             sentences_CVd = torch.as_tensor(features.sentences_CVd, dtype=torch.float32)
             self.register_buffer("sentences_CVd", sentences_CVd, persistent=False)
             self.router = Router(sentences_CVd.shape[-1], params.router_heads, params.router_dropout)

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdpr.artifacts import Probe
-from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
 
 
@@ -97,10 +96,8 @@ FUSIONS: dict[str, Callable[[Probe | None, int, Backbone], Mean]] = {
 def build_fusion(name: str, probe: Probe | None, classes: int, backbone: Backbone) -> Mean:
     """The fusion called `name`. `probe` feeds gla's expert; without one its buffers wait for a saved state.
 
-    Raises `ArtifactError` where the probe belongs to another backbone.
+    Raises `ArtifactError` if the probe belongs to another backbone.
     """
-    if probe is not None and probe.fingerprint != backbone.fingerprint:
-        raise ArtifactError(
-            f"probe was made with {probe.fingerprint}, the backbone is {backbone.fingerprint}: rerun probe"
-        )
+    if probe is not None:
+        backbone.check_fingerprint("probe", probe.fingerprint)
     return FUSIONS[name](probe, classes, backbone)

@@ -64,8 +64,7 @@ class Classifier:
         """
         config = read_model_config(model)
         frozen = Backbone.load(backbone or config.backbone)
-        if frozen.fingerprint != config.fingerprint:
-            raise ArtifactError(f"{model} was tuned on {config.fingerprint}, the backbone is {frozen.fingerprint}")
+        frozen.check_fingerprint(model, config.fingerprint)
         encoded = read_features(features, config.class_names) if config.tune.routing else None
         if encoded is not None and encoded.knowledge_digest != config.knowledge_digest:
             raise ArtifactError(f"{model} was tuned with another knowledge base than {features} holds: rerun tune")

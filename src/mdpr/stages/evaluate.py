@@ -19,7 +19,7 @@ def evaluate(
 ) -> None:
     """Write metrics, the per-class table, predictions and the report; add them to the run that tune opened.
 
-    Raises `ArtifactError` where the model was tuned for other classes or on another backbone than the probe's.
+    Raises `ArtifactError` if the model was tuned for other classes or on another backbone than the probe's.
     """
     from mdpr import artifacts
     from mdpr.errors import ArtifactError
@@ -37,8 +37,7 @@ def evaluate(
     classifier = Classifier.load(model, features)
     if list(classifier.class_names) != names:
         raise ArtifactError(f"{model} was tuned for other classes than {prepared} holds: rerun tune")
-    if frozen.fingerprint != classifier.config.fingerprint:
-        raise ArtifactError(f"{probe} was made with another backbone than {model}: rerun probe")
+    classifier.backbone.check_fingerprint(probe, frozen.fingerprint)
 
     routed = classifier.config.tune.routing
     prior_CV = artifacts.read_features(features, names).prior_CV if routed else None

@@ -127,18 +127,18 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Sect
 
     Outputs appear whole or not at all: the stage writes to a temporary name beside each output, renamed once it
     has returned. Where a check failed (`CheckFailed`), what it wrote is kept as `<output>.failed`.
-    Of several processes that torchrun started, the one that leads writes outputs; what the others write is dropped.
+    Of several processes that torchrun started, the main one writes outputs; what the others write is dropped.
     Raises `ArtifactError` for an input that is not there.
     """
     arguments = _arguments(stage, stage, paths, params)
     finals = [paths[port] for port in stage.outputs]
     if stage.checkpoint:
         arguments[stage.checkpoint] = checkpoint = finals[0].with_name(f".{finals[0].name}.checkpoint")
-    started, leads = time.monotonic(), read_launch().leads
-    with (whole_or_not_at_all if leads else dropped)(finals) as partial:
+    started, is_main = time.monotonic(), read_launch().is_main
+    with (whole_or_not_at_all if is_main else dropped)(finals) as partial:
         outputs = dict(zip(stage.outputs, partial, strict=True))
         _call(stage, stage, arguments | outputs)
-    if stage.checkpoint and leads:
+    if stage.checkpoint and is_main:
         remove(checkpoint)
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mdpr.params import BackboneParams, TrackingParams, TuneParams
 from mdpr.stages.stage import Checkpoint, In, Out
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mdpr.artifacts import Features
+    from mdpr.model.classifier import MDPR
+    from mdpr.training.loop import FitResult, TrainingData
 
 
 def tune(
@@ -18,87 +27,62 @@ def tune(
     tracking: TrackingParams,
 ) -> None:
     """Write the learned weights of the epoch that is best on validation, its configuration and the history."""
-    from contextlib import nullcontext
-
-    import pandas as pd
-
-    from mdpr.artifacts import (
-        ModelConfig,
-        model_digests,
-        read_classes,
-        read_features,
-        read_images,
-        read_probe,
-        write_json,
-    )
+    from mdpr import artifacts
     from mdpr.errors import Diverged
-    from mdpr.images.loading import ImageTable, eval_transform, train_transform
     from mdpr.mlops.runs import flatten, lineage_tags, open_run, split_inputs
-    from mdpr.model.backbone import Backbone, save_weights
+    from mdpr.model.backbone import Backbone
     from mdpr.model.classifier import MDPR
-    from mdpr.training.checkpoint import Checkpoints, check_fit, listen_for_sigterm, run_identity, seed_everything
+    from mdpr.training.checkpoint import Checkpoints, listen_for_sigterm, run_identity, seed_everything
     from mdpr.training.distributed import join
-    from mdpr.training.loop import Surroundings, TrainingData, check_precision, fit
+    from mdpr.training.loop import TrainContext, TrainingData, fit
     from mdpr.training.losses import Objective
 
-    with join(params, backbone) as ranks, listen_for_sigterm() as stop:
-        classes = read_classes(prepared)
-        names = [item.name for item in classes]
-        encoded, zero_shot = read_features(features, names), read_probe(probe, names)
+    with join(params, backbone) as distributed, listen_for_sigterm() as stop:
+        names = [item.name for item in artifacts.read_classes(prepared)]
+        encoded, zero_shot = artifacts.read_features(features, names), artifacts.read_probe(probe, names)
         frozen = Backbone.load(backbone)
-        check_precision(params.precision, frozen.device)
-        check_fit(frozen, {features: encoded.fingerprint, probe: zero_shot.fingerprint})
-
-        look = (frozen.image_size_px, frozen.image_mean, frozen.image_std)
-        data = TrainingData(
-            train=ImageTable(
-                read_images(prepared / "train.parquet"), train_transform(*look, params.augment), seed=params.seed
-            ),
-            val=ImageTable(read_images(prepared / "val.parquet"), eval_transform(*look)),
-            counts=[item.train_images for item in classes],
-            shots=[item.shot for item in classes],
-        )
+        data = TrainingData.read(prepared, frozen, params)
         seed_everything(params.seed)
         tuned = MDPR(frozen, names, params, encoded, zero_shot)
         objective = Objective(tuned, data.counts, encoded)
-        made_from = [prepared / "card.json", prepared / "classes.json", probe, features]  # the card digests the images
-        checkpoints = Checkpoints(checkpoint, run_identity(params, frozen, ranks.world, made_from))
-        resume = checkpoints.read()
+        inputs = [prepared / "card.json", prepared / "classes.json", probe, features]  # the card digests the images
+        checkpoints = Checkpoints(checkpoint, run_identity(params, frozen, distributed.world, inputs))
+        resume, notes = checkpoints.read(), checkpoints.notes
+        if not distributed.is_main:
+            fit(tuned, objective, data, TrainContext(distributed, resume=resume, stop=stop))
+            return
 
         settings = flatten({"tune": params.model_dump(), "backbone": backbone.model_dump()})
-        digests = model_digests(prepared, knowledge=encoded.knowledge_digest, backbone=frozen.fingerprint)
-        tags, run_id = digests | lineage_tags([prepared, probe, features]), checkpoints.notes.get("run_id")
-        tracked = (
-            open_run(tracking, "tune", settings, tags, datasets=split_inputs(prepared, ["train", "val"]), run_id=run_id)
-            if ranks.leads
-            else nullcontext()
-        )
-        with tracked as run:
-            if run is None:
-                fit(tuned, objective, data, Surroundings(ranks, resume=resume, stop=stop))
-                return
-            checkpoints.notes["run_id"] = run.run_id
+        digests = artifacts.model_digests(prepared, knowledge=encoded.knowledge_digest, backbone=frozen.fingerprint)
+        tags, datasets = digests | lineage_tags([prepared, probe, features]), split_inputs(prepared, ["train", "val"])
+        with open_run(tracking, "tune", settings, tags, datasets=datasets, run_id=notes.get("run_id")) as run:
+            notes["run_id"] = run.run_id
+            context = TrainContext(distributed, run.log_epoch, checkpoints.write, resume, stop)
             try:
-                fitted = fit(
-                    tuned, objective, data, Surroundings(ranks, run.log_epoch, checkpoints.write, resume, stop)
-                )
+                result = fit(tuned, objective, data, context)
             except Diverged:
-                checkpoints.discard()  # its steps would end in the same way again
+                checkpoints.discard()  # to resume it would end in the same way again
                 raise
-            model.mkdir()
-            save_weights(model / "model.safetensors", fitted.state)
-            write_json(
-                model / "config.json",
-                ModelConfig(
-                    backbone=backbone,
-                    fingerprint=frozen.fingerprint,
-                    tune=params,
-                    class_names=tuple(names),
-                    train_images=tuple(data.counts),
-                    knowledge_digest=encoded.knowledge_digest,
-                    selected_epoch=fitted.epoch,
-                    val_accuracy=fitted.val_accuracy,
-                ),
-            )
-            pd.DataFrame(fitted.history).astype({"epoch": int}).to_csv(model / "history.csv", index=False)
-            write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
+            _write(model, tuned, data, encoded, backbone, result)
+            artifacts.write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
+
+
+def _write(
+    model: Path, tuned: MDPR, data: TrainingData, encoded: Features, backbone: BackboneParams, result: FitResult
+) -> None:
+    from mdpr import artifacts
+    from mdpr.model.backbone import save_weights
+
+    config = artifacts.ModelConfig(
+        backbone=backbone,
+        fingerprint=tuned.backbone.fingerprint,
+        tune=tuned.params,
+        class_names=tuned.class_names,
+        train_images=tuple(data.counts),
+        knowledge_digest=encoded.knowledge_digest,
+        selected_epoch=result.epoch,
+        val_accuracy=result.val_accuracy,
+    )
+    model.mkdir()
+    save_weights(model / "model.safetensors", result.state)
+    artifacts.write_model(model, config, result.history)

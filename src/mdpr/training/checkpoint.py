@@ -1,10 +1,7 @@
-"""What a training run is made of: the settings and inputs by which a checkpoint knows its own run again.
+"""Checkpoints of a training run: the file, the settings it belongs to, the stop signal and the seeds.
 
-SIGTERM, the notice that a node is about to go: training ends its step, saves and stops.
-
-One seed for everything that is drawn at random.
-
-What a killed run needs to go on, on disk: one safetensors file, tensors and a JSON record, replaced as a whole.
+A checkpoint is one safetensors file, tensors and a JSON record, replaced as a whole. It carries the identity of its
+run (settings, backbone, digests of the inputs); a run with another identity neither continues nor removes it.
 """
 
 from __future__ import annotations
@@ -33,12 +30,16 @@ from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
 from mdpr.params import TuneParams
 
-WITHOUT_EFFECT = {"checkpoint_every_steps", "workers"}  # the same weights, whatever their values
+FORMAT = "mdpr-checkpoint/1"
+FILE = "state.safetensors"
+WITHOUT_EFFECT = {"checkpoint_every_steps", "workers"}  # settings that do not change the learned weights
 DIGEST_LENGTH = 16
+
+Identity = Mapping[str, str | int | float | bool | None]  # flat settings and digests of inputs, by name
 
 
 def run_identity(params: TuneParams, backbone: Backbone, processes: int, inputs: Sequence[Path]) -> Identity:
-    """Every setting of `tune` that has an effect, the backbone, the number of processes, and digests of all inputs."""
+    """Settings of `tune` that affect the weights, backbone, device, number of processes, digests of the inputs."""
     settings = params.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     loss = settings.pop("loss")
     return {
@@ -51,28 +52,18 @@ def run_identity(params: TuneParams, backbone: Backbone, processes: int, inputs:
     }
 
 
-def check_fit(backbone: Backbone, fingerprints: Mapping[Path, str]) -> None:
-    """Raises `ArtifactError` for the first input (path -> fingerprint) that another backbone made."""
-    for path, fingerprint in fingerprints.items():
-        if fingerprint != backbone.fingerprint:
-            raise ArtifactError(
-                f"{path} was made with {fingerprint}, the backbone is {backbone.fingerprint}: rerun the stage that "
-                "writes it"
-            )
-
-
 @dataclass
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """Whether a stop was requested."""
 
     made: bool = False
 
 
 @contextmanager
 def listen_for_sigterm() -> Iterator[StopRequest]:
-    """A request that SIGTERM sets while the block runs; before and after, SIGTERM does what it did.
+    """A request that SIGTERM (the notice before a node goes) sets while the block runs; then the old handler returns.
 
-    Outside the main thread, where Python takes no handlers, the request is never made.
+    Outside the main thread Python allows no handlers: there the request is never made.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -97,25 +88,19 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, epoch: int, step: int, offset: int = 0) -> None:
-    """Seed torch for one step, so that dropout depends on where training is and not on how it got there.
+    """Seed torch for one step, so that a resumed run draws the same dropout as an uninterrupted one.
 
-    `offset` is the place of the first image in the step's batch: each micro-batch and each process has dropout of its
-    own, which is why splitting a batch changes what is dropped (and nothing else).
+    `offset` is the place of the first image in the step's batch: each micro-batch and each process draws dropout of
+    its own, so splitting a batch changes what is dropped (and nothing else).
     """
     key = (offset,) if offset else ()
     state = np.random.SeedSequence((seed, epoch, step), spawn_key=key).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 
-FORMAT = "mdpr-checkpoint/1"
-FILE = "state.safetensors"
-
-Identity = Mapping[str, str | int | float | bool | None]  # flat settings and digests of inputs, by name
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of training: its tensors by name, and all else as JSON values."""
+    """The state of a run: tensors by name, and everything else as JSON values."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
@@ -123,9 +108,9 @@ class Snapshot:
 
 @dataclass
 class Checkpoints:
-    """The checkpoint in `folder`, which belongs to the run that `identity` describes.
+    """The checkpoint in `folder` of the run that `identity` describes.
 
-    `notes` are values of the caller's own (the MLflow run, say) that travel with every snapshot.
+    `notes` are the caller's own values (the MLflow run, for example), saved with every snapshot.
     """
 
     folder: Path
@@ -133,10 +118,9 @@ class Checkpoints:
     notes: dict[str, str] = field(default_factory=dict)
 
     def read(self) -> Snapshot | None:
-        """What an earlier run left, its notes taken over; None where there is nothing.
+        """The snapshot of an earlier run, its notes restored; None if there is none.
 
-        Raises `ArtifactError` where it is damaged, or where another configuration left it: that is neither continued
-        nor thrown away.
+        Raises `ArtifactError` if it is damaged or belongs to another configuration; it is not removed.
         """
         path = self.folder / FILE
         if not path.exists():
@@ -160,9 +144,9 @@ class Checkpoints:
         return Snapshot(tensors, saved["record"])
 
     def write(self, snapshot: Snapshot) -> None:
-        """Replace the checkpoint. Killed at any moment, the old one or the new one is there, whole.
+        """Replace the checkpoint. If the process is killed, the old file or the new one remains, whole.
 
-        Raises `ArtifactError` where the file cannot be written (a full disk).
+        Raises `ArtifactError` if the file cannot be written (a full disk).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / FILE
@@ -176,7 +160,7 @@ class Checkpoints:
                 f"{temporary} cannot be written ({error}): make room, then run the same command"
             ) from None
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a node that loses power must not keep the name without the content
+            os.fsync(file.fileno())  # after a power cut the name must not exist without its content
         temporary.replace(path)
 
     def discard(self) -> None:
@@ -184,7 +168,7 @@ class Checkpoints:
 
 
 def first_difference(ours: Identity, theirs: Identity) -> str:
-    """The first key, in order, with another value or on one side alone, as text with both values; empty if none."""
+    """The first key, sorted, that differs or is on one side only, as text with both values; empty if none."""
     for key in sorted({*ours, *theirs}):
         here, there = (repr(side[key]) if key in side else "absent" for side in (ours, theirs))
         if here != there:

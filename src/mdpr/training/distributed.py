@@ -1,10 +1,10 @@
-"""Several processes, one training run: the group that torchrun started, and the sums that keep it together.
+"""One training run in several processes: the group that torchrun started, and sums over it.
 
-Gradients are summed by one all-reduce a step over one flat tensor, not by `DistributedDataParallel`. Exactness asks for
-it: DDP regroups its buckets after the first backward pass, so that a run that was resumed would add in another order
-than one that was not; it divides by the number of processes, where shards of unequal size need weights; and it has no
-place for the stop and error checks that all processes must answer alike. What is learned is a few megabytes at most:
-there is little to gain from overlapping the exchange with the backward pass.
+Gradients are summed by one all-reduce per step over one flat tensor, not by `DistributedDataParallel`, for three
+reasons: DDP regroups its buckets after the first backward pass, so that a resumed run would add in another order than
+an uninterrupted one; it divides by the number of processes, but shards of unequal size need weights; and stop and
+error checks must have the same result in all processes. The learned weights are a few megabytes at most, so
+overlapping the exchange with the backward pass would gain little.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mdpr.errors import ConfigError, TrainingError
 from mdpr.launch import Launch, read_launch
 from mdpr.params import BackboneParams, TuneParams
 
-TIMEOUT_S = 1800  # the longest that one process may wait for the others: loading and validation are uneven
+TIMEOUT_S = 1800  # of an exchange; long, because loading and validation take unequal time
 
 
-class Ranks:
+class DistributedContext:
     """The processes of a run. With one process every method is the identity."""
 
     def __init__(self, launch: Launch) -> None:
-        self.rank, self.world, self.leads = launch.rank, launch.world, launch.leads
+        self.rank, self.world, self.is_main = launch.rank, launch.world, launch.is_main
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes, in place.
 
-        Raises `TrainingError` where another process is gone: its own message says why.
+        Raises `TrainingError` if another process has ended; that process prints the cause.
         """
         if self.world > 1:
             try:
@@ -46,7 +46,7 @@ class Ranks:
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process; all get the same answer."""
+        """Whether `flag` is set in any process; the same result in all of them."""
         return bool(self.sum(torch.tensor(int(flag))).item()) if self.world > 1 else flag
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], terms_K: Tensor) -> Tensor:
@@ -62,19 +62,19 @@ class Ranks:
         return terms_K
 
 
-ALONE = Ranks(Launch())
+SINGLE_PROCESS = DistributedContext(Launch())
 
 
 @contextmanager
-def join(params: TuneParams, backbone: BackboneParams) -> Iterator[Ranks]:
-    """The group of processes that torchrun started; a single process where it did not.
+def join(params: TuneParams, backbone: BackboneParams) -> Iterator[DistributedContext]:
+    """The group of processes that torchrun started, or a single process without torchrun.
 
-    Exchange goes through gloo for tensors on the CPU and NCCL for those on a GPU; each process takes the GPU of its
-    local rank. Raises `ConfigError` where a step has fewer images than there are processes, or a GPU is missing.
+    Tensors on the CPU are exchanged by gloo, those on a GPU by NCCL; each process takes the GPU of its local rank.
+    Raises `ConfigError` if a step has fewer images than there are processes, or a GPU is missing.
     """
     launch = read_launch()
     if launch.world == 1:
-        yield Ranks(launch)
+        yield DistributedContext(launch)
         return
     if params.batch_size < launch.world:
         raise ConfigError(
@@ -91,5 +91,5 @@ def join(params: TuneParams, backbone: BackboneParams) -> Iterator[Ranks]:
         torch.cuda.set_device(launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
-    yield Ranks(launch)
-    dist.destroy_process_group()  # not after an error: it would wait for the others, and the process ends anyway
+    yield DistributedContext(launch)
+    dist.destroy_process_group()  # skipped after an error: it would wait for the others, and the process ends anyway

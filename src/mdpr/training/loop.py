@@ -1,18 +1,9 @@
-"""The guard against a loss that is no longer a number. S steps, K terms of the loss.
+"""The training loop: optimiser steps, validation, the best epoch, and how a run stops and resumes.
 
-Autocast and loss scaling by name. Learned weights stay float32; logits, cosines and losses are computed in it.
+`fit` is the entry. The parts it is made of stand above it: precision, schedule, validation, the gradients of one step,
+and `TrainingState`, which is everything that changes while training runs.
 
-The learning rate, a step at a time: a linear rise, then a cosine.
-
-A row of the history, and which epoch of two is the better one. Pure functions. S steps, K terms of the loss.
-
-Class-balanced accuracy of every branch on the validation set: what chooses the epoch.
-
-The gradients of one step, a micro-batch at a time. B images in a micro-batch, K terms of the loss.
-
-All that changes while training goes on, and how it becomes a snapshot and comes back. K terms of the loss.
-
-The training loop: steps, validation, the best epoch, and the places where a run may stop and go on.
+Shapes: B images of a micro-batch, S steps of an epoch so far, K terms of the loss, C classes.
 """
 
 from __future__ import annotations
@@ -20,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,18 +21,35 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 
-from mdpr.artifacts import ShotGroup
+from mdpr.artifacts import ShotGroup, read_classes, read_images
 from mdpr.errors import ConfigError, Diverged, Interrupted
 from mdpr.evaluation.metrics import group_means
-from mdpr.images.loading import ORDERS, ImageTable, MicroBatch, make_loader, plan_epoch, shard
+from mdpr.images.loading import (
+    ORDERS,
+    ImageTable,
+    MicroBatch,
+    eval_transform,
+    make_loader,
+    plan_epoch,
+    shard,
+    train_transform,
+)
+from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.params import TuneParams
 from mdpr.progress import track
 from mdpr.training.checkpoint import Snapshot, StopRequest, seed_step
-from mdpr.training.distributed import ALONE, Ranks
+from mdpr.training.distributed import SINGLE_PROCESS, DistributedContext
 from mdpr.training.losses import Objective
 
 logger = logging.getLogger(__name__)
+
+EVAL_BATCH_FACTOR = 4  # validation keeps no gradients, so a larger batch fits
+CHECK_EVERY_STEPS = 20  # reading a loss value makes the host wait for the GPU, so not after every step
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 runs without autocast
+
+Row = dict[str, float]
+LoadedBatch = tuple[MicroBatch, tuple[Tensor, Tensor]]  # images float32 (B, 3, H, W), labels int64 (B,)
 
 
 def check_terms(terms: Sequence[Tensor], names: Sequence[str], *, epoch: int, start: int) -> None:
@@ -58,11 +67,11 @@ def check_terms(terms: Sequence[Tensor], names: Sequence[str], *, epoch: int, st
         )
 
 
-HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 needs none
-
-
 class Precision:
-    """How a step computes: `autocast()` around the model, `scaler` around the gradients (fp16 alone uses it)."""
+    """Mixed precision by name: `autocast()` for the model, `scaler` for the gradients (active with fp16 only).
+
+    Learned weights stay float32; logits, cosines and losses are computed in float32.
+    """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
@@ -75,7 +84,7 @@ class Precision:
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Raises `ConfigError` for fp16 without a GPU: torch has its operations on a CPU, many times slower than fp32."""
+    """Raise `ConfigError` for fp16 without a GPU: on a CPU it is many times slower than fp32."""
     if name == "fp16" and device.type != "cuda":
         raise ConfigError(f"tune.precision = fp16 needs a CUDA GPU, backbone.device is {device.type}: use bf16 or fp32")
 
@@ -91,11 +100,8 @@ def make_schedule(optimizer: Optimizer, params: TuneParams, steps_per_epoch: int
     return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
 
 
-Row = dict[str, float]
-
-
 def mean_terms(terms: Sequence[Tensor], names: Sequence[str], images: int, batch_size: int) -> Row:
-    """The mean over the images of an epoch of each weighted term, from its means (K,) over each step's batch."""
+    """Each weighted term's mean over the images of an epoch, from its means (K,) over each step's batch."""
     size_S = torch.full((len(terms),), batch_size, dtype=torch.float64)
     size_S[-1] = images - batch_size * (len(terms) - 1)
     mean_K = (torch.stack(list(terms)).cpu().double() * (size_S / images)[:, None]).sum(dim=0)
@@ -110,9 +116,9 @@ def make_row(epoch: int, learning_rate: float, terms: Row, accuracy: Mapping[str
 
 
 def is_better(overall: Mapping[str, float], best: Mapping[str, float] | None, branch: str) -> bool:
-    """Whether an epoch's accuracy by branch beats that of the best before it; of two equal ones the earlier stays.
+    """Whether an epoch's accuracy by branch beats the best one before it; of two equal epochs the earlier stays.
 
-    Judged by `branch`, by the base where there is no such branch (no router).
+    `branch` decides, or base if the model has no such branch (no router).
     """
     if best is None:
         return True
@@ -121,12 +127,12 @@ def is_better(overall: Mapping[str, float], best: Mapping[str, float] | None, br
 
 @torch.no_grad()
 def validate(
-    model: MDPR, loader: DataLoader, shots: Sequence[ShotGroup], ranks: Ranks = ALONE
+    model: MDPR, loader: DataLoader, shots: Sequence[ShotGroup], distributed: DistributedContext = SINGLE_PROCESS
 ) -> dict[str, dict[str, float]]:
-    """branch -> group -> accuracy (0..1) for base, fused and, where there is a router, routed.
+    """branch -> group -> class-balanced accuracy (0..1) for base, fused and, with a router, routed.
 
-    Class features and the router's table are computed once. Each process counts on the images of its own loader; all
-    get the result of all. Leaves the model in evaluation mode.
+    Class features and the router's table are computed once. Each process counts the images of its own loader; the
+    counts are summed, so that every process gets the same result. Leaves the model in evaluation mode.
     """
     model.eval()
     constants = model.constants()
@@ -140,12 +146,9 @@ def validate(
         for hits_C, branch in zip(hits_KC, branches, strict=True):
             logits_BC: Tensor = getattr(outputs, f"{branch}_BC")
             hits_C += torch.bincount(label_B[logits_BC.argmax(dim=-1).cpu() == label_B], minlength=classes)
-    images_C, *hits = ranks.sum(torch.cat([images_C[None], hits_KC])).numpy()
+    images_C, *hits = distributed.sum(torch.cat([images_C[None], hits_KC])).numpy()
     recalls = (np.divide(hits_C, images_C, out=np.full(classes, np.nan), where=images_C > 0) for hits_C in hits)
     return {branch: group_means(recall_C, shots) for branch, recall_C in zip(branches, recalls, strict=True)}
-
-
-LoadedBatch = tuple[MicroBatch, tuple[Tensor, Tensor]]  # images float32 (B, 3, H, W), labels int64 (B,)
 
 
 def accumulate_gradients(
@@ -153,8 +156,8 @@ def accumulate_gradients(
 ) -> dict[str, Tensor]:
     """Add the gradients of a step's loss to the learned parameters; return the weighted terms, detached, by name.
 
-    Every term is a mean over images, so terms and gradients of the whole batch are those of its micro-batches, each
-    weighted with its share of the images. With fp16 the gradients are still scaled.
+    Every term is a mean over images, so the sum over micro-batches, each weighted by its share of the images, equals
+    the whole batch. With fp16 the gradients are still scaled.
     """
     device = objective.model.backbone.device
     totals: dict[str, Tensor] = {}
@@ -174,7 +177,7 @@ def accumulate_gradients(
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch that validation prefers so far: its learned weights and its overall accuracy by branch."""
+    """The best epoch so far: its learned weights and its overall validation accuracy by branch."""
 
     weights: dict[str, Tensor]
     epoch: int
@@ -183,10 +186,10 @@ class Best:
 
 @dataclass
 class TrainingState:
-    """Where training is: `step` optimiser steps of `epoch` are done.
+    """Everything that changes while training runs: `step` optimiser steps of `epoch` are done.
 
-    `terms` are the weighted loss terms (K,) of those steps, `term_names` their names, `learning_rate` that of the
-    epoch's first step, `history` the rows of the epochs that are complete.
+    `terms` are the weighted loss terms (K,) of those steps, `term_names` their names, `learning_rate` is that of the
+    epoch's first step, `history` holds the rows of complete epochs.
     """
 
     model: MDPR
@@ -204,13 +207,14 @@ class TrainingState:
     @classmethod
     def at_start(cls, model: MDPR, steps_per_epoch: int) -> TrainingState:
         params = model.params
+        check_precision(params.precision, model.backbone.device)
         optimizer = AdamW(learning_parameters(model), lr=params.learning_rate, weight_decay=params.weight_decay)
         schedule = make_schedule(optimizer, params, steps_per_epoch)
         precision = Precision(params.precision, model.backbone.device)
         return cls(model, optimizer, schedule, precision, learning_rate=float(schedule.get_last_lr()[0]))
 
     def finished(self) -> bool:
-        """Whether all epochs are done, or none was better for `tune.early_stopping_patience` epochs."""
+        """Whether all epochs are done, or the last `tune.early_stopping_patience` of them brought nothing better."""
         params, patience = self.model.params, self.model.params.early_stopping_patience
         if self.epoch >= params.epochs:
             return True
@@ -247,7 +251,7 @@ class TrainingState:
         return Snapshot(tensors, record)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from `snapshot`, in place; it comes from a run of the same configuration."""
+        """Continue from `snapshot`, in place. It must come from a run of the same configuration."""
         record, device = snapshot.record, self.model.backbone.device
         self.model.load_learned_state(_below(snapshot.tensors, "weights"))
         optimizer = self.optimizer.state_dict()
@@ -277,23 +281,32 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-EVAL_BATCH_FACTOR = 4  # no gradients are kept in validation, so a larger batch fits
-CHECK_EVERY_STEPS = 20  # reading a loss makes the host wait for the GPU: not after every step
-
-
 @dataclass(frozen=True)
 class TrainingData:
-    """Both splits with the transforms they need, and what the classes look like in training."""
+    """Training and validation images with their transforms, and each class's training count and shot group."""
 
     train: ImageTable
     val: ImageTable
     counts: Sequence[int]
     shots: Sequence[ShotGroup]
 
+    @classmethod
+    def read(cls, prepared: Path, backbone: Backbone, params: TuneParams) -> TrainingData:
+        """The splits of the folder `prepared`, transformed as `backbone` needs them."""
+        classes = read_classes(prepared)
+        preprocess = (backbone.image_size_px, backbone.image_mean, backbone.image_std)
+        train, val = (read_images(prepared / f"{split}.parquet") for split in ("train", "val"))
+        return cls(
+            train=ImageTable(train, train_transform(*preprocess, params.augment), seed=params.seed),
+            val=ImageTable(val, eval_transform(*preprocess)),
+            counts=[item.train_images for item in classes],
+            shots=[item.shot for item in classes],
+        )
+
 
 @dataclass(frozen=True)
-class Fitted:
-    """The epoch that validation chose."""
+class FitResult:
+    """The learned weights of the best epoch by validation, and the history of all epochs."""
 
     state: dict[str, Tensor]
     epoch: int
@@ -302,56 +315,57 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a run meets outside of its own arithmetic. The defaults are one process that nobody interrupts.
+class TrainContext:
+    """What a run is embedded in. The defaults are one process that is never interrupted.
 
-    ranks     the processes that train together; `on_epoch` and `save` are called in the one that leads
-    on_epoch  gets each new row of the history and its epoch
-    save      keeps a snapshot from which `resume` goes on
-    resume    what an earlier run of the same configuration kept
-    stop      asked for from outside: the step that runs is finished, a snapshot kept, `Interrupted` raised
+    distributed  the processes that train together; `on_epoch` and `save` are called in the main one only
+    on_epoch     gets each new row of the history and its epoch
+    save         keeps a snapshot
+    resume       a snapshot of an earlier run of the same configuration, to continue from
+    stop         once requested, the current step is finished, a snapshot saved and `Interrupted` raised
     """
 
-    ranks: Ranks = ALONE
+    distributed: DistributedContext = SINGLE_PROCESS
     on_epoch: Callable[[Row, int], None] = lambda row, epoch: None
     save: Callable[[Snapshot], None] = lambda snapshot: None
     resume: Snapshot | None = None
     stop: StopRequest = field(default_factory=StopRequest)
 
 
-def fit(model: MDPR, objective: Objective, data: TrainingData, around: Surroundings | None = None) -> Fitted:
+def fit(model: MDPR, objective: Objective, data: TrainingData, context: TrainContext | None = None) -> FitResult:
     """Train the learned parameters of `model` and return those of the best epoch.
 
-    An epoch is judged by class-balanced validation accuracy of the branch `tune.select_by` (of the base where there
-    is no router); the earlier of two equal ones wins. A row of the history holds learning_rate, loss, the terms of
+    Epochs are compared by class-balanced validation accuracy of the branch `tune.select_by` (of base without a
+    router); the earlier of two equal ones wins. A row of the history holds epoch, learning_rate, loss, the terms of
     the loss, and val_{branch}_{group}.
-    The same seed gives the same numbers on the same machine, whether or not the run was stopped and resumed on the
-    way: all that is random in a step hangs on (seed, epoch, step) and on places in the step's batch.
-    Raises `Diverged` where a term of the loss is no longer a number, with the step and the term, and `Interrupted`
-    where a stop was asked for.
+    The same seed gives the same numbers on the same machine, also if the run was stopped and resumed: everything
+    random in a step depends only on (seed, epoch, step) and on places in the step's batch.
+    Raises `Diverged` if a term of the loss is no longer finite, with the step and the term, and `Interrupted` after a
+    requested stop.
     """
-    around = around or Surroundings()
+    context = context or TrainContext()
     params = model.params
     state = TrainingState.at_start(model, steps_per_epoch=-(-len(data.train) // params.batch_size))
-    if around.resume is not None:
-        state.restore(around.resume)
-        logger.info("going on after step %d of epoch %d/%d", state.step, state.epoch + 1, params.epochs)
+    if context.resume is not None:
+        state.restore(context.resume)
+        logger.info("resuming after step %d of epoch %d/%d", state.step, state.epoch + 1, params.epochs)
     while not state.finished():
-        _train_epoch(state, objective, data.train, around)
-        _close_epoch(state, data, around)
-        _save(state, around)
-        if around.ranks.any(around.stop.made):
-            _leave(state, around)
+        _train_epoch(state, objective, data.train, context)
+        _close_epoch(state, data, context)
+        _save(state, context)
+        if context.distributed.any(context.stop.made):
+            _leave(state, context)
     assert state.best is not None, "epochs is at least 1"
-    return Fitted(state.best.weights, state.best.epoch, state.best.val_accuracy, state.history)
+    return FitResult(state.best.weights, state.best.epoch, state.best.val_accuracy, state.history)
 
 
-def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable, around: Surroundings) -> None:
-    """What is left of one pass over the training set."""
-    model, params, ranks, epoch = state.model, state.model.params, around.ranks, state.epoch
+def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable, context: TrainContext) -> None:
+    """Run the remaining steps of one pass over the training set."""
+    model, params, distributed, epoch = state.model, state.model.params, context.distributed, state.epoch
     model.train()
     order = ORDERS[params.sampling](dataset.labels_N, params.seed, epoch)
-    steps = plan_epoch(order, params.batch_size, params.micro_batch_size, ranks.rank, ranks.world)[state.step :]
+    plan = plan_epoch(order, params.batch_size, params.micro_batch_size, distributed.rank, distributed.world)
+    steps = plan[state.step :]
     loader = make_loader(
         dataset,
         [part.indices for step in steps for part in step],
@@ -359,40 +373,40 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
         workers=params.workers,
         pin_memory=_is_cuda(state),
     )
-    batches = iter(loader)  # of the whole epoch; each step below takes its own share of them
+    batches = iter(loader)  # of the whole epoch; each step below takes its own micro-batches
     title = f"tune, epoch {epoch + 1}/{params.epochs}"
     checked = state.step
-    for step in track(steps, title) if ranks.leads else steps:
+    for step in track(steps, title) if distributed.is_main else steps:
         state.optimizer.zero_grad(set_to_none=True)
         loaded = zip(step, batches, strict=False)
         terms = accumulate_gradients(objective, loaded, state.precision, seed=params.seed, epoch=epoch, step=state.step)
         state.term_names = list(terms)
-        state.terms.append(ranks.sum_gradients(learning_parameters(model), torch.stack(list(terms.values()))))
+        state.terms.append(distributed.sum_gradients(learning_parameters(model), torch.stack(list(terms.values()))))
         scaler = state.precision.scaler
         scaler.step(state.optimizer)
         scaler.update()
         state.schedule.step()
         state.step += 1
-        asked = ranks.any(around.stop.made)
+        stop = distributed.any(context.stop.made)
         every = params.checkpoint_every_steps
-        save = asked or (every is not None and state.step % every == 0)
+        save = stop or (every is not None and state.step % every == 0)
         if save or state.step - checked >= CHECK_EVERY_STEPS or step is steps[-1]:
             check_terms(state.terms, state.term_names, epoch=epoch, start=checked)
             checked = state.step
         if save:
-            _save(state, around)
-        if asked:
-            _leave(state, around)
+            _save(state, context)
+        if stop:
+            _leave(state, context)
 
 
-def _close_epoch(state: TrainingState, data: TrainingData, around: Surroundings) -> None:
-    """Validate, write the row of the history, choose between this epoch and the best so far."""
-    params, ranks, epoch = state.model.params, around.ranks, state.epoch
+def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext) -> None:
+    """Validate, add a row to the history, keep the better of this epoch and the best so far."""
+    params, distributed, epoch = state.model.params, context.distributed, state.epoch
     size = (params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR
-    start, stop = shard(len(data.val), ranks.rank, ranks.world)
+    start, stop = shard(len(data.val), distributed.rank, distributed.world)
     batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
     loader = make_loader(data.val, batches, workers=params.workers, pin_memory=_is_cuda(state))
-    accuracy = validate(state.model, loader, data.shots, ranks)
+    accuracy = validate(state.model, loader, data.shots, distributed)
     terms = mean_terms(state.terms, state.term_names, len(data.train), params.batch_size)
     row = make_row(epoch, state.learning_rate, terms, accuracy)
     overall = {branch: groups["all"] for branch, groups in accuracy.items()}
@@ -404,18 +418,18 @@ def _close_epoch(state: TrainingState, data: TrainingData, around: Surroundings)
         weights = {name: value.clone() for name, value in state.model.learned_state().items()}
         best = Best(weights, epoch, overall)
     state.begin_next_epoch(row, best)
-    if ranks.leads:
-        around.on_epoch(row, epoch)
+    if distributed.is_main:
+        context.on_epoch(row, epoch)
 
 
-def _save(state: TrainingState, around: Surroundings) -> None:
-    if around.ranks.leads:
-        around.save(state.snapshot())
+def _save(state: TrainingState, context: TrainContext) -> None:
+    if context.distributed.is_main:
+        context.save(state.snapshot())
 
 
-def _leave(state: TrainingState, around: Surroundings) -> None:
-    """Stop. No process goes before the one that keeps the snapshot has kept it."""
-    around.ranks.any(True)
+def _leave(state: TrainingState, context: TrainContext) -> None:
+    """Stop. No process leaves before the main one has saved the snapshot."""
+    context.distributed.any(True)
     raise Interrupted(
         f"stopped by SIGTERM after step {state.step} of epoch {state.epoch + 1}: the same command goes on from there"
     )

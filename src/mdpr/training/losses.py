@@ -1,12 +1,10 @@
-"""The terms of the loss. B images, C classes, V dimensions, d joint width.
+"""The loss: its terms, the base losses by name, and `Objective`, which weighs the terms for a model.
 
     L = w_base base(logits_base, y) + r w_sem CE(logits_sem + tau log pi, y)
       + w_pa mean(1 - cos(A, M)) + r w_ka KL(softmax(g(m_y)/k) || softmax(g(z_y/||z_y||)/k))
 
-Source: Jia et al., Findings of EMNLP 2025, section 3 (losses); what the text leaves open follows its published
-settings.
-
-The whole loss of a batch, term by term.
+Shapes: B images, C classes, V dimensions, d joint embedding width.
+Source: Jia et al., Findings of EMNLP 2025, section 3; what the text leaves open follows its published settings.
 """
 
 from __future__ import annotations
@@ -118,9 +116,9 @@ def ramp(epoch: int, epochs: int) -> float:
 
 
 class Objective(nn.Module):
-    """The weighted terms for a model, its training counts and its knowledge base.
+    """The weighted terms of a model's loss, for its training counts (C,) and its knowledge base (with a router).
 
-    Raises nothing of its own: a term that is no number is found by the loop, which knows the step.
+    A term that is not finite is not an error here: the loop finds it, because it knows the step.
     """
 
     def __init__(self, model: MDPR, counts: Sequence[int], features: Features | None) -> None:
@@ -138,8 +136,8 @@ class Objective(nn.Module):
             self.summary_Cd = torch.as_tensor(features.summary_Cd, device=device)
 
     def terms(self, outputs: Outputs, label_B: Tensor, epoch: int) -> dict[str, Tensor]:
-        """Weighted terms whose sum is the loss: base; with a router semantic, prior_alignment, knowledge_alignment
-        (and fusion, where that learns). Each is a mean over images, computed in float32 whatever the autocast."""
+        """Weighted terms whose sum is the loss: base; with a router also semantic, prior_alignment and
+        knowledge_alignment; with a fusion that learns also fusion. Each is a mean over images, computed in float32."""
         with torch.autocast(label_B.device.type, enabled=False):
             return self._terms(_single_precision(outputs), label_B, epoch)
 
@@ -165,7 +163,7 @@ class Objective(nn.Module):
 
 
 def _single_precision(outputs: Outputs) -> Outputs:
-    """Half-precision outputs as float32; the others as they are."""
+    """`outputs` with bfloat16 and float16 tensors as float32."""
     half = {
         item.name: value.float()
         for item in fields(outputs)

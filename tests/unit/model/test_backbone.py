@@ -122,6 +122,14 @@ def test_a_resnet_takes_text_context_and_refuses_visual_tokens() -> None:
         MDPR(backbone, NAMES, TuneParams(prompting="maple", **base))
 
 
+def test_inputs_of_another_backbone_are_named_with_both_fingerprints(backbone: Backbone) -> None:
+    backbone.check_fingerprint(Path("features"), backbone.fingerprint)
+    with pytest.raises(ArtifactError) as caught:
+        backbone.check_fingerprint(Path("data/probe"), "ViT-B-16:00ff")
+    message = str(caught.value)
+    assert message.startswith(f"data/probe was made with ViT-B-16:00ff, the backbone is {backbone.fingerprint}: rerun")
+
+
 def test_features_of_another_backbone_are_refused(
     encoded: Mapping[str, Path], small_params: Mapping[str, Section], backbone: Backbone
 ) -> None:
@@ -131,7 +139,7 @@ def test_features_of_another_backbone_are_refused(
     features = read_features(encoded["features"], names)
     clip = open_clip.create_model("mdpr-tiny", force_custom_text=True)
     other = Backbone(clip, "mdpr-tiny", backbone.tokenizer)
-    with pytest.raises(ArtifactError, match=f"features were encoded by {backbone.fingerprint}, the backbone is"):
+    with pytest.raises(ArtifactError, match=f"features was made with {backbone.fingerprint}, the backbone is"):
         MDPR(other, names, tune, features)
     with pytest.raises(ArtifactError, match="needs the encoded knowledge base"):
         MDPR(backbone, names, tune)

@@ -74,5 +74,5 @@ def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, .
     torch.testing.assert_close(expert, 10 * x_Bd @ text_Cd.T - prior.log())
     product = base.softmax(-1) * routed.softmax(-1) * expert.softmax(-1)
     torch.testing.assert_close(fusion(base, routed, expert).exp(), product / product.sum(-1, keepdim=True))
-    with pytest.raises(ArtifactError, match=r"probe was made with other, the backbone is mdpr-tiny:\w+: rerun probe"):
+    with pytest.raises(ArtifactError, match=r"probe was made with other, the backbone is mdpr-tiny:\w+: rerun"):
         build_fusion("gla", replace(probe, fingerprint="other"), C, backbone)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.artifacts import Features, read_classes, read_features, read_images
-from mdpr.images.loading import ImageTable, eval_transform, train_transform
+from mdpr.artifacts import Features, read_classes, read_features
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.params import Section, TuneParams
 from mdpr.training.checkpoint import seed_everything
-from mdpr.training.loop import Fitted, Surroundings, TrainingData, fit
+from mdpr.training.loop import FitResult, TrainContext, TrainingData, fit
 from mdpr.training.losses import Objective
 
 
@@ -26,17 +25,10 @@ class Bench:
     """One training set-up, fitted as often as a test wants."""
 
     def __init__(self, paths: Mapping[str, Path], backbone: Backbone, params: TuneParams) -> None:
-        classes = read_classes(paths["prepared"])
-        self.names = [item.name for item in classes]
+        self.names = [item.name for item in read_classes(paths["prepared"])]
         self.params, self.backbone = params, backbone
         self.features: Features = read_features(paths["features"], self.names)
-        look = (backbone.image_size_px, backbone.image_mean, backbone.image_std)
-        self.data = TrainingData(
-            ImageTable(read_images(paths["prepared"] / "train.parquet"), train_transform(*look, "flip"), seed=0),
-            ImageTable(read_images(paths["prepared"] / "val.parquet"), eval_transform(*look)),
-            [item.train_images for item in classes],
-            [item.shot for item in classes],
-        )
+        self.data = TrainingData.read(paths["prepared"], backbone, params)
 
     def model(self, **changes: object) -> MDPR:
         seed_everything(self.params.seed)
@@ -45,9 +37,9 @@ class Bench:
     def objective(self, **changes: object) -> Objective:
         return Objective(self.model(**changes), self.data.counts, self.features)
 
-    def fit(self, around: Surroundings | None = None, **changes: object) -> Fitted:
+    def fit(self, context: TrainContext | None = None, **changes: object) -> FitResult:
         objective = self.objective(**changes)
-        return fit(objective.model, objective, self.data, around)
+        return fit(objective.model, objective, self.data, context)
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,7 @@ import torch
 
 from mdpr.errors import Diverged, Interrupted
 from mdpr.training.checkpoint import Snapshot, StopRequest
-from mdpr.training.loop import Surroundings, fit
+from mdpr.training.loop import TrainContext, fit
 
 
 def test_tuning_lowers_the_loss_and_records_every_epoch(bench: Any) -> None:
@@ -75,11 +75,11 @@ SPLIT = {
 
 def test_going_on_from_any_snapshot_ends_with_the_same_bits(bench: Any) -> None:
     kept: list[Snapshot] = []
-    whole = bench.fit(Surroundings(save=lambda snapshot: kept.append(copy(snapshot))), **SPLIT)
+    whole = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), **SPLIT)
     places = {(snapshot.record["epoch"], snapshot.record["step"]) for snapshot in kept}
     assert {(0, 2), (1, 0), (1, 2), (2, 0)} <= places
     for snapshot in (kept[0], kept[-1]):
-        resumed = bench.fit(Surroundings(resume=snapshot), **SPLIT)
+        resumed = bench.fit(TrainContext(resume=snapshot), **SPLIT)
         assert resumed.history == whole.history
         assert resumed.epoch == whole.epoch
         assert all(torch.equal(value, whole.state[name]) for name, value in resumed.state.items())
@@ -88,7 +88,7 @@ def test_going_on_from_any_snapshot_ends_with_the_same_bits(bench: Any) -> None:
 def test_a_stop_that_was_asked_for_keeps_the_step_that_ran_and_leaves(bench: Any) -> None:
     kept: list[Snapshot] = []
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM after step 1 of epoch 1: the same command goes on"):
-        bench.fit(Surroundings(save=kept.append, stop=StopRequest(made=True)))
+        bench.fit(TrainContext(save=kept.append, stop=StopRequest(made=True)))
     assert [(snapshot.record["epoch"], snapshot.record["step"]) for snapshot in kept] == [(0, 1)]
     assert Interrupted.exit_code == 143
 
