@@ -1,7 +1,7 @@
 """Every file format between two stages, as a pair of functions: write_X makes it, read_X checks and opens it.
 
     prepared/    train.parquet val.parquet test.parquet   Hugging Face image layout: image{bytes, path}, label
-                 classes.json card.json
+                 classes.json card.json; of drawn pictures truth.parquet truth.json (`mdpr.artifacts.truth`)
     probe/       probe.safetensors zero_shot.csv
     knowledge/   knowledge.json audit.json index.html
     features/    knowledge.safetensors audit.json

@@ -69,6 +69,7 @@ class DataCard(Format):
     format: Literal["mdpr-card/1"] = "mdpr-card/1"
     source: str
     hub_name: str
+    emblems: str = "foreign"
     profile: Literal["exponential", "step", "pareto", "natural"]
     imbalance_ratio: float
     pareto_power: float

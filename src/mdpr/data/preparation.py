@@ -22,6 +22,7 @@ from mdpr.artifacts import (
     write_image_records,
     write_json,
 )
+from mdpr.artifacts.truth import write_truth
 from mdpr.data.intake import Faults, map_in_order
 from mdpr.data.sources import Source
 from mdpr.data.sources.source import SourceImage, SourceSplit
@@ -70,6 +71,8 @@ def write_prepared(
         origin=origin,
     )
     write_json(prepared / "card.json", card)
+    if source.truth is not None:
+        write_truth(prepared, source.truth(chosen))
     return card
 
 

@@ -24,12 +24,14 @@ class PrepareParams(Section):
         "places_lt",
         "inat2018",
         "huggingface",
+        "emblems",
     ] = Field(
         "embedded",
         description="embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with "
         "classes.json; folder: one folder a class, inside train/ and test/ (val/) if you have splits; csv: images.csv "
         "with the columns path, label and, if you have splits, split; cifar10, cifar100: the original python archive, "
-        "fetched where it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name",
+        "fetched where it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; "
+        "emblems: pictures drawn from `seed`, whose truth is known (root: any folder)",
     )
     root: str = Field(
         "data/embedded/fashion-mnist", description="folder of the source (huggingface, cifar: keeps the download)"
@@ -41,6 +43,11 @@ class PrepareParams(Section):
     rev: str = Field("", description="commit, tag or branch of repo; empty: its default branch as it is now")
     path: str = Field("", description="folder in repo that DVC tracks")
     hub_name: str = Field("", description="name of the data set on the Hugging Face Hub, or a folder (huggingface)")
+    emblems: Literal["absent", "foreign"] = Field(
+        "foreign",
+        description="emblems: what pictures hide: absent: each attribute in 35 % of them; foreign: fewer absent, but "
+        "mark, tool and scene of another class, with a cue, in 30 % each",
+    )
     profile: Literal["exponential", "step", "pareto", "natural"] = Field(
         "exponential",
         description="exponential: cut n_c = n_max * (1/IR)^(c/(C-1)); step: one half of the classes n_max, the other "
@@ -101,7 +108,7 @@ class PrepareParams(Section):
             raise ValueError("repo and path go together: the repository, and the folder in it that DVC tracks")
         if self.rev and not self.repo:
             raise ValueError("rev is a revision of repo: set repo and path too")
-        if self.repo and self.source in ("embedded", "huggingface"):
+        if self.repo and self.source in ("embedded", "huggingface", "emblems"):
             raise ValueError(f"source = {self.source} does not come from a repository: leave repo empty")
         return self
 

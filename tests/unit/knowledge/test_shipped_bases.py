@@ -9,10 +9,11 @@ import pytest
 
 from mdpr.artifacts import Knowledge, read_json, read_knowledge
 from mdpr.data.class_list import shipped_class_list
+from mdpr.data.sources.emblems import build_world
 from mdpr.knowledge.audit import audit, too_many_tokens
 from mdpr.knowledge.audit.finding import alternatives_of
 
-BASES = ("fashion-mnist", "cifar10", "cifar100", "places365", "imagenet")
+BASES = ("fashion-mnist", "emblems", "cifar10", "cifar100", "places365", "imagenet")
 # What the label sets themselves bring about: names inside names, and names in an order that no sentence keeps.
 EXPECTED_WARNINGS = {"rival_in_name", "names_rival", "no_contrast"}
 LIKELY_RIVALS = 3
@@ -24,6 +25,8 @@ def base(request: pytest.FixtureRequest, project_root: Path) -> Knowledge:
     if request.param == "fashion-mnist":
         content = read_json(embedded / "fashion-mnist" / "classes.json")
         names = [item["name"] for item in content["classes"]]
+    elif request.param == "emblems":
+        names = list(build_world().names)
     else:
         names = [item.name for item in shipped_class_list(request.param)]
     return read_knowledge(embedded / "knowledge" / f"{request.param}.json", names)
@@ -32,6 +35,8 @@ def base(request: pytest.FixtureRequest, project_root: Path) -> Knowledge:
 def test_the_audit_finds_no_errors(base: Knowledge) -> None:
     findings = [*audit(base, alternatives=True), *too_many_tokens(base, open_clip.tokenizer.SimpleTokenizer().encode)]
     assert [item for item in findings if item.level == "error"] == []
+    if base.classes[0].name == build_world().names[0]:  # its classes share values, so their sentences differ by name
+        findings = [item for item in findings if item.check != "near_duplicate"]
     assert {item.check for item in findings} <= EXPECTED_WARNINGS
     assert len({(item.class_index, item.check) for item in findings}) <= len(base.classes) / 10
 

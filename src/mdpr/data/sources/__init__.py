@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mdpr.data.sources.cifar import cifar10_source, cifar100_source
+from mdpr.data.sources.emblems import emblems_source
 from mdpr.data.sources.folders import folder_source
 from mdpr.data.sources.hub import hub_source
 from mdpr.data.sources.source import Place, Source
@@ -28,6 +29,7 @@ SOURCES: dict[str, Callable[[Place], Source]] = {
     "places_lt": places_lt_source,
     "inat2018": inat2018_source,
     "huggingface": hub_source,
+    "emblems": emblems_source,
 }
 
 

@@ -6,7 +6,7 @@ N images of a split. Memory does not grow with the images: each is read when its
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from mdpr.artifacts import image_batches, open_images
+from mdpr.artifacts import Split, image_batches, open_images
+from mdpr.artifacts.truth import Truth
 from mdpr.data.class_list import ClassName
 from mdpr.data.intake import Faults, printable, utf8_name
 from mdpr.errors import DataError
@@ -138,30 +139,37 @@ class ParquetSplit:
 class Source:
     """A data set as it is found, before any cut.
 
-    `val` and `test` are None where the source has none: they are then taken from the pool.
+    `val` and `test` are None where the source has none: they are then taken from the pool. `truth` tells, of the rows
+    chosen of each split, what a source knows that draws its pictures itself.
     """
 
     classes: tuple[ClassName, ...]
     pool: SourceSplit
     val: SourceSplit | None
     test: SourceSplit | None
+    truth: Callable[[Mapping[Split, tuple[Any, np.ndarray]]], Truth] | None = None
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source looks: its folder, the folder that listed paths start from, and how it takes bad rows."""
+    """Where a source looks: its folder, the folder that listed paths start from, and how it takes bad rows.
+
+    `emblems` and `seed` say what a source draws that reads nothing.
+    """
 
     root: Path
     image_root: Path
     hub_name: str
     faults: Faults
+    emblems: str = "foreign"
+    seed: int = 0
 
     @classmethod
     def of(cls, params: PrepareParams, root: Path | None = None) -> Place:
         """The place that `params` name, or `root` with their other settings."""
         root = root or Path(params.root)
         faults = Faults(root, skip_bad=params.skip_bad)
-        return cls(root, Path(params.image_root or root), params.hub_name, faults)
+        return cls(root, Path(params.image_root or root), params.hub_name, faults, params.emblems, params.seed)
 
 
 def distinct_by_case(names: Sequence[str], where: Path) -> None:
