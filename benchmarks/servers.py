@@ -11,15 +11,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
 
 START_TIMEOUT_S = 180
 
 
+class Server(NamedTuple):
+    address: str
+    pid: int
+
+
 @contextmanager
-def running(command: Sequence[str], health: str, folder: Path) -> Iterator[str]:
-    """A server on loopback, by a command of python that takes --port; yields its address once it is up."""
+def running(command: Sequence[str], health: str, folder: Path) -> Iterator[Server]:
+    """A server on loopback, by a command of python that takes --port; yields once it is up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -39,7 +45,7 @@ def running(command: Sequence[str], health: str, folder: Path) -> Iterator[str]:
             assert process.poll() is None, Path(log.name).read_text(encoding="utf-8")
             assert time.monotonic() < deadline_s, "the server does not come up"
             time.sleep(0.05)
-        yield address
+        yield Server(address, process.pid)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)

@@ -109,7 +109,7 @@ def measure_rest(
     rows: list[dict[str, Any]] = []
     command = ["-m", "mdpr", "serve", "--params", str(folder / "params.yaml")]
     started_s = time.perf_counter()
-    with running(command, "/ping", folder) as address:
+    with running(command, "/ping", folder) as (address, _):
         post(address, bodies[0])
         cold_start_s = time.perf_counter() - started_s
         for _ in range(20):

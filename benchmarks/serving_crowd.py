@@ -18,7 +18,7 @@ def count_winners(folder: Path, promoters: int) -> int:
     command = ["-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'crowd.db'}"]
     command += ["--artifacts-destination", str(folder / "crowd")]
-    with running(command, "/health", folder) as address:
+    with running(command, "/health", folder) as (address, _):
         os.environ["MLFLOW_TRACKING_URI"] = address
         registry = Registry(connect(), "crowd")
         client = registry.store.client

@@ -9,6 +9,7 @@ An image that cannot be read gets a text in `error` and nothing else; the other 
 
 import base64
 import binascii
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ MAX_IMAGES_PER_REQUEST = 256
 MAX_BYTES_PER_IMAGE = 20 * 2**20
 MAX_TOP_K = 100
 
-# Decoded images are held in memory until their batch is full: bounded by number and by size.
+MAX_PIXELS_PER_REQUEST = 128_000_000  # decoded one at a time; two of the largest pictures that are taken
 BATCH_IMAGES = 64
-BATCH_PIXELS = 16_000_000
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -50,10 +50,40 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise MlflowException.invalid_parameter_value(f"top_k = {top_k} must lie between 1 and {MAX_TOP_K}")
         columns = ["class", "probability", "top_k", *(["routing"] if explain else []), "error"]
         answers: list[dict[str, Any]] = [dict.fromkeys(columns) for _ in images]
-        for rows, batch in _batches(images, answers):
+        for rows, batch in self._batches(images, answers):
             for row, prediction in zip(rows, self.classifier.predict(batch, top_k=top_k), strict=True):
                 answers[row].update(self._answer(prediction, explain))
         return pd.DataFrame(answers, columns=columns, dtype=object)  # object: a missing number is null, not NaN
+
+    def _batches(self, images: list[Any], answers: list[dict[str, Any]]) -> Iterator[tuple[list[int], list[Any]]]:
+        """Transformed pictures with their rows, a bounded number at a time; faults are noted in `answers`.
+
+        One decoded picture is held at a time. Whatever goes wrong with a picture is its own row's error.
+        """
+        from mdpr.errors import DataError
+        from mdpr.images.decoding import decode_image
+
+        rows: list[int] = []
+        batch: list[Any] = []
+        pixels_left = MAX_PIXELS_PER_REQUEST
+        for row, value in enumerate(images):
+            try:
+                data = _encoded_bytes(value)
+                pixels_left -= _pixels(data)
+                if pixels_left < 0:
+                    raise DataError(f"the request holds more than {MAX_PIXELS_PER_REQUEST:,} pixels: send it in parts")
+                batch.append(self.classifier.transform(decode_image(data, "the image")))
+            except DataError as error:
+                answers[row]["error"] = str(error)
+            except Exception as error:
+                answers[row]["error"] = f"the image cannot be read ({type(error).__name__}): send it in another format"
+            else:
+                rows.append(row)
+            if len(batch) == BATCH_IMAGES:
+                yield rows, batch
+                rows, batch = [], []
+        if batch:
+            yield rows, batch
 
     def _answer(self, prediction: Any, explain: bool) -> dict[str, Any]:
         answer = {
@@ -80,26 +110,15 @@ def _image_column(model_input: pd.DataFrame) -> list[Any]:
     return model_input["image"].tolist()
 
 
-def _batches(images: list[Any], answers: list[dict[str, Any]]) -> Iterator[tuple[list[int], list[Any]]]:
-    """Decoded images with their rows, a bounded number at a time; faults are noted in `answers`."""
-    from mdpr.errors import DataError
-    from mdpr.images.decoding import decode_image
+def _pixels(data: bytes) -> int:
+    """Width times height by the header; 0 if there is none to read, which decoding then says."""
+    from PIL import Image
 
-    rows: list[int] = []
-    batch: list[Any] = []
-    for row, value in enumerate(images):
-        try:
-            image = decode_image(_encoded_bytes(value), "the image")
-        except DataError as error:
-            answers[row]["error"] = str(error)
-            continue
-        rows.append(row)
-        batch.append(image)
-        if len(batch) == BATCH_IMAGES or sum(item.width * item.height for item in batch) > BATCH_PIXELS:
-            yield rows, batch
-            rows, batch = [], []
-    if batch:
-        yield rows, batch
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height
+    except Exception:
+        return 0
 
 
 def _encoded_bytes(value: Any) -> bytes:
@@ -112,6 +131,8 @@ def _encoded_bytes(value: Any) -> bytes:
         raise DataError(f"the image has more than {MAX_BYTES_PER_IMAGE:,} bytes: scale it down")
     if isinstance(value, bytes):
         return value
+    if value.startswith("data:"):  # data:image/png;base64,...
+        value = value.partition(",")[2]
     try:
         return base64.b64decode("".join(value.split()), validate=True)  # base64 programs wrap their lines
     except (binascii.Error, ValueError):  # ValueError: letters outside ASCII

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
+from benchmarks.serving_attacks import peak_mb, run_attacks
 from PIL import Image, ImageOps
 
 from mdpr import artifacts
@@ -35,6 +36,7 @@ from mdpr.params import DIMENSIONS, RegisterParams, TrackingParams
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)
 ORIENTATION = 0x0112  # EXIF
+MEMORY_LIMIT_MB = 2048  # as mlflow/kubernetes/inference-service.yaml has it, per worker
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -203,7 +205,7 @@ def test_a_bad_image_spoils_its_row_alone(served: str, images: list[bytes], pict
     [
         ({"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}, "image"),
         ({"dataframe_split": {"columns": ["image"], "data": [["x"]] * 10_000}}, "10000 images in one request"),
-        ({"dataframe_split": {"columns": ["image"], "data": [["x"]]}, "params": {"top_k": 0}}, "top_k = 0 must lie"),
+        ({"dataframe_split": {"columns": ["image"], "data": [["x"]]}, "params": {"top_k": 0}}, "from 1 to 100"),
         ({"dataframe_split": {"columns": ["image"], "data": [["x"]]}, "params": {"top_k": "all"}}, "top_k"),
         ({"images": ["x"]}, "dataframe_split"),
         ("{", ""),
@@ -216,6 +218,16 @@ def test_a_malformed_request_is_refused(served: str, body: Any, message: str) ->
     assert refused.status_code == 400, refused.text
     assert message in refused.text
     assert requests.get(f"{served}/ping", timeout=10).ok
+
+
+def test_attacks_are_answered_or_refused_in_bounded_memory(registered: Path, start_server: Callable[..., Any]) -> None:
+    command = ["-m", "mdpr", "serve", "--port", "{port}", "--params", str(registered / "params.yaml")]
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{registered / 'mlflow.db'}"}
+    with start_server(command, "/ping", **store) as server:
+        outcomes = run_attacks(server.address)
+        assert [outcome for outcome in outcomes if not outcome.survived] == []
+        assert len(outcomes) > 40
+        assert peak_mb(server.process.pid) < MEMORY_LIMIT_MB
 
 
 # --- in Python ----------------------------------------------------------------------------------------------

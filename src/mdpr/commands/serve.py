@@ -19,7 +19,7 @@ from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_
 @click.option("--timeout-s", type=click.IntRange(min=1), default=DEFAULT_TIMEOUT_S, show_default=True)
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def command(alias: str, host: str, port: int, workers: int, timeout_s: int, params: Path) -> None:
-    """Serve the champion over HTTP: `mlflow models serve`; POST images to /invocations."""
+    """Serve the champion over HTTP, in the protocol of MLflow: POST images to /invocations."""
     from mdpr.mlops.served_model import find_version, serve_command, serve_environment
     from mdpr.params import TrackingParams, load_params
 

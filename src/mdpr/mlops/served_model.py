@@ -1,6 +1,6 @@
 """The servable model: what goes into it, its digest, and how it is logged to MLflow (models from code).
 
-What `mdpr serve` runs: MLflow's own server, for one version that is named before it starts.
+What `mdpr serve` starts (`mdpr.mlops.serving`), for one version that is named before it starts.
 """
 
 from __future__ import annotations
@@ -226,10 +226,9 @@ def find_version(model_name: str, alias: str) -> str:
 
 
 def serve_command(model_name: str, version: str, *, host: str, port: int, workers: int, timeout_s: int) -> list[str]:
-    """`mlflow models serve` as arguments; --env-manager local: this environment has what the model needs."""
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{model_name}/{version}"]
-    command += ["--env-manager", "local", "--host", host, "--port", str(port)]
-    return [*command, "--workers", str(workers), "--timeout", str(timeout_s)]
+    """`python -m mdpr.mlops.serving` as arguments, for one version: every worker serves the same."""
+    command = [sys.executable, "-m", "mdpr.mlops.serving", f"models:/{model_name}/{version}", "--host", host]
+    return [*command, "--port", str(port), "--workers", str(workers), "--timeout-s", str(timeout_s)]
 
 
 def serve_environment(environment: Mapping[str, str], workers: int) -> dict[str, str]:
@@ -238,8 +237,6 @@ def serve_environment(environment: Mapping[str, str], workers: int) -> dict[str,
     Workers share the cores: with all of them in each, PyTorch's threads would stand in each other's way.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    programs = str(Path(sys.executable).parent)  # MLflow starts uvicorn by name
-    path = os.pathsep.join([programs, *filter(None, [environment.get("PATH")])])
     uri = environment.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     defaults = {"OMP_NUM_THREADS": str(threads), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**defaults, **environment, "PATH": path, "MLFLOW_TRACKING_URI": uri}
+    return {**defaults, **environment, "MLFLOW_TRACKING_URI": uri}

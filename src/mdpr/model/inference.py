@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,9 @@ from mdpr.params import DIMENSIONS, BackboneParams
 
 if TYPE_CHECKING:
     from PIL import Image
+
+# Seconds of time.monotonic() after which `Classifier.predict` stops between two batches: nobody waits for it any more.
+DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=float("inf"))
 
 
 @dataclass(frozen=True)
@@ -83,19 +88,26 @@ class Classifier:
         assert outputs.weights_BCV is not None, "this model has no router"
         return outputs.weights_BCV[torch.arange(len(class_B), device=class_B.device), class_B]
 
-    def predict(self, images: Sequence[Image.Image], top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Fused predictions for decoded images, in order."""
+    def predict(self, images: Sequence[Image.Image | Tensor], top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """Fused predictions, in order, for decoded pictures or what `transform` made of them (3, H, W).
+
+        Raises `TimeoutError` between two batches once `DEADLINE` has passed.
+        """
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
-            pictures = images[start : start + batch_size]
-            batch = torch.stack([self.transform(picture.convert("RGB")) for picture in pictures])
-            outputs = self(batch)
+            if time.monotonic() > DEADLINE.get():
+                raise TimeoutError
+            batch = [self._as_tensor(image) for image in images[start : start + batch_size]]
+            outputs = self(torch.stack(batch))
             probability_BC = outputs.fused_BC.exp()
             best = probability_BC.topk(min(top_k, len(self.class_names)), dim=-1)
             routing = None if outputs.weights_BCV is None else self.consult(outputs, best.indices[:, 0])
             for row in range(len(batch)):
                 predictions.append(self._prediction(best.values[row], best.indices[row], routing, row))
         return predictions
+
+    def _as_tensor(self, image: Image.Image | Tensor) -> Tensor:
+        return image if isinstance(image, Tensor) else self.transform(image.convert("RGB"))
 
     def _prediction(self, values_k: Tensor, indices_k: Tensor, routing_BV: Tensor | None, row: int) -> Prediction:
         pairs = zip(indices_k.tolist(), values_k.tolist(), strict=True)

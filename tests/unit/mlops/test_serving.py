@@ -1,0 +1,67 @@
+"""Requests to the served model, in every form; tests/integration/test_serving.py tries the service itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mdpr.mlops.serving import MAX_JSON_VALUES, Refused, read_request
+
+
+def body(**content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"dataframe_split": {"columns": ["image"], "data": [["a"], ["b"]]}},
+        {"dataframe_split": {"columns": ["image"], "index": [0, 1], "data": [["a"], ["b"]]}},
+        {"dataframe_records": [{"image": "a"}, {"image": "b"}]},
+        {"inputs": ["a", "b"]},
+        {"inputs": {"image": ["a", "b"]}},
+        {"inputs": [{"image": "a"}, {"image": "b"}]},
+        {"instances": ["a", {"image": "b"}]},
+    ],
+)
+def test_every_form_of_mlflow_gives_the_cells_in_order(content: dict[str, Any]) -> None:
+    assert read_request(body(**content)) == (["a", "b"], {})
+
+
+def test_one_picture_alone_is_a_request_of_one_row() -> None:
+    assert read_request(body(inputs="a", params={"top_k": 3, "explain": True})) == (
+        ["a"],
+        {"top_k": 3, "explain": True},
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 20_000, "nested too deeply"),
+        (b"[" + b"1," * MAX_JSON_VALUES + b"1]", "JSON values"),
+        (b"[1]", "JSON object"),
+        (body(), "exactly one of"),
+        (body(inputs="a", instances="a"), "exactly one of"),
+        (body(inputs="a", more=1), "exactly one of"),
+        (body(inputs=[{"picture": "a"}]), "column image"),
+        (body(inputs={"picture": ["a"]}), "column image"),
+        (body(inputs={"image": ["a"], "more": [1]}), "column image"),
+        (body(dataframe_split={"columns": ["picture"], "data": [["a"]]}), "just image"),
+        (body(dataframe_split={"columns": ["image"], "data": [["a", "b"]]}), "one image per row"),
+        (body(dataframe_split=[["a"]]), "must look like"),
+        (body(inputs="a", params=[1]), "params takes"),
+        (body(inputs="a", params={"topk": 1}), "params takes"),
+        (body(inputs="a", params={"explain": 1}), "explain"),
+        *((body(inputs="a", params={"top_k": value}), "1 to 100") for value in (None, True, 3.0, "3", [3], 0, 101)),
+    ],
+)
+def test_what_is_no_request_is_refused_without_repeating_it(content: bytes, words: str) -> None:
+    with pytest.raises(Refused, match=words) as refused:
+        read_request(content)
+    assert refused.value.status == 400
+    assert "\n" not in str(refused.value)
