@@ -20,11 +20,12 @@ from PIL import Image
 from benchmarks.measure import peak_mib, timed
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import ClassInfo, Intervals
-from mdpr.evaluation.predictions import BRANCHES, PredictionRecorder
+from mdpr.evaluation.predictions import PredictionRecorder
 from mdpr.evaluation.report.gallery import make_gallery, pick_tail_images
 from mdpr.evaluation.report.page import ReportContent, make_figures, render_report
 from mdpr.evaluation.report.svg import Figure
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.score_table import BRANCHES
 from mdpr.evaluation.scoring import Passed
 from mdpr.evaluation.uncertainty import intervals
 from mdpr.params import DIMENSIONS

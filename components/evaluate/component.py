@@ -14,6 +14,7 @@ def evaluate(
     features: Input[Artifact],
     model: Input[Model],
     evaluation: Output[Artifact],
+    scores: Output[Artifact],
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
     report: Output[HTML],
@@ -31,6 +32,7 @@ def evaluate(
 
     Returns:
         evaluation: Metrics, per-class table, predictions, report.
+        scores: Accuracies in percent, one file per shot group.
         metrics: Accuracies, for the UI.
         confusion: Confusion matrix of the fused prediction, for the UI.
         report: The report, for the UI.
@@ -48,6 +50,7 @@ def evaluate(
         features=features,
         model=model,
         evaluation=evaluation,
+        scores=scores,
     )
     show_metrics(evaluation, metrics)
     show_confusion(evaluation, confusion)

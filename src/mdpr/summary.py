@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdpr.artifacts import SHOT_GROUPS, Promotion, read_metrics, read_promotion
+from mdpr.artifacts import Promotion, read_metrics, read_promotion
 from mdpr.errors import ArtifactError
+from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
 from mdpr.params import TrackingParams
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-ROWS = {
-    "zero_shot": "zero-shot (frozen CLIP)",
-    "base": "base",
-    "routed": "routed",
-    "fused": "fused (the model's answer)",
-}
 VERDICTS = {"promoted": "promoted", "kept": "not promoted"}
 
 
@@ -27,7 +21,7 @@ VERDICTS = {"promoted": "promoted", "kept": "not promoted"}
 class Summary:
     """The end of the flow. `scores` is what metrics.json holds; `champion` is None where no version has the alias."""
 
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Metrics
     promotion: Promotion
     champion: str | None
     report: Path
@@ -58,16 +52,14 @@ def render(summary: Summary) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    groups = [group for group in ("all", *SHOT_GROUPS) if group in summary.scores["fused"]]
+    scores = ScoreTable.of(summary.scores)
     table = Table(title="Class-balanced accuracy on the test set, in percent")
     table.add_column("branch", no_wrap=True)
-    for group in groups:
+    for group in scores.groups:
         table.add_column(group, justify="right")
-    for branch, name in ROWS.items():
-        if branch in summary.scores:
-            figures = (f"{100 * summary.scores[branch][group]:.1f}" for group in groups)
-            style = "bold" if branch == "fused" else None
-            table.add_row(name, *figures, style=style, end_section=branch == "zero_shot")
+    for name in scores.rows:
+        style = "bold" if name == BRANCHES["fused"] else None
+        table.add_row(name, *scores.cells(name), style=style, end_section=name == BRANCHES["zero_shot"])
     decision = summary.promotion
     champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
     facts = {

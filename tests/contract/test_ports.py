@@ -81,7 +81,8 @@ def test_dvc_command_names_the_stage_and_its_ports(name: str, dvc: dict[str, Any
 @pytest.mark.parametrize("name", STAGES)
 def test_dvc_deps_and_outs_are_the_ports(name: str, dvc: dict[str, Any]) -> None:
     stage, ports = load_stage(name), dvc_ports(dvc[name])
-    assert set(dvc[name]["outs"]) == {ports[port] for port in stage.outputs}
+    outs = [next(iter(out)) if isinstance(out, dict) else out for out in dvc[name]["outs"]]
+    assert set(outs) == {ports[port] for port in stage.outputs}
     assert {ports[port] for port in stage.inputs} <= set(dvc[name]["deps"])
 
 

@@ -122,7 +122,7 @@ def test_a_second_repro_does_nothing(run: Run) -> None:
 
 
 def test_the_lock_is_committed_as_a_user_would(run: Run) -> None:
-    run("git", "add", "dvc.lock")
+    run("git", "add", "dvc.lock", "scores")
     run(*COMMIT, "first run")
     assert run("git", "status", "--porcelain") == ""
 
@@ -151,8 +151,11 @@ def test_an_edit_reruns_the_stages_that_run_the_edited_file_and_no_other(clone: 
 
 def test_metrics_and_plots_are_there(clone: Path, run: Run) -> None:
     shown = json.loads(run("dvc", "metrics", "show", "--json"))
-    figures = next(iter(shown.values()))["data"]["data/evaluation/metrics.json"]["data"]
-    assert set(figures["fused"]) >= {"all", "many"}
+    figures = next(iter(shown.values()))["data"]
+    assert set(figures) >= {"scores/all.json", "scores/many.json"}
+    assert list(figures["scores/all.json"]["data"]) == ["fused", "routed", "base", "zero_shot"]
+    table = run("dvc", "metrics", "show")
+    assert max(map(len, table.splitlines())) <= 80
     page = run("dvc", "plots", "show", "--out", "dvc_plots").strip().splitlines()[-1]
     assert page.endswith("index.html")
     html = (clone / "dvc_plots/index.html").read_text()
@@ -189,8 +192,8 @@ def test_a_stage_killed_at_work_leaves_nothing_and_its_rerun_the_same_weights(
 def test_another_number_of_epochs_reruns_tune_and_what_follows(clone: Path, run: Run) -> None:
     output = run("dvc", "exp", "run", "-S", "tune.epochs=2")
     assert stages_run(output) == ["tune", "evaluate", "register", "promote"]
-    changed = json.loads(run("dvc", "metrics", "diff", "--json"))["data/evaluation/metrics.json"]
-    assert changed["fused.all"]["old"] != changed["fused.all"]["new"]
+    changed = json.loads(run("dvc", "metrics", "diff", "--json"))["scores/all.json"]
+    assert changed["fused"]["old"] != changed["fused"]["new"]
     assert json.loads((clone / "data/promotion.json").read_text())["champion_before"] == "1"
 
 

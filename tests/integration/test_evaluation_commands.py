@@ -32,7 +32,7 @@ def data(
     folder.mkdir()
     for name, path in encoded.items():
         (folder / name).symlink_to(path)
-    paths = {name: folder / name for name in (*encoded, "model", "evaluation")}
+    paths = {name: folder / name for name in (*encoded, "model", "evaluation", "scores")}
     tune = small_params["tune"].model_copy(update={"epochs": 1})
     tracking = TrackingParams(system_metrics=False)
     params = {**small_params, "tune": tune, "tracking": tracking}

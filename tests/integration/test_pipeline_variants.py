@@ -57,7 +57,7 @@ def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path) -> None
     assert seeds == [1, 2]
     check_best_went_on(run, 2)
     summary = (run / "evaluate" / "summary").read_text("utf-8")
-    assert "| **this model** |" in summary
+    assert "(final answer)** |" in summary
     assert summary.rstrip().endswith("There is no champion yet.")
 
 

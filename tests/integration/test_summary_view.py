@@ -50,12 +50,12 @@ def test_the_champion_is_a_line_of_its_own_once_there_is_one(
     assert summary(second)[2:] == [
         "| percent | all | many | few |",
         "| --- | --- | --- | --- |",
-        "| **this model** | 85.0 | 85.0 | 85.0 |",
-        "| base branch alone | 60.0 | 60.0 | 60.0 |",
-        "| zero-shot | 60.0 | 60.0 | 60.0 |",
-        "| gain over zero-shot | +25.0 | +25.0 | +25.0 |",
-        "| champion, version 1 | 80.0 | 80.0 | 80.0 |",
-        "| gain over champion, version 1 | +5.0 | +5.0 | +5.0 |",
+        "| Zero-shot (frozen CLIP) | 60.0 | 60.0 | 60.0 |",
+        "| Base (prompt tuner) | 60.0 | 60.0 | 60.0 |",
+        "| **Fused (final answer)** | 85.0 | 85.0 | 85.0 |",
+        "| Champion, version 1 | 80.0 | 80.0 | 80.0 |",
+        "| gain over Zero-shot (frozen CLIP) | +25.0 | +25.0 | +25.0 |",
+        "| gain over Champion, version 1 | +5.0 | +5.0 | +5.0 |",
     ]
     run = (second / "run.json").read_text("utf-8")
     (second / "run.json").write_text(run.replace('"test_sha256": "t"', '"test_sha256": "other"'), "utf-8")
@@ -69,5 +69,5 @@ def test_a_registry_that_is_away_costs_its_line_and_nothing_else(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     lines = summary(evaluation)
-    assert "| **this model** | 80.0 | 80.0 | 80.0 |" in lines
+    assert "| **Fused (final answer)** | 80.0 | 80.0 | 80.0 |" in lines
     assert lines[-1].startswith("The champion is not known: ")

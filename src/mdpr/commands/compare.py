@@ -58,7 +58,7 @@ def render(runs: Sequence[Run], differences: Sequence[Difference]) -> Renderable
     from rich.table import Table
 
     from mdpr.evaluation.comparison import table_of
-    from mdpr.evaluation.metrics import points, signed_points
+    from mdpr.evaluation.score_table import points, signed_points
 
     scores = table_of(runs)
     accuracies = Table(title="Class-balanced accuracy, percent")

@@ -36,8 +36,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mdpr.evaluation.metrics import GROUPS, class_recall, score_branch
+from mdpr.evaluation.metrics import class_recall, score_branch
 from mdpr.evaluation.predictions import final_branch
+from mdpr.evaluation.score_table import GROUPS
 from mdpr.evaluation.uncertainty import gain_intervals
 from mdpr.images.loading import ImageTransform
 from mdpr.model.classifier import Outputs

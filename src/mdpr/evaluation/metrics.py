@@ -25,7 +25,6 @@ from torch import Tensor
 from mdpr.artifacts import SHOT_GROUPS
 from mdpr.evaluation.predictions import final_branch, recorded_branches
 
-GROUPS = ("all", *SHOT_GROUPS)
 # The smallest normal float32: predictions hold float32 probabilities, and log(0) has no mean.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
@@ -108,16 +107,6 @@ def score(
         for branch in recorded_branches(predictions)
     }
     return scores | {"fused": scores[final_branch(predictions)]}
-
-
-def points(fraction: float) -> str:
-    """A fraction for people: percentage points with one decimal."""
-    return f"{round(100 * fraction, 1) + 0.0:.1f}"
-
-
-def signed_points(difference: float) -> str:
-    """A difference of fractions for people: percentage points with sign and one decimal."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
 
 
 CALIBRATION_BINS = 15

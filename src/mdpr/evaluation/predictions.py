@@ -30,17 +30,11 @@ import pandas as pd
 import torch
 
 from mdpr.errors import ArtifactError
+from mdpr.evaluation.score_table import BRANCHES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Every branch there may be, in the order of tables and charts, with the name people read.
-BRANCHES = {
-    "zero_shot": "Zero-shot (frozen CLIP)",
-    "base": "Base (prompt tuner)",
-    "routed": "Routed (knowledge)",
-    "fused": "Fused (MDPR)",
-}
 TOP_K = 5
 
 

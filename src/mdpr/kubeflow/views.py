@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mdpr.artifacts import SHOT_GROUPS, read_metrics, read_run
+from mdpr.artifacts import read_metrics, read_run
 from mdpr.errors import TrackingError
+from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
 from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
 from mdpr.params import TrackingParams, parse_params
 
@@ -79,24 +80,21 @@ def _compare(champion: ChampionFigures | None, test_sha256: str | None) -> str:
     return "" if same else "The champion was scored on other test images: the two lines do not compare."
 
 
-def summary_table(metrics: Mapping[str, Mapping[str, float]], champion: ChampionFigures | None, note: str = "") -> str:
-    """Class-balanced test accuracy in percent, a row a model; differences in percentage points.
+def summary_table(metrics: Metrics, champion: ChampionFigures | None, note: str = "") -> str:
+    """The score table as Markdown: accuracies in percent, gains of the model's answer in points.
 
-    metrics: branch -> figure -> fraction. A group without classes is left out.
+    A group without classes is left out.
     """
-    own = metrics["fused"]
-    groups = [group for group in ("all", *SHOT_GROUPS) if group in own]
-    others = {"zero-shot": metrics["zero_shot"]}
+    table, own, frozen = ScoreTable.of(metrics), BRANCHES["fused"], BRANCHES["zero_shot"]
+    references = [frozen]
     if champion:
-        others[f"champion, version {champion.number}"] = champion.figures
-    rows = [["percent", *groups], ["---"] * (1 + len(groups)), ["**this model**", *_cells(own, groups)]]
-    rows.append(["base branch alone", *_cells(metrics["base"], groups)])
-    for name, figures in others.items():
-        gains = {group: own[group] - figures[group] for group in groups if group in figures}
-        rows += [[name, *_cells(figures, groups)], [f"gain over {name}", *_cells(gains, groups, "+.1f")]]
-    lines = ["# Test accuracy", "", *(f"| {' | '.join(row)} |" for row in rows)]
+        references.append(f"Champion, version {champion.number}")
+        table = replace(table, rows={**table.rows, references[-1]: champion.figures})
+    rows = [[f"**{name}**" if name == own else name, *table.cells(name)] for name in table.rows]
+    rows += [[f"gain over {name}", *table.gain_cells(own, name)] for name in references]
+    lines = [
+        "# Test accuracy",
+        "",
+        *(f"| {' | '.join(row)} |" for row in [["percent", *table.groups], ["---"] * (1 + len(table.groups)), *rows]),
+    ]
     return "\n".join([*lines, *(["", note] if note else [])]) + "\n"
-
-
-def _cells(figures: Mapping[str, float], groups: Sequence[str], form: str = ".1f") -> list[str]:
-    return [format(100 * figures[group], form) if group in figures else "-" for group in groups]

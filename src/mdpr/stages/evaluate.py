@@ -13,11 +13,14 @@ def evaluate(
     features: In,
     model: In,
     evaluation: Out,
+    scores: Out,
     *,
     params: EvaluateParams,
     tracking: TrackingParams,
 ) -> None:
     """Write metrics, the per-class table, predictions and the report; add them to the run that tune opened.
+
+    `scores` holds the accuracies in percent, one file per shot group.
 
     Raises `ArtifactError` if the model was tuned for other classes or on another backbone than the probe's.
     """
@@ -26,6 +29,7 @@ def evaluate(
     from mdpr.evaluation.report.page import Folders, gather, make_figures, render_report
     from mdpr.evaluation.report.svg import write_figures
     from mdpr.evaluation.results import Results
+    from mdpr.evaluation.score_table import write_scores
     from mdpr.evaluation.scoring import evaluate_splits
     from mdpr.mlops.runs import add_results, flatten, lineage_tags, split_inputs
     from mdpr.model.inference import Classifier
@@ -46,6 +50,7 @@ def evaluate(
 
     evaluation.mkdir()
     results.write(evaluation)
+    write_scores(scores, results.scores)
     inputs = (prepared, probe, knowledge, features, model)
     test_sha256 = artifacts.sha256(prepared / "test.parquet")
     lineage = {

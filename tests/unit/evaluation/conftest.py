@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from mdpr.artifacts import ClassInfo, ShotGroup
-from mdpr.evaluation.predictions import BRANCHES, PredictionRecorder
+from mdpr.evaluation.predictions import PredictionRecorder
 from mdpr.evaluation.report.gallery import make_gallery, pick_tail_images
 from mdpr.evaluation.report.page import AuditFinding, ReportContent, make_figures, render_report
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.score_table import BRANCHES
 from mdpr.evaluation.scoring import Passed
 from mdpr.params import DIMENSIONS
 

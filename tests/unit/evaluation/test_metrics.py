@@ -23,13 +23,12 @@ from mdpr.evaluation.metrics import (
     group_means,
     harmonic_mean,
     negative_log_likelihood,
-    points,
     reliability,
     score,
     score_branch,
-    signed_points,
 )
-from mdpr.evaluation.predictions import BRANCHES, PredictionRecorder, top_classes
+from mdpr.evaluation.predictions import PredictionRecorder, top_classes
+from mdpr.evaluation.score_table import BRANCHES, points, signed_points
 
 CLASSES = 5
 SHOTS = ["many", "many", "medium", "few", "few"]

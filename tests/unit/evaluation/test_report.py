@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 
 from mdpr.artifacts import Check, ClassInfo, Promotion
-from mdpr.evaluation.metrics import points
 from mdpr.evaluation.report.page import ReportContent, make_figures
 from mdpr.evaluation.report.svg import write_figures
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.score_table import points
 from mdpr.evaluation.scoring import Passed
 
 Render = Callable[[ReportContent], str]
@@ -118,7 +118,7 @@ def test_ids_are_unique_on_the_page(html: str) -> None:
 def test_without_routing_and_gallery_their_parts_are_gone(
     content: Callable[..., ReportContent], html_of: Render, html: str
 ) -> None:
-    parts = ("Which knowledge was consulted", "Fused (MDPR)", "Test images of the tail", "over base")
+    parts = ("Which knowledge was consulted", "Fused (final answer)", "Test images of the tail", "over base")
     assert all(part in html for part in parts)
     plain = html_of(content(10, 20, routing=False, gallery_images=0))
     assert not any(part in plain for part in parts)

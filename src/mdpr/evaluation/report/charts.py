@@ -24,8 +24,6 @@ import pandas as pd
 from PIL import Image
 
 from mdpr.artifacts import SHOT_GROUPS
-from mdpr.evaluation.metrics import points, signed_points
-from mdpr.evaluation.predictions import BRANCHES
 from mdpr.evaluation.report.svg import (
     FONT,
     HEAT_COLOR,
@@ -43,6 +41,7 @@ from mdpr.evaluation.report.svg import (
     tip,
     tooltip,
 )
+from mdpr.evaluation.score_table import BRANCHES, points, signed_points
 
 MAX_SINGLE_CLASSES = 60  # more classes than this are drawn as groups of neighbours
 BINS = 20

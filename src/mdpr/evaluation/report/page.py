@@ -22,8 +22,6 @@ from pydantic import BaseModel, ConfigDict
 from mdpr import artifacts
 from mdpr.artifacts import Promotion, who_wrote
 from mdpr.artifacts.formats import parse
-from mdpr.evaluation.metrics import GROUPS, points
-from mdpr.evaluation.predictions import BRANCHES
 from mdpr.evaluation.report.charts import (
     accuracy_by_count,
     accuracy_by_zero_shot,
@@ -49,6 +47,7 @@ from mdpr.evaluation.report.wording import (
     variant_rows,
 )
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.score_table import BRANCHES, GROUPS, points
 from mdpr.evaluation.tables import confusion_block, confusion_density, display_names, mean_routing, worst_confusions
 from mdpr.images.decoding import decode_image
 from mdpr.pages import label, render_page

@@ -20,7 +20,7 @@ from typing import Literal
 import altair as alt
 import vl_convert
 
-from mdpr.evaluation.predictions import BRANCHES
+from mdpr.evaluation.score_table import BRANCHES
 
 Mark = Literal["circle", "square", "diamond", "triangle", "bar", "line", "dashed"]
 

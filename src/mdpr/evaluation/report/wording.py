@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 
 from mdpr.artifacts import SHOT_GROUPS, Bias, Biases, ClassInfo
-from mdpr.evaluation.metrics import points, signed_points
-from mdpr.evaluation.predictions import BRANCHES
 from mdpr.evaluation.report.charts import variant_title
 from mdpr.evaluation.results import Results
+from mdpr.evaluation.score_table import BRANCHES, points, signed_points
 
 GROUP_TITLES = {"all": "All classes", "many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
 OTHER_FIGURES = {

@@ -1,0 +1,77 @@
+"""The score table: class-balanced accuracy of every branch by shot group, and its figures as people read them.
+
+Report, summary, compare, the Kubeflow view, the model card and the metrics that Git tracks all show this one table.
+It needs neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdpr.artifacts import SHOT_GROUPS
+
+Metrics = Mapping[str, Mapping[str, float]]  # metrics.json: branch -> figure -> value, accuracies as fractions
+
+# Every branch there may be, in the order of tables and charts, with the name people read.
+BRANCHES = {
+    "zero_shot": "Zero-shot (frozen CLIP)",
+    "base": "Base (prompt tuner)",
+    "routed": "Routed (knowledge)",
+    "fused": "Fused (final answer)",
+}
+GROUPS = ("all", *SHOT_GROUPS)
+NO_FIGURE = "–"
+
+
+def points(fraction: float | None) -> str:
+    """A fraction as percentage points with one decimal; a dash for None."""
+    return NO_FIGURE if fraction is None else f"{round(100 * fraction, 1) + 0.0:.1f}"
+
+
+def signed_points(difference: float | None) -> str:
+    """A difference of fractions as percentage points with sign and one decimal; a dash for None."""
+    return NO_FIGURE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """`rows`: name -> group -> accuracy as a fraction. `groups` are the columns; a row may lack some."""
+
+    groups: Sequence[str]
+    rows: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> ScoreTable:
+        """The branches of metrics.json under their names; the columns are the groups that the model's answer has."""
+        return cls(
+            groups=[group for group in GROUPS if group in metrics["fused"]],
+            rows={name: metrics[branch] for branch, name in BRANCHES.items() if branch in metrics},
+        )
+
+    def cells(self, name: str) -> list[str]:
+        """The row's accuracies in percent."""
+        return [points(self.rows[name].get(group)) for group in self.groups]
+
+    def gain_cells(self, name: str, reference: str) -> list[str]:
+        """The row `name` minus the row `reference`, in points."""
+        row, other = self.rows[name], self.rows[reference]
+        both = [group in row and group in other for group in self.groups]
+        return [
+            signed_points(row[group] - other[group] if known else None)
+            for group, known in zip(self.groups, both, strict=True)
+        ]
+
+
+def write_scores(folder: Path, metrics: Metrics) -> None:
+    """GROUP.json of every group: accuracy of each branch in percent, the model's answer first.
+
+    A file a group and short keys make `dvc metrics show` a table that fits 80 columns; Git tracks them.
+    """
+    folder.mkdir()
+    for group in ScoreTable.of(metrics).groups:
+        branches = [branch for branch in reversed(BRANCHES) if group in metrics.get(branch, {})]
+        percent = {branch: round(100 * metrics[branch][group], 1) for branch in branches}
+        (folder / f"{group}.json").write_text(json.dumps(percent, indent=2) + "\n", encoding="utf-8")
