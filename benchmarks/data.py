@@ -37,7 +37,7 @@ from torchvision.transforms import v2
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import ImageRecord, read_card, read_classes, read_images, write_image_records, write_json
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
-from mdpr.params import PrepareParams, ValidateParams
+from mdpr.params import Params, PrepareParams, ValidateParams
 from mdpr.stages.stage import load_stage, run_stage
 
 PACKAGES = ("pillow", "pyarrow", "torch", "torchvision", "great_expectations")
@@ -128,7 +128,7 @@ def measure_prepare(folder: Path, files: list[Path], rounds: int, workers: int) 
     stage = load_stage("prepare")
 
     def ours() -> None:
-        run_stage(stage, {"prepared": folder / "prepared"}, {"prepare": params})
+        run_stage(stage, {"prepared": folder / "prepared"}, Params(prepare=params))
 
     def look(file: Path) -> str:
         data = file.read_bytes()
@@ -256,7 +256,7 @@ def tiny_set(folder: Path, count: int) -> Path:
         write_image_records(root / f"{name}.parquet", records(number))
     write_json(root / "classes.json", {"classes": [{"index": i, "name": f"class {i}"} for i in range(CLASSES)]})
     params = PrepareParams(source="parquet", root=str(root), profile="natural")
-    run_stage(load_stage("prepare"), {"prepared": folder / "tiny-prepared"}, {"prepare": params})
+    run_stage(load_stage("prepare"), {"prepared": folder / "tiny-prepared"}, Params(prepare=params))
     return folder / "tiny-prepared"
 
 

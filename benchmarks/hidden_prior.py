@@ -24,7 +24,7 @@ from mdpr.artifacts import read_classes, read_images, read_json, read_probe
 from mdpr.evaluation.metrics import class_recall
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
-from mdpr.params import BackboneParams, load_params
+from mdpr.params import load_params
 from mdpr.progress import track
 from mdpr.stages.stage import load_stage, run_stage
 
@@ -53,9 +53,7 @@ def main() -> None:
             names = [item.name for item in read_classes(paths["prepared"])]
             probe = read_probe(paths["probe"], names)
             if test_features is None:  # the test set is the same for every seed
-                backbone = params["backbone"]
-                assert isinstance(backbone, BackboneParams)
-                test_features = encode_test(Backbone.load(backbone), paths["prepared"] / "test.parquet")
+                test_features = encode_test(Backbone.load(params.backbone), paths["prepared"] / "test.parquet")
         image_Nd, label_N = test_features
         logits_NC = probe.logit_scale * image_Nd @ torch.as_tensor(probe.text_Cd).T
         plain = balanced_accuracy(logits_NC, label_N)

@@ -17,7 +17,7 @@ from mdpr.artifacts import ClassInfo, Features, Probe, read_classes, read_featur
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.params import BackboneParams, Section, TuneParams, load_params
+from mdpr.params import Params, TuneParams, load_params
 from mdpr.stages.stage import load_stage, run_stage
 from mdpr.training.checkpoint import seed_everything
 from mdpr.training.loop import TrainingData, fit, validate
@@ -75,9 +75,7 @@ def run_seeds(benchmark: str, arguments: argparse.Namespace, measure: Callable[[
     for seed in range(arguments.seeds):
         params = load_params(arguments.params, [*arguments.overrides, f"prepare.seed={seed}", f"tune.seed={seed}"])
         if frozen is None:
-            backbone = params["backbone"]
-            assert isinstance(backbone, BackboneParams)
-            frozen = Backbone.load(backbone)
+            frozen = Backbone.load(params.backbone)
         with tempfile.TemporaryDirectory() as folder:
             row = measure(lay_ground(Path(folder), params, frozen))
         logging.info("seed %d: %s", seed, ", ".join(f"{name} {value:.1f}" for name, value in row.items()))
@@ -94,20 +92,18 @@ def run_seeds(benchmark: str, arguments: argparse.Namespace, measure: Callable[[
     emit(benchmark, device_name(frozen.device.type), PACKAGES, known, rows, arguments.json, table)
 
 
-def lay_ground(folder: Path, params: dict[str, Section], frozen: Backbone) -> Ground:
+def lay_ground(folder: Path, params: Params, frozen: Backbone) -> Ground:
     """Run the stages before tune into `folder`."""
     paths = {name: folder / name for name in STAGES.values()}
     for stage in STAGES:
         run_stage(load_stage(stage), paths, params)
     classes = tuple(read_classes(paths["prepared"]))
     names = [item.name for item in classes]
-    tune = params["tune"]
-    assert isinstance(tune, TuneParams)
     return Ground(
         frozen=frozen,
         prepared=paths["prepared"],
         classes=classes,
         probe=read_probe(paths["probe"], names),
         features=read_features(paths["features"], names),
-        tune=tune,
+        tune=params.tune,
     )

@@ -39,7 +39,7 @@ from mdpr.mlops.registry import Registry
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import connect
 from mdpr.model.inference import Classifier
-from mdpr.params import RegisterParams, TrackingParams, load_params
+from mdpr.params import TrackingParams, load_params
 from mdpr.progress import track
 from mdpr.stages.stage import load_stage, run_stage
 
@@ -86,10 +86,8 @@ def registered_model(params_path: Path, folder: Path, tracking: TrackingParams) 
     for name in track(STAGES, "preparing a model"):
         run_stage(load_stage(name), paths, params)
     parts = Parts(paths["knowledge"], paths["features"], paths["model"])
-    register = params["register"]
-    assert isinstance(register, RegisterParams)
     store, run = connect(), read_run(paths["model"])
-    model_id, _ = log_served_model(store, run, parts, Path(register.pyfunc))
+    model_id, _ = log_served_model(store, run, parts, Path(params.register.pyfunc))
     registry = Registry(store, tracking.model_name)
     version = registry.create(model_id, run.run_id, parts.digest(), {})
     registry.move_champion(version.number, expected=None)

@@ -1,7 +1,7 @@
-"""The README of each component, made from its own interface.
+"""The README of each component, made from its own interface, and `configure`, made from the settings it offers.
 
-python -m components.readme --write     write components/<name>/README.md
-python -m components.readme --check     exit 1 when one of them is stale
+python -m components.readme --write     write components/<name>/README.md and components/configure/component.py
+python -m components.readme --check     exit 1 if one of them is stale
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 import click
 from kfp.dsl.python_component import PythonComponent
 
+from mdpr.params import choices
 from mdpr.stages.stage import STAGES, load_stage
 
 COMPONENTS = ("configure", *STAGES, "shard", "merge", "vary", "select", "close")
+CONFIGURE = Path("configure") / "component.py"
 HEADER = "<!-- Made by `python -m components.readme --write` from component.py -->"
 
 
@@ -52,26 +54,89 @@ def _type_name(port: Any) -> str:
     return f"list of {name}" if port.is_artifact_list else name
 
 
+def render_configure() -> str:
+    """The file of the component `configure`, an argument per setting that is marked as offered in `mdpr.params`.
+
+    It is a file, because Kubeflow copies the source of a component's function, and nothing around it.
+    """
+    offered = choices()
+    given = [f"    {name}: {choice.kind.__name__}," for name, choice in offered.items()]
+    texts = [f"        {name}: {choice.text.rstrip('.')} ({choice.key})." for name, choice in offered.items()]
+    return TEMPLATE.format(
+        arguments="\n".join(given),
+        texts="\n".join(texts),
+        outputs="\n".join(f'        ("{stage}", str),' for stage in STAGES),
+        output_texts="\n".join(f"        {stage}: Parameters of {stage}." for stage in STAGES),
+    )
+
+
+TEMPLATE = '''"""configure: the parameters of a run, checked before anything is computed and split by stage.
+
+Made by `python -m components.readme --write` from the settings that `mdpr.params` marks as offered.
+"""
+
+# ruff: noqa: E501 - a description is one line
+from typing import NamedTuple
+
+from components.images import IMAGE_CPU
+from kfp import dsl
+from kfp.dsl import Artifact, Output
+
+
+@dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
+def configure(
+    base: str,
+    recipe: str,
+{arguments}
+    overrides: str,
+    settings: Output[Artifact],
+) -> NamedTuple(  # type: ignore[valid-type]  # Kubeflow copies only the function, so the type is spelled here
+    "StageParams",
+    [
+{outputs}
+    ],
+):
+    """Check the parameters of a run and give each stage its own sections as YAML text.
+
+    Args:
+        base: params.yaml as it was when the pipeline was compiled.
+        recipe: Known benchmark to start from instead; then only what differs from base counts below.
+{texts}
+        overrides: YAML text of sections and keys, over everything above.
+
+    Returns:
+        settings: All parameters of the run, as a params.yaml.
+{output_texts}
+    """
+    arguments = dict(locals())
+    from mdpr.kubeflow.components import configure_stages
+
+    return configure_stages(arguments)
+'''
+
+
 def stale(root: Path) -> list[Path]:
-    """The READMEs below `root` that differ from what their components say."""
-    return [path for path, text in _readmes(root) if not path.is_file() or path.read_text("utf-8") != text]
+    """The files below `root` that differ from what they are made of."""
+    return [path for path, text in _files(root) if not path.is_file() or path.read_text("utf-8") != text]
 
 
-def _readmes(root: Path) -> list[tuple[Path, str]]:
-    return [(root / name / "README.md", render(load_component(name))) for name in COMPONENTS]
+def _files(root: Path) -> list[tuple[Path, str]]:
+    readmes = [(root / name / "README.md", render(load_component(name))) for name in COMPONENTS]
+    return [(root / CONFIGURE, render_configure()), *readmes]
 
 
 @click.command()
-@click.option("--write/--check", "write", required=True, help="Write them, or exit 1 when one is stale.")
+@click.option("--write/--check", "write", required=True, help="Write them, or exit 1 if one is stale.")
 def main(write: bool) -> None:
-    """The README of each component, made from its own interface."""
+    """The README of each component, made from its own interface, and the component configure."""
     root = Path(__file__).parent
     if write:
-        for path, text in _readmes(root):
+        (root / CONFIGURE).write_text(render_configure(), "utf-8")  # before its README, which is made from it
+        for path, text in _files(root):
             path.write_text(text, "utf-8")
     elif faulty := stale(root):
-        names = ", ".join(path.parent.name for path in faulty)
-        raise click.ClickException(f"README stale: {names}; run python -m components.readme --write")
+        names = ", ".join(str(path.relative_to(root)) for path in faulty)
+        raise click.ClickException(f"stale: {names}; run python -m components.readme --write")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ if they had been computed here, and `dvc push` shares them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 
 from mdpr.artifacts import read_model_config
 from mdpr.errors import ArtifactError, ConfigError
-from mdpr.params import Section, load_params
+from mdpr.params import Params, dump_yaml, load_params
 from mdpr.stages.outputs import whole_or_not_at_all
 from pipelines.api import Cluster, cluster_options, one_line_errors
 from pipelines.run_folder import SETTINGS, RunFolder, store_errors
@@ -48,22 +46,21 @@ def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]
         copies = dict(zip(targets, partial, strict=False))
         used = Path(name) / workspace.params.name
         folder.copy({settings: used} | {found[port]: copies[port] for port in found})
-        sections = as_run(load_params(used), copies.get("model"))
-        partial[-1].write_text(params_text(sections, workspace.params, folder.name), encoding="utf-8")
+        params = as_run(load_params(used), copies.get("model"))
+        partial[-1].write_text(params_text(params, workspace.params, folder.name), encoding="utf-8")
     return paths
 
 
-def as_run(sections: Mapping[str, Section], model: Path | None) -> dict[str, Section]:
+def as_run(params: Params, model: Path | None) -> Params:
     """The run's settings; those of `tune` are the model's own, for a sweep chose among several."""
-    return {**sections, **({"tune": read_model_config(model).tune} if model else {})}
+    return replace(params, tune=read_model_config(model).tune) if model else params
 
 
-def params_text(sections: Mapping[str, Section], present: Path, run: str) -> str:
-    """params.yaml with `sections`; as it is, comments and all, where it says the same already."""
-    if present.is_file() and load_params(present) == sections:
+def params_text(params: Params, present: Path, run: str) -> str:
+    """params.yaml with `params`; as it is, comments and all, if it says the same already."""
+    if present.is_file() and load_params(present) == params:
         return present.read_text("utf-8")
-    content: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    return HEADER.format(run=run) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return HEADER.format(run=run) + dump_yaml(params.dump())
 
 
 def find_run(cluster: Cluster, run_id: str, default_root: str) -> str:

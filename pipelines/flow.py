@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import yaml
 from components.configure.component import configure
 from components.evaluate.component import evaluate
 from components.prepare.component import prepare
@@ -17,6 +16,7 @@ from components.register.component import register
 from components.validate.component import validate
 from kfp import dsl
 
+from mdpr.params import dump_yaml
 from pipelines import placement
 from pipelines.parameters import Params, defaults
 from pipelines.site import Site
@@ -40,7 +40,7 @@ class Start:
 
 def begin(place: Place, params: Params, chosen: Mapping[str, Any]) -> Start:
     """Check the parameters, cut and check the data, probe the model. `chosen`: the pipeline's parameters by name."""
-    base = yaml.safe_dump(dict(params), sort_keys=False)
+    base = dump_yaml(params)
     texts = place(configure(base=base, **{**defaults(params), **chosen})).outputs
     images = place(prepare(params=texts["prepare"])).output
     checked = place(validate(params=texts["validate"], prepared=images))

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from mdpr.errors import ConfigError
-from mdpr.params import TuneParams, parse_params
+from mdpr.kubeflow.components import read_sections
+from mdpr.params import parse_params
 from mdpr.stages.stage import load_stage
 from pipelines.placement import (
     MLFLOW_KEYS,
@@ -105,8 +105,7 @@ def render(request: Request, tune_params: str, site: Site) -> list[dict[str, Any
 
 
 def _check_batch(tune_params: str, processes: int) -> None:
-    tune = parse_params(yaml.safe_load(tune_params))[STAGE]
-    assert isinstance(tune, TuneParams)
+    tune = parse_params(read_sections(tune_params, "params")).tune
     if tune.batch_size < processes:
         raise ConfigError(
             f"tune.batch_size = {tune.batch_size} is less than the {processes} processes (nodes times GPUs a node): "

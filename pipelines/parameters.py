@@ -11,53 +11,11 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from mdpr.params import choices
+
 Params = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> key -> value
 
-# Name in the UI -> its key in params.yaml, and its description; `configure` takes exactly these.
-CHOICES: dict[str, tuple[str, str]] = {
-    "source": (
-        "prepare.source",
-        "Kind of data source: embedded, parquet, folder, csv, or a benchmark such as cifar100 or imagenet_lt.",
-    ),
-    "root": ("prepare.root", "Folder of the source, as the containers see it; not used where data_repo is set."),
-    "data_repo": (
-        "prepare.repo",
-        "Git repository whose DVC tracks the source, without a login: that is in the Kubernetes secret mdpr-data.",
-    ),
-    "data_rev": ("prepare.rev", "Its commit, tag or branch; empty is the default branch as it is then."),
-    "data_path": ("prepare.path", "The folder in it that DVC tracks."),
-    "architecture": (
-        "backbone.architecture",
-        "Frozen CLIP model: an open_clip name, or the path of a model configuration.",
-    ),
-    "weights": ("backbone.weights", "Its weights: an open_clip pretrained tag, or the path of a file."),
-    "prompting": ("tune.prompting", "Prompt tuner: none, coop, vpt, ivlp or maple."),
-    "routing": ("tune.routing", "The MDPR branch; false gives the plain prompt tuner."),
-    "base_loss": (
-        "tune.base_loss",
-        "Of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced.",
-    ),
-    "epochs": ("tune.epochs", "Passes over the training set."),
-    "batch_size": ("tune.batch_size", "Images a step."),
-    "learning_rate": ("tune.learning_rate", "AdamW, start of the cosine."),
-    "seed": (
-        "tune.seed",
-        "Seed of initial weights, order of images, augmentation and dropout; the cut has prepare.seed.",
-    ),
-    "provider": ("describe.provider", "Who writes the sentences: curated, completed, llm or local."),
-    "llm_vendor": (
-        "describe.llm.vendor",
-        "Protocol of the chat model's server: openai, anthropic or google_genai.",
-    ),
-    "llm_model": ("describe.llm.model", "The chat model; its key is in the Kubernetes secret mdpr-llm."),
-    "llm_base_url": ("describe.llm.base_url", "Address of its server; empty is the vendor's own."),
-    "margin_points": (
-        "promote.margin_points",
-        "Percentage points, over all classes, by which a model must beat the champion beyond the policy's own margin.",
-    ),
-    "experiment": ("tracking.experiment", "MLflow experiment."),
-    "model_name": ("tracking.model_name", "Name in the MLflow model registry."),
-}
+CHOICES = choices()
 RECIPE = "Known benchmark (mdpr recipe list) to start from; then, below, only what you change counts."
 OVERRIDES = "Everything else, as YAML text, for example {tune: {context_tokens: 16, prompt_depth: 9}}."
 
@@ -72,19 +30,7 @@ class Parameter:
 
 def defaults(params: Params) -> dict[str, Any]:
     """Every choice as `params` has it."""
-    return {name: _value(params, key) for name, (key, _) in CHOICES.items()}
-
-
-def as_sections(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `chosen` that are choices, as sections and keys of params.yaml."""
-    sections: dict[str, Any] = {}
-    for name in chosen.keys() & CHOICES.keys():
-        *parents, leaf = CHOICES[name][0].split(".")
-        node = sections
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = chosen[name]
-    return sections
+    return {name: _value(params, choice.key) for name, choice in CHOICES.items()}
 
 
 def _value(params: Params, key: str) -> Any:
@@ -97,7 +43,7 @@ def _value(params: Params, key: str) -> Any:
 def offer(params: Params, names: Sequence[str], own: Mapping[str, Parameter] | None = None) -> dict[str, Parameter]:
     """A pipeline's parameters in the order of the UI: recipe, the choices `names`, its `own`, overrides."""
     chosen = defaults(params)
-    choices = {name: Parameter(chosen[name], CHOICES[name][1]) for name in names}
+    choices = {name: Parameter(chosen[name], CHOICES[name].text) for name in names}
     return {"recipe": Parameter("", RECIPE), **choices, **(own or {}), "overrides": Parameter("", OVERRIDES)}
 
 

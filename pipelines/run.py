@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import click
-import yaml
 from kfp import local
 from kfp.dsl.graph_component import GraphComponent
 
 from mdpr.knowledge.chat import find_key
-from mdpr.params import BackboneParams, DescribeParams, parse_params
+from mdpr.kubeflow.components import read_sections
+from mdpr.params import parse_params
 from pipelines.settings import Request, read_params, request_options, stage_texts
 from pipelines.site import Site, read_site
 from pipelines.variants import VARIANTS
@@ -72,10 +72,8 @@ def run_locally(runner: str, output: Path, request: Request) -> Path:
 def check_machine(request: Request) -> None:
     """Raise `KnowledgeError` or `BackboneError` where a chat model's key or a GPU is asked for and not here."""
     texts = stage_texts(read_params(), request.arguments)
-    sections = parse_params(yaml.safe_load(texts["describe"]) | yaml.safe_load(texts["probe"]))
-    describe, backbone = sections["describe"], sections["backbone"]
-    assert isinstance(describe, DescribeParams)
-    assert isinstance(backbone, BackboneParams)
+    describe = parse_params(read_sections(texts["describe"], "describe")).describe
+    backbone = parse_params(read_sections(texts["probe"], "probe")).backbone
     if describe.asks_server:
         find_key(describe.llm, os.environ)
     if backbone.device == "cuda":

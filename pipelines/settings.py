@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from mdpr.errors import ConfigError
-from mdpr.kubeflow.components import merge_params
-from mdpr.params import apply_overrides, load_params
-from pipelines.parameters import as_sections
+from mdpr.kubeflow.components import as_sections, merge_params
+from mdpr.params import apply_overrides, dump_yaml, load_params, parse_yaml, read_value
+from pipelines.parameters import CHOICES
 from pipelines.variants import VARIANTS
 
 PARAMS_FILE = Path(__file__).resolve().parents[1] / "params.yaml"
@@ -72,7 +71,7 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, dict[str, Any]]:
     """All sections of params.yaml, complete and checked; raises `ConfigError`."""
-    return {name: section.model_dump(mode="json") for name, section in load_params(path).items()}
+    return load_params(path).dump()
 
 
 def arguments(
@@ -86,17 +85,24 @@ def arguments(
 
     Raises `ConfigError` for a recipe, a key or a value that is not allowed: before anything is started.
     """
-    overrides: str = yaml.safe_dump(apply_overrides({}, settings)) if settings else ""
+    overrides: str = dump_yaml(apply_overrides({}, settings)) if settings else ""
     known = VARIANTS[variant].parameters(params)
     chosen = dict(_parameter(text, variant, known) for text in parameters)
     values = {"recipe": recipe, "overrides": overrides, **chosen}
     VARIANTS[variant].check(stage_texts(params, values), {name: item.default for name, item in known.items()} | chosen)
-    return values
+    return values | {name: _as_kind(value, type(known[name].default)) for name, value in chosen.items()}
 
 
 def stage_texts(params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
     """The parameters that each stage of a pipeline with the arguments `values` gets, as YAML text."""
-    return merge_params(yaml.safe_dump(dict(params)), as_sections(values), values["overrides"], values["recipe"])
+    return merge_params(dump_yaml(params), as_sections(values), values["overrides"], values["recipe"])
+
+
+def _as_kind(value: Any, kind: type) -> Any:
+    """A checked value in the type that Kubeflow takes: 0.001 of 1e-3, 5 of '5', true of yes."""
+    if kind is bool and isinstance(value, str):
+        return value.lower() in ("true", "yes", "on")
+    return kind(value)
 
 
 def _parameter(text: str, variant: str, known: Mapping[str, Any]) -> tuple[str, Any]:
@@ -105,15 +111,11 @@ def _parameter(text: str, variant: str, known: Mapping[str, Any]) -> tuple[str, 
     offered = [key for key in known if key not in ("recipe", "overrides")]
     if not separator or name not in offered:
         raise ConfigError(f"--parameter {text}: the pipeline {variant} takes NAME=VALUE of {', '.join(offered)}")
-    kind = type(known[name].default)
-    try:
-        value = content if kind is str else yaml.safe_load(content)
-    except yaml.YAMLError:
-        raise ConfigError(f"--parameter {text}: {content!r} is not valid YAML") from None
-    if kind is float and type(value) is int:
-        value = float(value)
+    if name in CHOICES:
+        return name, read_value(CHOICES[name].key, content, f"--parameter {name}")
+    kind, value = type(known[name].default), parse_yaml(content, f"--parameter {name}")
     if kind is list and isinstance(value, list):
-        value = [item if isinstance(item, str) else yaml.safe_dump(item, default_flow_style=True) for item in value]
+        value = [item if isinstance(item, str) else dump_yaml(item) for item in value]
     if type(value) is not kind:
         raise ConfigError(f"--parameter {text}: must be of type {kind.__name__}, like {known[name].default!r}")
     return name, value

@@ -1,6 +1,6 @@
 """What a cluster offers, and under which names: read when the pipeline is compiled.
 
-    mdpr pipeline compile --site site.yaml --output build/training.yaml
+    mdpr pipeline compile --site site.yaml --output build
     mdpr pipeline submit --site site.yaml --host ...
 
 A file names the settings that differ from the defaults here:
@@ -23,7 +23,7 @@ from components.images import IMAGE_CPU, IMAGE_GPU
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mdpr.errors import ConfigError
-from mdpr.params import read_yaml
+from mdpr.params import fault_line, read_yaml
 
 QUANTITY = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$"
 NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"  # of a Kubernetes object; empty: none
@@ -72,7 +72,4 @@ def read_site(path: Path | None) -> Site:
     try:
         return Site.model_validate(read_yaml(path))
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        known = f"; there are {', '.join(Site.model_fields)}" if fault["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"{path}: {key}: {fault['msg']}{known}") from None
+        raise ConfigError(f"{path}: {fault_line(error, Site)}") from None

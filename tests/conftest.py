@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mdpr.mlops.store import connect
-from mdpr.params import Section, load_params
+from mdpr.params import Params, load_params
 from mdpr.stages.stage import load_stage, run_stage
 
 SMALL = ["prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10"]
@@ -21,7 +21,7 @@ def project_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_params(project_root: Path) -> Mapping[str, Section]:
+def small_params(project_root: Path) -> Params:
     """params.yaml of the project, a small cut, and paths that hold from any working folder."""
     embedded = project_root / "data" / "embedded"
     return load_params(
@@ -39,7 +39,7 @@ def small_params(project_root: Path) -> Mapping[str, Section]:
 
 
 @pytest.fixture(scope="session")
-def encoded(tmp_path_factory: pytest.TempPathFactory, small_params: Mapping[str, Section]) -> Mapping[str, Path]:
+def encoded(tmp_path_factory: pytest.TempPathFactory, small_params: Params) -> Mapping[str, Path]:
     """Real artifacts of prepare, probe, describe and encode: port -> path. Read them, do not change them."""
     folder = tmp_path_factory.mktemp("encoded")
     paths = {name: folder / name for name in ("prepared", "probe", "knowledge", "features")}

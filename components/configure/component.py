@@ -1,5 +1,9 @@
-"""configure: the parameters of a run, checked before anything is computed and split by stage."""
+"""configure: the parameters of a run, checked before anything is computed and split by stage.
 
+Made by `python -m components.readme --write` from the settings that `mdpr.params` marks as offered.
+"""
+
+# ruff: noqa: E501 - a description is one line
 from typing import NamedTuple
 
 from components.images import IMAGE_CPU
@@ -16,8 +20,10 @@ def configure(
     data_repo: str,
     data_rev: str,
     data_path: str,
-    architecture: str,
-    weights: str,
+    provider: str,
+    llm_vendor: str,
+    llm_model: str,
+    llm_base_url: str,
     prompting: str,
     routing: bool,
     base_loss: str,
@@ -25,16 +31,14 @@ def configure(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    provider: str,
-    llm_vendor: str,
-    llm_model: str,
-    llm_base_url: str,
     margin_points: float,
+    architecture: str,
+    weights: str,
     experiment: str,
     model_name: str,
     overrides: str,
     settings: Output[Artifact],
-) -> NamedTuple(  # type: ignore[valid-type]  # Kubeflow copies the function alone, so the type is spelled here
+) -> NamedTuple(  # type: ignore[valid-type]  # Kubeflow copies only the function, so the type is spelled here
     "StageParams",
     [
         ("prepare", str),
@@ -53,27 +57,27 @@ def configure(
     Args:
         base: params.yaml as it was when the pipeline was compiled.
         recipe: Known benchmark to start from instead; then only what differs from base counts below.
-        source: Kind of data source (prepare.source).
-        root: Folder of the source (prepare.root).
-        data_repo: Git repository whose DVC tracks the source instead (prepare.repo).
-        data_rev: Its commit, tag or branch (prepare.rev).
-        data_path: The folder in it (prepare.path).
-        architecture: Frozen CLIP model (backbone.architecture).
-        weights: Its weights (backbone.weights).
-        prompting: Prompt tuner (tune.prompting).
-        routing: The MDPR branch (tune.routing).
-        base_loss: Loss of the base branch (tune.base_loss).
+        source: Embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with classes.json; folder: one folder a class, inside train/ and test/ (val/) if you have splits; csv: images.csv with the columns path, label and, if you have splits, split; cifar10, cifar100: the original python archive, fetched if it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; emblems: pictures drawn from `seed`, whose truth is known (root: any folder) (prepare.source).
+        root: Folder of the source, as the containers see it; not used if data_repo is set (prepare.root).
+        data_repo: Git repository whose DVC tracks the source, without a login: that is in the Kubernetes secret mdpr-data (prepare.repo).
+        data_rev: Commit, tag or branch of repo; empty: its default branch as it is now (prepare.rev).
+        data_path: Folder in repo that DVC tracks (prepare.path).
+        provider: Curated: read and check a finished knowledge base; completed: the same, and ask the chat model of describe.llm for what is not in it (gaps, contrasts with other rivals); llm: ask the chat model for all; local: ask a small model that runs in this process, without network or key (its text is poor) (describe.provider).
+        llm_vendor: Protocol of the server (LangChain's model_provider); openai serves everything that is compatible with it: vLLM, Ollama, llama.cpp, DashScope (then base_url names the server) (describe.llm.vendor).
+        llm_model: The chat model; its key is in the Kubernetes secret mdpr-llm (describe.llm.model).
+        llm_base_url: Address of the server; empty: the vendor's own (describe.llm.base_url).
+        prompting: Prompt tuner: none, coop, vpt, ivlp or maple (tune.prompting).
+        routing: The MDPR branch; false gives the plain prompt tuner (tune.routing).
+        base_loss: Loss of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced (tune.base_loss).
         epochs: Passes over the training set (tune.epochs).
-        batch_size: Images a step (tune.batch_size).
-        learning_rate: Start of the cosine (tune.learning_rate).
-        seed: Seed of the tuning (tune.seed).
-        provider: Who writes the sentences (describe.provider).
-        llm_vendor: Protocol of the chat model's server (describe.llm.vendor).
-        llm_model: The chat model (describe.llm.model).
-        llm_base_url: Address of its server (describe.llm.base_url).
-        margin_points: What the gate asks beyond its policy (promote.margin_points).
+        batch_size: Images of an optimiser step, over all processes (tune.batch_size).
+        learning_rate: AdamW, start of the cosine (tune.learning_rate).
+        seed: Seed of initial weights, order of images, augmentation and dropout; the cut has prepare.seed (tune.seed).
+        margin_points: Points over all classes by which a model must beat the champion, beyond the policy's own margin (promote.margin_points).
+        architecture: Open_clip model name, or the path of a model configuration (.json) (backbone.architecture).
+        weights: Open_clip pretrained tag, or the path of a weights file (backbone.weights).
         experiment: MLflow experiment (tracking.experiment).
-        model_name: Name in the MLflow model registry (tracking.model_name).
+        model_name: Name in the MLflow model registry, without / and : (tracking.model_name).
         overrides: YAML text of sections and keys, over everything above.
 
     Returns:
@@ -88,25 +92,7 @@ def configure(
         register: Parameters of register.
         promote: Parameters of promote.
     """
+    arguments = dict(locals())
     from mdpr.kubeflow.components import configure_stages
 
-    choices: dict[str, dict[str, object]] = {
-        "prepare": {"source": source, "root": root, "repo": data_repo, "rev": data_rev, "path": data_path},
-        "backbone": {"architecture": architecture, "weights": weights},
-        "tune": {
-            "prompting": prompting,
-            "routing": routing,
-            "base_loss": base_loss,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        },
-        "describe": {
-            "provider": provider,
-            "llm": {"vendor": llm_vendor, "model": llm_model, "base_url": llm_base_url},
-        },
-        "promote": {"margin_points": margin_points},
-        "tracking": {"experiment": experiment, "model_name": model_name},
-    }
-    return configure_stages(base, choices, overrides, recipe, settings)
+    return configure_stages(arguments)

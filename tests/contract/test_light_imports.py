@@ -30,8 +30,8 @@ def test_a_component_body_waits_neither_for_recipes_nor_for_formats_it_does_not_
     code = (
         "import sys, mdpr.kubeflow.components, mdpr.artifacts as artifacts, mdpr.params as config;"
         "print('mdpr.recipes' in sys.modules, artifacts.DataCard.__pydantic_complete__,"
-        " config.TuneParams.__pydantic_complete__);"
-        "config.parse_params({}); print(config.TuneParams.__pydantic_complete__)"
+        " config.Params.__pydantic_complete__);"
+        "config.parse_params({}); print(config.Params.__pydantic_complete__)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False", "False", "True"]

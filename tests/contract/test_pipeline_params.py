@@ -82,14 +82,14 @@ def test_a_recipe_gives_way_to_what_was_changed_and_to_nothing_else() -> None:
     untouched = {"tune": {key: params["tune"][key] for key in ("epochs", "batch_size", "prompting")}}
     changed = {"tune": {**untouched["tune"], "batch_size": 7}}
     expected = parse_params(yaml.safe_load(params_text(read_recipe("cifar100-lt"), None)))
-    assert expected["tune"].epochs != params["tune"]["epochs"]  # type: ignore[attr-defined]
-    for choices, batch_size in ((untouched, expected["tune"].batch_size), (changed, 7)):  # type: ignore[attr-defined]
+    assert expected.tune.epochs != params["tune"]["epochs"]
+    for choices, batch_size in ((untouched, expected.tune.batch_size), (changed, 7)):
         texts = merge_params(base, choices, "tune: {seed: 5}", "cifar100-lt")
-        assert yaml.safe_load(texts["tune"])["tune"] == expected["tune"].model_dump(mode="json") | {
+        assert yaml.safe_load(texts["tune"])["tune"] == expected.tune.model_dump(mode="json") | {
             "batch_size": batch_size,
             "seed": 5,
         }
-        assert yaml.safe_load(texts["prepare"])["prepare"] == expected["prepare"].model_dump(mode="json")
+        assert yaml.safe_load(texts["prepare"])["prepare"] == expected.prepare.model_dump(mode="json")
 
 
 def test_an_unknown_recipe_is_named() -> None:

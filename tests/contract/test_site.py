@@ -106,7 +106,7 @@ def test_a_cluster_without_gpus_asks_for_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("gpu: 1", "gpu: .*there are image_cpu"),
+        ("gpu: 1", "gpu is not a setting; did you mean gpus"),
         ("gpus: -1", "gpus"),
         ("shm_size: 8 GB", "shm_size"),
         ("data_claim: Image_Sets", "data_claim"),

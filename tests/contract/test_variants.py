@@ -114,7 +114,7 @@ def test_parameters_are_read_as_the_type_the_pipeline_takes() -> None:
 @pytest.mark.parametrize(
     ("variant", "parameter", "named"),
     [
-        ("training", "shards=2", "the pipeline training takes NAME=VALUE of source"),
+        ("training", "shards=2", "the pipeline training takes NAME=VALUE of source, "),
         ("knowledge", "shards", "takes NAME=VALUE"),
         ("knowledge", "shards=two", "must be of type int"),
         ("knowledge", "shards=true", "must be of type int"),

@@ -22,7 +22,7 @@ from mdpr.artifacts import (
 )
 from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
 from mdpr.knowledge.shards import merge
-from mdpr.params import DIMENSIONS, Section, parse_params
+from mdpr.params import DIMENSIONS, Params, parse_params
 from mdpr.stages.stage import load_stage, run_otherwise, run_stage
 
 pytestmark = pytest.mark.integration
@@ -67,7 +67,7 @@ def sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 
 
 @pytest.fixture
-def describe(tmp_path: Path, sections: Callable[..., dict[str, Section]]) -> Describe:
+def describe(tmp_path: Path, sections: Callable[..., Params]) -> Describe:
     def run(stub: Stub, base: Knowledge, **settings: Any) -> Knowledge:
         paths = {port: tmp_path / port for port in ("prepared", "probe", "knowledge")}
         run_stage(load_stage("describe"), paths, sections(stub, base, **settings))

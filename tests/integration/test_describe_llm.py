@@ -20,7 +20,7 @@ from benchmarks.llm_stub import Behaviour, Payload, Reply, Stub, answer, failure
 from mdpr.artifacts import read_json, read_knowledge
 from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
 from mdpr.mlops.runs import flatten
-from mdpr.params import DIMENSIONS, Section, parse_params
+from mdpr.params import DIMENSIONS, Params, parse_params
 from mdpr.stages.stage import load_stage, run_otherwise, run_stage
 
 pytestmark = pytest.mark.integration
@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return describe
 
 
-def sections(folder: Path, url: str, llm: Mapping[str, Any] | None = None, **settings: Any) -> Mapping[str, Section]:
+def sections(folder: Path, url: str, llm: Mapping[str, Any] | None = None, **settings: Any) -> Params:
     chosen = {
         "model": "stub",
         "base_url": url,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,16 +16,14 @@ from mdpr.artifacts import write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.evaluation.ablations import ABLATIONS
-from mdpr.params import Section, TrackingParams
+from mdpr.params import Params, TrackingParams
 from mdpr.stages.stage import load_stage, run_stage
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def data(
-    tmp_path: Path, encoded: Mapping[str, Path], small_params: Mapping[str, Section], monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def data(tmp_path: Path, encoded: Mapping[str, Path], small_params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like data/, evaluated; results are in an MLflow store beside it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -33,9 +32,9 @@ def data(
     for name, path in encoded.items():
         (folder / name).symlink_to(path)
     paths = {name: folder / name for name in (*encoded, "model", "evaluation", "scores")}
-    tune = small_params["tune"].model_copy(update={"epochs": 1})
+    tune = small_params.tune.model_copy(update={"epochs": 1})
     tracking = TrackingParams(system_metrics=False)
-    params = {**small_params, "tune": tune, "tracking": tracking}
+    params = replace(small_params, tune=tune, tracking=tracking)
     for name in ("tune", "evaluate"):
         run_stage(load_stage(name), paths, params)
     sections = {"tracking": tracking.model_dump(), "evaluate": {"gallery_images": 4}}

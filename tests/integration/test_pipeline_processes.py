@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mdpr.kubeflow.components import run_component
-from mdpr.params import Section
+from mdpr.params import Params
 from mdpr.stages.stage import load_stage
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ class Artifact:
 @pytest.fixture
 def task(
     encoded: Mapping[str, Path],
-    small_params: Mapping[str, Section],
+    small_params: Params,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[dict[str, Any], dict[str, Artifact]]:
@@ -35,7 +35,7 @@ def task(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     stage = load_stage("tune")
-    sections = {name: small_params[name].model_dump(mode="json") for name in stage.sections.values()}
+    sections = small_params.dump(stage.sections.values())
     sections["tune"] |= {"epochs": 1, "context_tokens": 4, "prompt_depth": 2}
     sections["tracking"]["system_metrics"] = False
     ports = {port: Artifact(str(encoded[port])) for port in stage.inputs}

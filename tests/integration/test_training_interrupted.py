@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from mdpr.artifacts import read_images
 from mdpr.errors import ArtifactError
-from mdpr.params import Section, load_params
+from mdpr.params import Params, load_params
 from mdpr.stages.stage import load_stage, run_stage
 
 pytestmark = pytest.mark.integration
@@ -43,12 +43,10 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
-def workplace(
-    tmp_path_factory: pytest.TempPathFactory, encoded: Mapping[str, Path], small_params: Mapping[str, Section]
-) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, encoded: Mapping[str, Path], small_params: Params) -> Path:
     """A folder with params.yaml and the artifacts that tune reads, where processes work and keep their mlflow.db."""
     folder = tmp_path_factory.mktemp("työ place")
-    params = {name: section.model_dump(mode="json") for name, section in small_params.items()}
+    params = small_params.dump()
     params["tune"] |= SETTINGS
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for port in ("prepared", "probe", "features"):

@@ -20,7 +20,7 @@ from mdpr.errors import TrainingError
 from mdpr.training.distributed import join
 
 sections = parse_params({"backbone": {"device": "cpu"}})
-with join(sections["tune"], sections["backbone"]) as distributed:
+with join(sections.tune, sections.backbone) as distributed:
     learned = [torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2, 3), (4,), (1,))]
     learned[0].grad = torch.full((2, 3), 10.0 ** distributed.rank)
     learned[2].grad = torch.full((1,), float(distributed.rank))

@@ -16,7 +16,7 @@ from pipelines.manifest import PARAMS_FILE, PARAMS_PATH, WORK_PATH, Request, ren
 from pipelines.site import Site
 
 from mdpr.artifacts import read_history, sha256
-from mdpr.params import Section
+from mdpr.params import Params
 from mdpr.stages.stage import load_stage
 
 pytestmark = pytest.mark.integration
@@ -25,10 +25,10 @@ NODES = 2
 
 
 @pytest.fixture
-def command(encoded: Mapping[str, Path], small_params: Mapping[str, Section], tmp_path: Path) -> list[str]:
+def command(encoded: Mapping[str, Path], small_params: Params, tmp_path: Path) -> list[str]:
     """What the manifest lets each node run, on this machine's files; `tmp_path` is the volume that the nodes share."""
     stage = load_stage("tune")
-    sections = {name: small_params[name].model_dump(mode="json") for name in stage.sections.values()}
+    sections = small_params.dump(stage.sections.values())
     sections["tune"] |= {"epochs": 1, "context_tokens": 4, "prompt_depth": 2}
     sections["tracking"]["system_metrics"] = False
     request = Request(name="job", nodes=NODES, claim="work", folder="run")

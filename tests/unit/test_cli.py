@@ -36,7 +36,7 @@ def test_a_plain_setting_is_an_option(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("prepare: {seed: 1}")
     done = mdpr("prepare", "--prepared", "out", "--seed", "-1", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: prepare.seed = -1: must be greater than or equal to 0\n"
+    assert done.stderr == "error: prepare.seed = -1: must be from 0 to 4294967295\n"
 
 
 def test_a_missing_port_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from mdpr.commands.recipe import command
 from mdpr.data.sources import SOURCES
 from mdpr.errors import ConfigError, MdprError
-from mdpr.params import SECTIONS, DescribeParams, PrepareParams, TuneParams, load_params, parse_params
+from mdpr.params import SECTIONS, load_params, parse_params
 from mdpr.recipes import params_text, read_recipe, recipe_names
 
 NAMES = ("cifar10-lt", "cifar100-lt", "fashion-mnist-lt", "imagenet-lt", "inat2018", "own-data", "places-lt")
@@ -33,10 +33,8 @@ def test_a_recipe_is_a_whole_and_valid_params_yaml(name: str, variant: str | Non
     raw = yaml.safe_load(params_text(read_recipe(name), variant))
     params = parse_params(raw)
     assert list(raw) == list(SECTIONS)
-    assert all(set(raw[section]) == set(values.model_dump()) for section, values in params.items())
-    prepare, describe = params["prepare"], params["describe"]
-    assert isinstance(prepare, PrepareParams)
-    assert isinstance(describe, DescribeParams)
+    assert all(set(raw[section]) == set(values) for section, values in params.dump().items())
+    prepare, describe = params.prepare, params.describe
     assert prepare.source in SOURCES
     if describe.path.startswith("data/embedded/"):  # the file is shipped, or named before it is
         assert (project_root / describe.path).is_file()
@@ -46,8 +44,7 @@ def test_a_recipe_is_a_whole_and_valid_params_yaml(name: str, variant: str | Non
 def test_variants_are_imbalance_ratios(name: str) -> None:
     found = {}
     for variant in read_recipe(name).variants:
-        prepare = parse_params(yaml.safe_load(params_text(read_recipe(name), variant)))["prepare"]
-        assert isinstance(prepare, PrepareParams)
+        prepare = parse_params(yaml.safe_load(params_text(read_recipe(name), variant))).prepare
         found[variant] = (prepare.imbalance_ratio, prepare.shots_from)
     assert found == {"ir100": (100, None), "ir50": (50, 100), "ir10": (10, 100)}
 
@@ -75,9 +72,7 @@ def test_use_writes_once_and_replaces_only_when_told(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     done = recipe("use", "cifar100-lt", "--variant", "ir50", "--set", "tune.epochs=3", "--params", str(file))
     assert done.exit_code == 0, done.output
-    params = load_params(file)
-    assert isinstance(params["tune"], TuneParams)
-    assert params["tune"].epochs == 3
+    assert load_params(file).tune.epochs == 3
     before = file.read_bytes()
     fails(("use", "cifar10-lt", "--params", str(file)), r"params\.yaml exists: --force replaces it", ConfigError)
     assert file.read_bytes() == before

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mdpr.errors import ArtifactError
+from mdpr.params import fault_line
+from mdpr.params import read_json as read_strictly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,22 +36,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises `ArtifactError` where the file is missing or is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
+    """Raises `ArtifactError` if the file is missing or is not JSON."""
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: run the stage that writes it")
+    return read_strictly(path, ArtifactError)
 
 
 def parse(path: Path, model: type[FormatT], content: Any, error_type: type[Exception] = ArtifactError) -> FormatT:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise error_type(f"{path}: {where}: {fault['msg']}") from None
+        raise error_type(f"{path}: {fault_line(error, model)}") from None
 
 
 def sha256(path: Path) -> str:

@@ -75,10 +75,9 @@ def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowled
     """One knowledge base from the folders SHARDS, which `mdpr describe --shard I/N` wrote, audited as a whole."""
     from mdpr.errors import KnowledgeError
     from mdpr.kubeflow.side_by_side import write_merged
-    from mdpr.params import DescribeParams, load_params
+    from mdpr.params import load_params
 
-    section = load_params(params)["describe"]
-    assert isinstance(section, DescribeParams)
+    section = load_params(params).describe
     for shard in shards:
         if shards.count(shard) > 1:
             raise KnowledgeError(f"{shard} is given {shards.count(shard)} times: give each shard once")

@@ -23,10 +23,9 @@ def list_versions(params: Path, as_json: bool) -> None:
     from mdpr.mlops.listing import registry_rows, registry_table
     from mdpr.mlops.registry import Registry
     from mdpr.mlops.store import connect
-    from mdpr.params import TrackingParams, load_params
+    from mdpr.params import load_params
 
-    tracking = load_params(params)["tracking"]
-    assert isinstance(tracking, TrackingParams)
+    tracking = load_params(params).tracking
     rows = registry_rows(Registry(connect(), tracking.model_name))
     if as_json:
         click.echo(json.dumps(rows))

@@ -59,7 +59,7 @@ def _render(
     from mdpr.artifacts import read_promotion
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.report.page import Folders, gather, make_figures, render_report
-    from mdpr.params import EvaluateParams, TrackingParams, load_params
+    from mdpr.params import load_params
     from mdpr.stages.outputs import write_whole
 
     folders = Folders(**{port: path or data / port for port, path in ports.items()})
@@ -72,9 +72,7 @@ def _render(
     decided = promotion or data / PROMOTION
     decision = read_promotion(decided) if decided.is_file() else None
     sections = load_params(params)
-    tracking, evaluate = sections["tracking"], sections["evaluate"]
-    assert isinstance(tracking, TrackingParams)
-    assert isinstance(evaluate, EvaluateParams)
+    tracking, evaluate = sections.tracking, sections.evaluate
     title = f"{tracking.model_name}: evaluation on the test set"
     content = gather(folders, title, evaluate.gallery_images, decision)
     page = output or data / "report.html"

@@ -21,10 +21,9 @@ from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_
 def command(alias: str, host: str, port: int, workers: int, timeout_s: int, params: Path) -> None:
     """Serve the champion over HTTP, in the protocol of MLflow: POST images to /invocations."""
     from mdpr.mlops.served_model import find_version, serve_command, serve_environment
-    from mdpr.params import TrackingParams, load_params
+    from mdpr.params import load_params
 
-    tracking = load_params(params)["tracking"]
-    assert isinstance(tracking, TrackingParams)
+    tracking = load_params(params).tracking
     version = find_version(tracking.model_name, alias)
     click.echo(f"serving version {version} of {tracking.model_name} at http://{host}:{port}/invocations", err=True)
     arguments = serve_command(tracking.model_name, version, host=host, port=port, workers=workers, timeout_s=timeout_s)

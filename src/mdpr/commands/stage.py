@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -39,15 +38,10 @@ def stage_command(stage: Stage) -> click.Command:
     """Options: the stage's ports, --params, --set, one flag for each thing the stage can do instead of running, and
     every plain setting of the section named like the stage."""
     own = SECTIONS.get(stage.name)
-    strings = {name for name, field in own.model_fields.items() if field.annotation is str} if own else set()
 
     def run(params: Path, overrides: tuple[str, ...], **options: Any) -> None:
         settings = {key.removeprefix("setting_"): value for key, value in options.items() if key.startswith("setting_")}
-        named = [
-            f"{stage.name}.{key}={json.dumps(value) if key in strings or isinstance(value, bool) else value}"
-            for key, value in settings.items()
-            if value is not None
-        ]
+        named = [f"{stage.name}.{key}={value}" for key, value in settings.items() if value is not None]
         sections = load_params(params, [*overrides, *named])
         for flag in stage.otherwise:
             if options[flag]:

@@ -15,9 +15,8 @@ def command(evaluation: Path, promotion: Path, params: Path) -> None:
     """Show the scores, the champion in the MLflow registry, the gate's decision and the report's path."""
     from rich.console import Console
 
-    from mdpr.params import TrackingParams, load_params
+    from mdpr.params import load_params
     from mdpr.summary import read_summary, render
 
-    tracking = load_params(params)["tracking"]
-    assert isinstance(tracking, TrackingParams)
+    tracking = load_params(params).tracking
     Console().print(render(read_summary(evaluation, promotion, tracking)))

@@ -18,8 +18,7 @@ def publish_outbox(params: Path) -> None:
     """Send what waits in tracking.outbox to the store it was meant for. Every later stage does so too."""
     from mdpr.mlops.delivery import flush
     from mdpr.mlops.store import connect
-    from mdpr.params import TrackingParams, load_params
+    from mdpr.params import load_params
 
-    tracking = load_params(params)["tracking"]
-    assert isinstance(tracking, TrackingParams)
+    tracking = load_params(params).tracking
     click.echo(f"delivered {flush(connect(), Path(tracking.outbox))} entries from {tracking.outbox}")

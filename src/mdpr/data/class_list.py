@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -12,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mdpr.errors import DataError
+from mdpr.params import fault_line, read_json
 
 
 class ClassName(BaseModel):
@@ -32,15 +32,12 @@ class _ClassList(BaseModel):
 
 def read_class_list(file: Path) -> tuple[ClassName, ...]:
     """{"classes": [{"index": 0, "name": "..."}, ...]}, indices without gaps; `DataError` names the fault."""
+    if not file.exists():
+        raise DataError(f'{file} is missing: {{"classes": [{{"index": 0, "name": "..."}}, ...]}}')
     try:
-        classes = _ClassList.model_validate(json.loads(file.read_text(encoding="utf-8-sig"))).classes
-    except FileNotFoundError:
-        raise DataError(f'{file} is missing: {{"classes": [{{"index": 0, "name": "..."}}, ...]}}') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}") from None
+        classes = _ClassList.model_validate(read_json(file, DataError)).classes
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise DataError(f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        raise DataError(f"{file}: {fault_line(error, _ClassList)}") from None
     for position, item in enumerate(classes):
         if item.index != position:
             raise DataError(f"{file}: class {item.name!r} has index {item.index}, expected {position}")

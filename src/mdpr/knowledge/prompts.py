@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
-from mdpr.params import DIMENSIONS
+from mdpr.params import DIMENSIONS, parse_yaml
 
 
 class DimensionPrompt(BaseModel):
@@ -43,7 +42,7 @@ class Rejected:
 
 def load_prompts() -> Prompts:
     text = (resources.files("mdpr.knowledge") / "prompts.yaml").read_text(encoding="utf-8")
-    prompts = Prompts.model_validate(yaml.safe_load(text))
+    prompts = Prompts.model_validate(parse_yaml(text, "prompts.yaml"))
     assert tuple(prompts.dimensions) == DIMENSIONS
     return prompts
 

@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from mdpr.artifacts import data_digests, read_json
 from mdpr.errors import ConfigError, MdprError
-from mdpr.params import SECTIONS, parse_params
+from mdpr.params import SECTIONS, choices, dump_yaml, parse_params, parse_yaml
 from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -82,19 +80,20 @@ def close_runs(state: str) -> None:
             logger.info("MLflow run %s was left open: marked as failed", closed)
 
 
-def configure_stages(
-    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str, settings: Artifact
-) -> tuple[str, ...]:
+def configure_stages(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """The parameters of each stage as YAML text, in the order of `STAGES`: what `run_component` takes.
 
-    `base` holds all sections; `choices` are the parameters a person sets one by one; `overrides`, YAML text
-    too, has the last word. With a `recipe`, its settings stand in the place of `base`, and of `choices` only those
-    count that differ from `base`: what nobody changed is the recipe's. Each text holds only the sections its stage
-    reads, so that a setting of `tune` leaves the input of `prepare` as it was. A wrong key or value ends the process
-    with one line, exit code 2. All of them together go into the file of `settings`.
+    `arguments` are those of the component: `base` holds all sections as YAML text, `recipe` names a benchmark or is
+    empty, `overrides`, YAML text too, has the last word, and the others are choices by their names in the UI. With a
+    recipe, its settings stand in the place of `base`, and of the choices only those count that differ from `base`.
+    Each text holds only the sections its stage reads, so that a setting of `tune` leaves the input of `prepare` as it
+    was. All of them together go into the file of the artifact `settings`. A wrong key or value ends the process with
+    one line, exit code 2.
     """
     with one_line_errors():
-        texts = merge_params(base, choices, overrides, recipe)
+        chosen = {name: arguments[name] for name in choices() if name in arguments}
+        texts = merge_params(arguments["base"], as_sections(chosen), arguments["overrides"], arguments["recipe"])
+        settings: Artifact = arguments["settings"]
         Path(settings.path).parent.mkdir(parents=True, exist_ok=True)
         Path(settings.path).write_text(_together(texts.values()), encoding="utf-8")
         return tuple(texts.values())
@@ -102,38 +101,42 @@ def configure_stages(
 
 def _together(texts: Iterable[str]) -> str:
     """The sections of several texts as one params.yaml."""
-    found = {section: values for text in texts for section, values in yaml.safe_load(text).items()}
-    return yaml.safe_dump({section: found[section] for section in SECTIONS}, sort_keys=False)
+    found = {section: values for text in texts for section, values in read_sections(text, "params").items()}
+    return dump_yaml({section: found[section] for section in SECTIONS})
+
+
+def as_sections(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """`chosen`, values by their names in the UI, as sections and keys of params.yaml."""
+    sections: dict[str, Any] = {}
+    for name, choice in choices().items():
+        if name in chosen:
+            *parents, leaf = choice.key.split(".")
+            node = sections
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = chosen[name]
+    return sections
 
 
 def merge_params(
-    base: str, choices: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
+    base: str, chosen: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
 ) -> dict[str, str]:
     """`configure_stages` by stage name; raises `ConfigError`."""
     merged = read_sections(base, "base")
     if recipe:
         from mdpr.recipes import params_text, read_recipe  # for `configure` alone: no stage's task waits for it
 
-        choices = _changed(choices, merged)
+        chosen = _changed(chosen, merged)
         merged = read_sections(params_text(read_recipe(recipe), None), recipe)
-    for layer in (choices, read_sections(overrides, "overrides")):
+    for layer in (chosen, read_sections(overrides, "overrides")):
         merged = lay_over(merged, layer)
     sections = parse_params(merged)
-    return {
-        name: yaml.safe_dump(
-            {section: sections[section].model_dump(mode="json") for section in load_stage(name).sections.values()},
-            sort_keys=False,
-        )
-        for name in STAGES
-    }
+    return {name: dump_yaml(sections.dump(load_stage(name).sections.values())) for name in STAGES}
 
 
 def read_sections(text: str, what: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", None) or "cannot be read"
-        raise ConfigError(f"{what} is not valid YAML ({reason}); write it like tune: {{epochs: 5}}") from None
+    """The sections that YAML `text` holds; raises `ConfigError` that starts with `what`."""
+    content = parse_yaml(text, what)
     if content is None:
         return {}
     if not isinstance(content, dict):

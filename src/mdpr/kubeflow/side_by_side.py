@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mdpr.artifacts import read_model_config
 from mdpr.errors import ConfigError
 from mdpr.kubeflow.components import Artifact, lay_over, one_line_errors, read_sections, summarise
-from mdpr.params import DescribeParams, parse_params
+from mdpr.params import DescribeParams, dump_yaml, parse_params
 from mdpr.stages.outputs import whole_or_not_at_all
 
 SHARED_LIMITS = ("requests_per_minute", "tokens_per_minute")  # of describe.llm: over all calls; 0 is none
@@ -29,8 +27,7 @@ def params_per_shard(params: str, shards: int) -> list[str]:
     """
     if shards < 1:
         raise ConfigError(f"shards = {shards}: must be 1 or more")
-    section = parse_params(read_sections(params, "params"))["describe"]
-    assert isinstance(section, DescribeParams)
+    section = parse_params(read_sections(params, "params")).describe
     if section.shard:
         raise ConfigError(f"describe.shard = {section.shard} is set: leave it empty, the pipeline sets it")
     llm: dict[str, Any] = {}
@@ -41,7 +38,7 @@ def params_per_shard(params: str, shards: int) -> list[str]:
         llm[name] = limit // shards
     changed = section.model_dump(mode="json") | {"budget_usd": section.budget_usd / shards}
     changed["llm"] |= llm
-    return [as_text({"describe": changed | {"shard": f"{number}/{shards}"}}) for number in range(1, shards + 1)]
+    return [dump_yaml({"describe": changed | {"shard": f"{number}/{shards}"}}) for number in range(1, shards + 1)]
 
 
 def params_per_setting(params: str, settings: Sequence[str]) -> list[str]:
@@ -58,16 +55,11 @@ def params_per_setting(params: str, settings: Sequence[str]) -> list[str]:
         if other := sorted(set(changes) - {"tune"}):
             raise ConfigError(f"setting {setting!r}: {other[0]} is not tune: a sweep varies the settings of tune alone")
         merged = base | {"tune": lay_over(base.get("tune", {}), changes.get("tune") or {})}
-        sections = parse_params(merged)
-        text = as_text({name: sections[name].model_dump(mode="json") for name in merged})
+        text = dump_yaml(parse_params(merged).dump(merged))
         if text in varied:
             raise ConfigError(f"settings {varied[text]!r} and {setting!r} are the same: each is tuned once")
         varied[text] = setting
     return list(varied)
-
-
-def as_text(sections: dict[str, Any]) -> str:
-    return yaml.safe_dump(sections, sort_keys=False)
 
 
 def shard_params(params: str, shards: int) -> list[str]:
@@ -87,8 +79,7 @@ def merge_shards(
 ) -> None:
     """One knowledge base from the shards that describe wrote, in any order."""
     with one_line_errors():
-        section = parse_params(read_sections(params, "params"))["describe"]
-        assert isinstance(section, DescribeParams)
+        section = parse_params(read_sections(params, "params")).describe
         folders = {f"shard {number}": Path(shard.path) for number, shard in enumerate(shards, start=1)}
         write_merged(folders, Path(prepared.path), Path(probe.path), Path(knowledge.path), section)
         knowledge.metadata.update(summarise(Path(knowledge.path)))

@@ -12,7 +12,7 @@ from mdpr.artifacts import read_metrics, read_run
 from mdpr.errors import TrackingError
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
 from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
-from mdpr.params import TrackingParams, parse_params
+from mdpr.params import parse_params
 
 if TYPE_CHECKING:
     from mdpr.mlops.listing import ChampionFigures
@@ -62,8 +62,7 @@ def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:
     from mdpr.mlops.store import connect
 
     with one_line_errors():
-        tracking = parse_params(read_sections(params, "params"))["tracking"]
-        assert isinstance(tracking, TrackingParams)
+        tracking = parse_params(read_sections(params, "params")).tracking
         folder = Path(evaluation.path)
         try:
             champion = champion_figures(Registry(connect(), tracking.model_name))

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mdpr.artifacts import Check
 from mdpr.errors import ConfigError
 from mdpr.evaluation.uncertainty import drawn_counts
-from mdpr.params import read_yaml
+from mdpr.params import fault_line, read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,9 +93,7 @@ def read_policy(path: Path) -> Policy:
     try:
         return Policy.model_validate(read_yaml(path))
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        raise ConfigError(f"{path}: {key}: {fault['msg']} (keys: {', '.join(Policy.model_fields)})") from None
+        raise ConfigError(f"{path}: {fault_line(error, Policy)}") from None
 
 
 WORST = "worst_quartile"

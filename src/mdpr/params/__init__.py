@@ -1,16 +1,11 @@
-"""Parameters: params.yaml, parsed once into frozen models. One section a stage, and the sections stages share.
+"""Parameters: params.yaml, parsed once into a frozen tree, and the strict reader of every file that people write."""
 
-Errors name the key, the value and what was allowed:
-
-    tune.base_loss = 'cee': must be one of ce, logit_adjusted, balanced_softmax, ldam, focal, class_balanced
-"""
-
-from mdpr.params.data import PrepareParams, ValidateParams
-from mdpr.params.delivery import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
-from mdpr.params.knowledge import DescribeParams, EncodeParams, LlmParams, ProbeParams
-from mdpr.params.parsing import apply_overrides, load_params, parse_params, read_yaml
-from mdpr.params.section import DIMENSIONS, Section
-from mdpr.params.sections import SECTIONS
+from mdpr.params.describing import DescribeParams, EncodeParams, LlmParams, ProbeParams
+from mdpr.params.documents import dump_yaml, parse_json, parse_yaml, read_json, read_yaml
+from mdpr.params.parsing import SECTIONS, Params, apply_overrides, choices, load_params, parse_params, read_value
+from mdpr.params.preparing import PrepareParams, ValidateParams
+from mdpr.params.releasing import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
+from mdpr.params.section import DIMENSIONS, Section, fault_line
 from mdpr.params.tuning import BackboneParams, LossParams, TuneParams
 
 __all__ = [
@@ -22,6 +17,7 @@ __all__ = [
     "EvaluateParams",
     "LlmParams",
     "LossParams",
+    "Params",
     "PrepareParams",
     "ProbeParams",
     "PromoteParams",
@@ -31,7 +27,14 @@ __all__ = [
     "TuneParams",
     "ValidateParams",
     "apply_overrides",
+    "choices",
+    "dump_yaml",
+    "fault_line",
     "load_params",
+    "parse_json",
     "parse_params",
+    "parse_yaml",
+    "read_json",
+    "read_value",
     "read_yaml",
 ]

@@ -1,102 +1,147 @@
-"""From YAML and overrides to frozen sections; every error names the key, the value and what was allowed."""
+"""params.yaml and what the command line lays over it, as one frozen tree: `Params`.
+
+Errors name the key, the value and what is allowed:
+
+    tune.base_loss = 'cee': must be one of ce, logit_adjusted, balanced_softmax, ldam, focal, class_balanced
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from mdpr.errors import ConfigError
-from mdpr.params.section import Section
-from mdpr.params.sections import SECTIONS
+from mdpr.params.describing import DescribeParams, EncodeParams, ProbeParams
+from mdpr.params.documents import parse_yaml, read_yaml
+from mdpr.params.preparing import PrepareParams, ValidateParams
+from mdpr.params.releasing import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
+from mdpr.params.section import Section, fault_line, kinds_of, shorten, suggest
+from mdpr.params.tuning import BackboneParams, TuneParams
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping; `ConfigError` names the file and the line otherwise."""
+# A dataclass, because a BaseModel has a method `validate` and a metaclass with `register`.
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
+class Params:
+    """params.yaml: a section per stage, and those that stages share. A section that is not named has its defaults."""
+
+    backbone: BackboneParams = Field(default_factory=BackboneParams)
+    tracking: TrackingParams = Field(default_factory=TrackingParams)
+    prepare: PrepareParams = Field(default_factory=PrepareParams)
+    validate: ValidateParams = Field(default_factory=ValidateParams)
+    probe: ProbeParams = Field(default_factory=ProbeParams)
+    describe: DescribeParams = Field(default_factory=DescribeParams)
+    encode: EncodeParams = Field(default_factory=EncodeParams)
+    tune: TuneParams = Field(default_factory=TuneParams)
+    evaluate: EvaluateParams = Field(default_factory=EvaluateParams)
+    register: RegisterParams = Field(default_factory=RegisterParams)
+    promote: PromoteParams = Field(default_factory=PromoteParams)
+
+    def section(self, name: str) -> Section:
+        """The section called `name`, one of `SECTIONS`."""
+        found: Section = getattr(self, name)
+        return found
+
+    def dump(self, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """All sections, or those of `names`, as plain data: what `parse_params` takes."""
+        return {name: self.section(name).model_dump(mode="json") for name in (SECTIONS if names is None else names)}
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Params.__pydantic_fields__.items()  # type: ignore[attr-defined]
+}
+
+
+def parse_params(raw: Mapping[str, Any]) -> Params:
+    """The sections of `raw` (section -> key -> value) as `Params`; raises `ConfigError`."""
+    for name in raw:
+        if name not in SECTIONS:
+            raise ConfigError(f"{name} is not a section of params.yaml{suggest(str(name), list(SECTIONS))}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: run from the project folder, or name another file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold sections (`tune:` and so on), not a {type(content).__name__}")
-    return content
+        return Params(**{name: {} if values is None else values for name, values in raw.items()})
+    except ValidationError as error:
+        raise ConfigError(fault_line(error, Params)) from None
+
+
+def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
+    """params.yaml at `path` with `overrides`, section.key=value, laid over it; raises `ConfigError`."""
+    return parse_params(apply_overrides(read_yaml(path), overrides))
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `raw` with `section.key=value` strings laid over it; values are read as YAML."""
-    merged: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(raw)))
+    """A copy of `raw` with section.key=value laid over it: text as it stands, everything else as YAML."""
+    merged: dict[str, Any] = copy.deepcopy(dict(raw))
     for override in overrides:
         key, separator, text = override.partition("=")
         *parents, leaf = key.strip().split(".")
         if not separator or not parents:
-            raise ConfigError(f"override {override!r} must read section.key=value, for example tune.epochs=5")
+            raise ConfigError(f"override {shorten(override)} must read section.key=value, for example tune.epochs=5")
         node = merged
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
-        try:
-            node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from None
+                raise ConfigError(f"override {shorten(override)}: {parent} is a value, not a section")
+        node[leaf] = read_value(key.strip(), text, f"override {shorten(override)}")
     return merged
 
 
-def parse_params(raw: Mapping[str, Any]) -> dict[str, Section]:
-    """Every section of `raw` as its frozen model; sections that are not named take their documented defaults."""
-    for name in raw:
-        if name not in SECTIONS:
-            raise ConfigError(f"{name} is not a section of params.yaml{_suggest(str(name), SECTIONS)}")
-    return {name: _parse_section(name, model, raw.get(name)) for name, model in SECTIONS.items()}
+def read_value(key: str, text: str, name: str) -> Any:
+    """The value that a command line gives for the setting `key`: words as they stand, everything else as YAML.
+
+    Quotes around words are YAML's own. Raises `ConfigError` that starts with `name`.
+    """
+    field = _field(key.split("."))
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if field is not None and set(kinds_of(field)) == {str} and not quoted:
+        return text
+    return parse_yaml(text, name)
 
 
-def load_params(path: Path, overrides: Sequence[str] = ()) -> dict[str, Section]:
-    """params.yaml and its overrides as frozen models, one a section; raises `ConfigError`."""
-    return parse_params(apply_overrides(read_yaml(path), overrides))
+def _field(path: Sequence[str]) -> FieldInfo | None:
+    """The setting at `path`, None if there is none."""
+    model: Any = SECTIONS.get(path[0])
+    found: FieldInfo | None = None
+    for part in path[1:]:
+        found = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = found.annotation if found else None
+    return found
 
 
-def _parse_section(name: str, model: type[Section], values: Any) -> Section:
-    try:
-        return model.model_validate({} if values is None else values)
-    except ValidationError as error:
-        raise ConfigError(_explain(name, model, error)) from None
+@plain_dataclass(frozen=True)
+class Choice:
+    """A setting that the Kubeflow UI offers: its key in params.yaml, its type, and what the UI says about it."""
+
+    key: str
+    kind: type
+    text: str
 
 
-def _explain(section: str, model: type[Section], error: ValidationError) -> str:
-    """The first fault of `error` in one line: key, value, what was allowed."""
-    fault = error.errors(include_url=False)[0]
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join([section, *path])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if fault["type"] == "extra_forbidden":
-        fields = _fields_at(model, path[:-1])
-        return f"{key} is not a setting{_suggest(path[-1], fields)}{more}"
-    if fault["type"] == "literal_error":
-        allowed = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-        return f"{key} = {fault['input']!r}: must be one of {allowed}{more}"
-    if fault["type"] == "value_error":
-        return f"{key}: {fault['ctx']['error']}{more}"
-    message = fault["msg"].replace("Input should be", "must be").replace("Input must be", "must be")
-    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}{more}"
+def choices() -> dict[str, Choice]:
+    """The settings that the Kubeflow UI offers, by their names there: those that are marked with `offered`.
+
+    What stages share stands behind the stages' own.
+    """
+    order = sorted(SECTIONS, key=lambda name: name in ("backbone", "tracking"))
+    return dict(choice for name in order for choice in _choices(name, SECTIONS[name]))
 
 
-def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        inner = model.model_fields[part].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
-        model = inner
-    return list(model.model_fields)
-
-
-def _suggest(wrong: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+def _choices(inside: str, model: type[BaseModel]) -> Iterator[tuple[str, Choice]]:
+    for name, field in model.model_fields.items():
+        key = f"{inside}.{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _choices(key, field.annotation)
+        elif isinstance(field.json_schema_extra, dict) and isinstance(
+            mark := field.json_schema_extra.get("offered"), dict
+        ):
+            text = str(mark["text"] or field.description)
+            yield (
+                str(mark["name"] or name),
+                Choice(key, kinds_of(field)[0], f"{text[0].upper()}{text[1:].rstrip('.')}."),
+            )

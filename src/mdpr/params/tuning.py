@@ -6,16 +6,20 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mdpr.params.section import Count, NonNegative, Positive, Section
+from mdpr.params.section import Count, NonNegative, Positive, Section, Seed, offered
 
 
 class BackboneParams(Section):
     """The frozen CLIP model, the same for probe, encode, tune and evaluate."""
 
     architecture: str = Field(
-        "ViT-B-16-quickgelu", description="open_clip model name, or the path of a model configuration (.json)"
+        "ViT-B-16-quickgelu",
+        description="open_clip model name, or the path of a model configuration (.json)",
+        json_schema_extra=offered(),
     )
-    weights: str = Field("openai", description="open_clip pretrained tag, or the path of a weights file")
+    weights: str = Field(
+        "openai", description="open_clip pretrained tag, or the path of a weights file", json_schema_extra=offered()
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
 
 
@@ -39,37 +43,48 @@ LOSS_PRESETS: dict[str, dict[str, float]] = {
 class TuneParams(Section):
     """Prompt tuner, router and optimisation."""
 
-    prompting: Literal["none", "coop", "vpt", "ivlp", "maple"] = Field("maple", description="prompt tuner")
+    prompting: Literal["none", "coop", "vpt", "ivlp", "maple"] = Field(
+        "maple",
+        description="prompt tuner",
+        json_schema_extra=offered(text="Prompt tuner: none, coop, vpt, ivlp or maple"),
+    )
     context_tokens: Count = Field(4, description="n, learned context tokens a layer")
     prompt_depth: Count = Field(3, description="J, layers that get prompts of their own")
     context_init: str = Field("a photo of a", description="words the text context starts from; empty: random")
     context_scope: Literal["shared", "class"] = Field(
         "shared", description="text context of all classes together, or one of its own for each (coop and ivlp)"
     )
-    routing: bool = Field(True, description="the MDPR branch; false gives the plain prompt tuner")
+    routing: bool = Field(
+        True, description="the MDPR branch; false gives the plain prompt tuner", json_schema_extra=offered()
+    )
     router_heads: Count = Field(8, description="H, attention heads of the router")
     router_dropout: float = Field(0.2, ge=0, lt=1, description="dropout on the routing weights while training")
     fusion: Literal["mean", "weighted", "entropy", "gla"] = Field(
         "mean", description="how the branches become one answer; gla adds the debiased zero-shot expert"
     )
     base_loss: Literal["ce", "logit_adjusted", "balanced_softmax", "ldam", "focal", "class_balanced"] = Field(
-        "ce", description="loss of the base branch"
+        "ce",
+        description="loss of the base branch",
+        json_schema_extra=offered(
+            text="Loss of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced"
+        ),
     )
     loss: LossParams = Field(
-        default_factory=lambda: LossParams.model_validate({}),
+        default_factory=LossParams,
         description="weights of the loss terms: this group, or a published setting by name, paper or command_line",
     )
-    epochs: Count = Field(20, description="passes over the training set")
-    batch_size: Count = Field(128, description="images of an optimiser step, over all processes")
-    micro_batch_size: int | None = Field(
+    epochs: Count = Field(20, description="passes over the training set", json_schema_extra=offered())
+    batch_size: Count = Field(
+        128, description="images of an optimiser step, over all processes", json_schema_extra=offered()
+    )
+    micro_batch_size: Count | None = Field(
         None,
-        ge=1,
         description="images that go through the model at once, gradients summed up to batch_size; empty: all",
     )
     sampling: Literal["instance", "class_balanced"] = Field(
         "instance", description="instance: every image once an epoch; class_balanced: every class equally often"
     )
-    learning_rate: Positive = Field(1e-3, description="AdamW, start of the cosine")
+    learning_rate: Positive = Field(1e-3, description="AdamW, start of the cosine", json_schema_extra=offered())
     warmup_epochs: NonNegative = Field(
         0, description="epochs over which the learning rate rises to its start, a step at a time"
     )
@@ -91,14 +106,20 @@ class TuneParams(Section):
     select_by: Literal["fused", "routed", "base"] = Field(
         "fused", description="branch whose class-balanced validation accuracy chooses the epoch"
     )
-    early_stopping_patience: int | None = Field(
-        None, ge=1, description="stop after this many epochs without a better one on validation; empty: never"
+    early_stopping_patience: Count | None = Field(
+        None, description="stop after this many epochs without a better one on validation; empty: never"
     )
-    checkpoint_every_steps: int | None = Field(
-        200, ge=1, description="save what a killed run needs to go on; always at the end of an epoch; empty: then alone"
+    checkpoint_every_steps: Count | None = Field(
+        200, description="save what a killed run needs to go on; always at the end of an epoch; empty: then alone"
     )
-    workers: int = Field(0, ge=0, description="processes that decode images; 0: the one that trains")
-    seed: int = Field(0, ge=0, description="seed of initial weights, order of images, augmentation and dropout")
+    workers: int = Field(0, ge=0, le=1024, description="processes that decode images; 0: the one that trains")
+    seed: Seed = Field(
+        0,
+        description="seed of initial weights, order of images, augmentation and dropout",
+        json_schema_extra=offered(
+            text="Seed of initial weights, order of images, augmentation and dropout; the cut has prepare.seed"
+        ),
+    )
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -6,16 +6,15 @@ from the recipe (another imbalance ratio). `params_text` is the whole params.yam
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mdpr.errors import ConfigError
-from mdpr.params import apply_overrides, parse_params
+from mdpr.params import apply_overrides, dump_yaml, fault_line, parse_params, parse_yaml
+from mdpr.params.section import suggest
 
 EXTENSION = ".yaml"
 
@@ -63,19 +62,16 @@ def recipe_text(name: str) -> str:
     """The file of a recipe as it is; `ConfigError` where there is none of that name."""
     names = recipe_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        raise ConfigError(f"there is no recipe {name}; {hint}")
+        raise ConfigError(f"there is no recipe {name}{suggest(name, names)}")
     return (resources.files(__name__) / f"{name}{EXTENSION}").read_text(encoding="utf-8")
 
 
 def read_recipe(name: str) -> Recipe:
     """A recipe by its name; raises `ConfigError` where there is none."""
     try:
-        return Recipe.model_validate(yaml.safe_load(recipe_text(name)))
+        return Recipe.model_validate(parse_yaml(recipe_text(name), f"recipe {name}"))
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise ConfigError(f"recipe {name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        raise ConfigError(f"recipe {name}: {fault_line(error, Recipe)}") from None
 
 
 def params_text(recipe: Recipe, variant: str | None, overrides: Sequence[str] = ()) -> str:
@@ -90,8 +86,5 @@ def params_text(recipe: Recipe, variant: str | None, overrides: Sequence[str] = 
     sections = parse_params(apply_overrides(recipe.settings, [*chosen, *overrides]))
     name = recipe.name if variant is None else f"{recipe.name}, variant {variant}"
     head = f"# Recipe {name}: {recipe.title}. `mdpr recipe show {recipe.name}` says what to compare with.\n"
-    bodies = (
-        yaml.safe_dump({section: values.model_dump(mode="json")}, sort_keys=False, allow_unicode=True)
-        for section, values in sections.items()
-    )
+    bodies = (dump_yaml({section: values}) for section, values in sections.dump().items())
     return head + "\n".join(bodies)

@@ -34,7 +34,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from mdpr.errors import ArtifactError, ConfigError, MdprError
 from mdpr.launch import read_launch
-from mdpr.params import Section
+from mdpr.params import Params
 from mdpr.stages.outputs import dropped, remove, whole_or_not_at_all
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _ports(function: Callable[..., None], direction: Direction) -> tuple[str, ..
     )
 
 
-def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
+def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     """Run `stage` on `paths` (port -> path) with the parsed sections of params.yaml.
 
     Outputs appear whole or not at all: the stage writes to a temporary name beside each output, renamed once it
@@ -143,21 +143,19 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Mapping[str, Sect
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
 
 
-def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Mapping[str, Section]) -> None:
+def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Params) -> None:
     """Do what `stage` offers under `flag` instead of running. Raises as `run_stage` does."""
     other = stage.otherwise[flag]
     _call(stage, other, _arguments(stage, other, paths, params))
 
 
-def _arguments(
-    stage: Stage, interface: Interface, paths: Mapping[str, Path], params: Mapping[str, Section]
-) -> dict[str, Any]:
+def _arguments(stage: Stage, interface: Interface, paths: Mapping[str, Path], params: Params) -> dict[str, Any]:
     for port in interface.inputs:
         if not paths[port].exists():
             raise ArtifactError(
                 f"{stage.name} needs {port} at {paths[port]}, which does not exist: run its stage first"
             )
-    sections = {keyword: params[section] for keyword, section in interface.sections.items()}
+    sections = {keyword: params.section(section) for keyword, section in interface.sections.items()}
     return {port: paths[port] for port in interface.inputs} | sections
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mdpr.artifacts import read_card, read_classes, read_images, write_images
 from mdpr.errors import DataError
-from mdpr.params import PrepareParams
+from mdpr.params import Params, PrepareParams
 from mdpr.stages.stage import load_stage, run_stage
 
 MakeSource = Callable[..., Path]
@@ -22,7 +22,7 @@ MakeSource = Callable[..., Path]
 
 def prepare(source: str, root: Path, prepared: Path, **changes: object) -> Path:
     settings = {"source": source, "root": str(root), "profile": "natural", "val_images_per_class": 3, **changes}
-    run_stage(load_stage("prepare"), {"prepared": prepared}, {"prepare": PrepareParams.model_validate(settings)})
+    run_stage(load_stage("prepare"), {"prepared": prepared}, Params(prepare=PrepareParams.model_validate(settings)))
     return prepared
 
 

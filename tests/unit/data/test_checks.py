@@ -15,7 +15,7 @@ from PIL import Image
 from mdpr.artifacts import ClassInfo, read_classes, read_images, sha256, write_classes, write_images, write_json
 from mdpr.data.checks import Finding, Findings, raise_for_errors
 from mdpr.errors import ArtifactError, CheckFailed
-from mdpr.params import PrepareParams, ValidateParams
+from mdpr.params import Params, PrepareParams, ValidateParams
 from mdpr.stages.stage import load_stage, run_stage
 
 MakeSource = Callable[..., Path]
@@ -31,13 +31,13 @@ def prepared(make_parquet: MakeSource, tmp_path: Path) -> Path:
         imbalance_ratio=4,
         val_images_per_class=5,
     )
-    run_stage(load_stage("prepare"), {"prepared": tmp_path / "prepared"}, {"prepare": params})
+    run_stage(load_stage("prepare"), {"prepared": tmp_path / "prepared"}, Params(prepare=params))
     return tmp_path / "prepared"
 
 
 def validate(prepared: Path, **params: Any) -> dict[str, Any]:
     paths = {"prepared": prepared, "validation": prepared.parent / "validation"}
-    run_stage(load_stage("validate"), paths, {"validate": ValidateParams(**params)})
+    run_stage(load_stage("validate"), paths, Params(validate=ValidateParams(**params)))
     return json.loads((paths["validation"] / "result.json").read_text())
 
 
@@ -145,7 +145,7 @@ def test_every_profile_is_held_to_what_it_declares(profile: str, make_parquet: M
         {"source": "parquet", "root": str(make_parquet()), "profile": profile, "class_order": "shuffled"}
         | {"max_images_per_class": 10, "imbalance_ratio": 5, "val_images_per_class": 5}
     )
-    run_stage(load_stage("prepare"), {"prepared": tmp_path / "prepared"}, {"prepare": params})
+    run_stage(load_stage("prepare"), {"prepared": tmp_path / "prepared"}, Params(prepare=params))
     assert validate(tmp_path / "prepared")["success"] is True
     card = json.loads((tmp_path / "prepared" / "card.json").read_text())
     write_json(tmp_path / "prepared" / "card.json", {**card, "imbalance_ratio": 3})

@@ -11,7 +11,7 @@ from mdpr.artifacts import SPLITS, read_card, read_classes, read_images, sha256,
 from mdpr.data.sources import Place, open_source
 from mdpr.data.splits import cut_pool
 from mdpr.errors import DataError, MdprError
-from mdpr.params import PrepareParams
+from mdpr.params import Params, PrepareParams
 from mdpr.stages.stage import load_stage, run_stage
 
 MakeSource = Callable[..., Path]
@@ -26,7 +26,7 @@ CUT = {
 
 def prepare(source: str, root: Path, prepared: Path, **changes: object) -> Path:
     params = PrepareParams.model_validate({"source": source, "root": str(root), **CUT, **changes})
-    run_stage(load_stage("prepare"), {"prepared": prepared}, {"prepare": params})
+    run_stage(load_stage("prepare"), {"prepared": prepared}, Params(prepare=params))
     return prepared
 
 

@@ -35,16 +35,15 @@ from mdpr.evaluation.uncertainty import biases, rank_correlations, slopes
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.model.inference import Classifier
-from mdpr.params import DIMENSIONS, EvaluateParams, Section, TuneParams
+from mdpr.params import DIMENSIONS, EvaluateParams, Params
 
 C, V, D = 6, len(DIMENSIONS), 16
 
 
 @pytest.fixture(scope="module")
-def classifier(encoded: Mapping[str, Path], small_params: Mapping[str, Section]) -> Classifier:
+def classifier(encoded: Mapping[str, Path], small_params: Params) -> Classifier:
     """A real, untrained model on the embedded backbone."""
-    tune, backbone = small_params["tune"], small_params["backbone"]
-    assert isinstance(tune, TuneParams)
+    tune, backbone = small_params.tune, small_params.backbone
     classes = read_classes(encoded["prepared"])
     names = [item.name for item in classes]
     features: Features = read_features(encoded["features"], names)

@@ -265,9 +265,9 @@ def test_the_shipped_policy_is_valid() -> None:
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        (None, {"confidense": 0.9}, "confidense: Extra inputs"),
-        (None, {"confidence": 95}, "confidence: Input should be less than 1"),
-        (None, {"seed": None}, "seed: "),
+        (None, {"confidense": 0.9}, "confidense is not a setting"),
+        (None, {"confidence": 95}, "confidence = 95: must be less than 1"),
+        (None, {"seed": None}, "seed = None: "),
         ("later_models", {"margin_points": {"few": 1}}, "later_models: .*must name the group all"),
         ("later_models", {"margin_points": {"all": 1, "tail": 1}}, "later_models.margin_points.tail"),
         ("later_models", {"max_latency_ratio": 0}, "later_models.max_latency_ratio"),
@@ -292,7 +292,7 @@ def test_a_missing_key_or_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"promotion\.yaml does not exist"):
         read_policy(path)
     path.write_text(yaml.safe_dump({key: value for key, value in POLICY.model_dump().items() if key != "seed"}))
-    with pytest.raises(ConfigError, match="seed: Field required"):
+    with pytest.raises(ConfigError, match="seed is missing"):
         read_policy(path)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
 from mdpr.model.backbone import Backbone
-from mdpr.params import BackboneParams, Section
+from mdpr.params import BackboneParams, Params
 
 
 @pytest.fixture(scope="session")
-def params(small_params: Mapping[str, Section]) -> BackboneParams:
-    params = small_params["backbone"]
-    assert isinstance(params, BackboneParams)
-    return params
+def params(small_params: Params) -> BackboneParams:
+    return small_params.backbone
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from mdpr.artifacts import read_classes, read_features
 from mdpr.errors import ArtifactError, BackboneError, ConfigError, MdprError
 from mdpr.model.backbone import Backbone, choose_device
 from mdpr.model.classifier import MDPR
-from mdpr.params import BackboneParams, Section, TuneParams
+from mdpr.params import BackboneParams, Params, TuneParams
 
 NAMES = ["boot", "bag"]
 
@@ -99,13 +99,12 @@ def test_a_text_longer_than_the_tower_is_refused_not_cut(backbone: Backbone) -> 
 def test_prompts_a_tower_cannot_take(
     backbone: Backbone,
     encoded: Mapping[str, Path],
-    small_params: Mapping[str, Section],
+    small_params: Params,
     change: dict[str, object],
     error: type[MdprError],
     message: str,
 ) -> None:
-    tune = small_params["tune"]
-    assert isinstance(tune, TuneParams)
+    tune = small_params.tune
     names = [item.name for item in read_classes(encoded["prepared"])]
     features = read_features(encoded["features"], names)
     with pytest.raises(error, match=message):
@@ -131,10 +130,9 @@ def test_inputs_of_another_backbone_are_named_with_both_fingerprints(backbone: B
 
 
 def test_features_of_another_backbone_are_refused(
-    encoded: Mapping[str, Path], small_params: Mapping[str, Section], backbone: Backbone
+    encoded: Mapping[str, Path], small_params: Params, backbone: Backbone
 ) -> None:
-    tune = small_params["tune"]
-    assert isinstance(tune, TuneParams)
+    tune = small_params.tune
     names = [item.name for item in read_classes(encoded["prepared"])]
     features = read_features(encoded["features"], names)
     clip = open_clip.create_model("mdpr-tiny", force_custom_text=True)

@@ -16,13 +16,12 @@ from mdpr.errors import ConfigError
 from mdpr.model import classifier
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.params import Section, TuneParams, parse_params
+from mdpr.params import Params, parse_params
 
 
 @pytest.fixture
-def build(backbone: Backbone, encoded: Mapping[str, Path], small_params: Mapping[str, Section]) -> Any:
-    tune = small_params["tune"]
-    assert isinstance(tune, TuneParams)
+def build(backbone: Backbone, encoded: Mapping[str, Path], small_params: Params) -> Any:
+    tune = small_params.tune
     names = [item.name for item in read_classes(encoded["prepared"])]
     features, probe = read_features(encoded["features"], names), read_probe(encoded["probe"], names)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mdpr.errors import ArtifactError, CheckFailed, ConfigError, MdprError
-from mdpr.params import Section, parse_params
+from mdpr.params import Params, TuneParams, parse_params
 from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
 
 
@@ -25,22 +25,22 @@ def paths(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def params() -> dict[str, Section]:
-    return dict(parse_params({}))
+def params() -> Params:
+    return parse_params({})
 
 
-def write(source: Path, made: Path, params: Section) -> None:
+def write(source: Path, made: Path, params: TuneParams) -> None:
     made.mkdir()
     (made / "file").write_text(source.read_text())
 
 
-def test_an_output_is_renamed_into_place(paths: dict[str, Path], params: dict[str, Section]) -> None:
+def test_an_output_is_renamed_into_place(paths: dict[str, Path], params: Params) -> None:
     run_stage(stage(write), paths, params)
     assert (paths["made"] / "file").read_text() == "in"
     assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
 
 
-def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: dict[str, Section]) -> None:
+def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: Params) -> None:
     paths["made"].mkdir(parents=True)
     (paths["made"] / "stale").write_text("old")
     run_stage(stage(write), paths, params)
@@ -49,12 +49,12 @@ def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MdprError("no"), ZeroDivisionError])
 def test_a_stage_that_stops_leaves_the_old_output_and_nothing_else(
-    paths: dict[str, Path], params: dict[str, Section], error: BaseException
+    paths: dict[str, Path], params: Params, error: BaseException
 ) -> None:
     paths["made"].mkdir(parents=True)
     (paths["made"] / "good").write_text("old")
 
-    def stops(source: Path, made: Path, params: Section) -> None:
+    def stops(source: Path, made: Path, params: TuneParams) -> None:
         write(source, made, params)
         raise error
 
@@ -64,10 +64,8 @@ def test_a_stage_that_stops_leaves_the_old_output_and_nothing_else(
     assert [path.name for path in paths["made"].iterdir()] == ["good"]
 
 
-def test_what_a_failed_check_wrote_is_kept_beside_the_output(
-    paths: dict[str, Path], params: dict[str, Section]
-) -> None:
-    def fails(source: Path, made: Path, params: Section) -> None:
+def test_what_a_failed_check_wrote_is_kept_beside_the_output(paths: dict[str, Path], params: Params) -> None:
+    def fails(source: Path, made: Path, params: TuneParams) -> None:
         write(source, made, params)
         raise CheckFailed("class 3 has no image")
 
@@ -79,7 +77,7 @@ def test_what_a_failed_check_wrote_is_kept_beside_the_output(
     assert not (paths["made"].parent / "made.failed").exists()
 
 
-def test_what_a_killed_run_left_does_not_stop_the_next(paths: dict[str, Path], params: dict[str, Section]) -> None:
+def test_what_a_killed_run_left_does_not_stop_the_next(paths: dict[str, Path], params: Params) -> None:
     left = paths["made"].with_name(".made.partial")
     left.mkdir(parents=True)
     (left / "half").write_text("half")
@@ -91,7 +89,7 @@ def test_what_a_killed_run_left_does_not_stop_the_next(paths: dict[str, Path], p
 def resumable() -> Stage:
     """A stage that keeps what it did in its checkpoint, and stops the first time."""
 
-    def goes_on(source: Path, made: Path, kept: Path, params: Section) -> None:
+    def goes_on(source: Path, made: Path, kept: Path, params: TuneParams) -> None:
         if not kept.exists():
             kept.mkdir()
             raise MdprError("stopped")
@@ -101,7 +99,7 @@ def resumable() -> Stage:
 
 
 def test_a_checkpoint_outlives_a_run_that_stops_and_goes_with_one_that_succeeds(
-    paths: dict[str, Path], params: dict[str, Section], resumable: Stage
+    paths: dict[str, Path], params: Params, resumable: Stage
 ) -> None:
     with pytest.raises(MdprError, match="stopped"):
         run_stage(resumable, paths, params)
@@ -117,7 +115,7 @@ def test_only_tune_has_a_checkpoint_and_it_is_no_port() -> None:
 
 
 def test_of_several_processes_the_one_that_leads_writes(
-    paths: dict[str, Path], params: dict[str, Section], resumable: Stage, monkeypatch: pytest.MonkeyPatch
+    paths: dict[str, Path], params: Params, resumable: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     kept = paths["made"].with_name(".made.checkpoint")
@@ -132,14 +130,14 @@ def test_of_several_processes_the_one_that_leads_writes(
     assert [path.name for path in kept.parent.iterdir()] == ["made"]
 
 
-def test_a_missing_input_is_named(paths: dict[str, Path], params: dict[str, Section]) -> None:
+def test_a_missing_input_is_named(paths: dict[str, Path], params: Params) -> None:
     paths["source"].unlink()
     with pytest.raises(ArtifactError, match=r"tune needs source at .*source, which does not exist"):
         run_stage(stage(write), paths, params)
 
 
-def test_a_full_disk_is_one_line(paths: dict[str, Path], params: dict[str, Section]) -> None:
-    def full(source: Path, made: Path, params: Section) -> None:
+def test_a_full_disk_is_one_line(paths: dict[str, Path], params: Params) -> None:
+    def full(source: Path, made: Path, params: TuneParams) -> None:
         with Path("/dev/full").open("w") as file:
             file.write("x" * 100_000)
 
@@ -147,8 +145,8 @@ def test_a_full_disk_is_one_line(paths: dict[str, Path], params: dict[str, Secti
         run_stage(stage(full), paths, params)
 
 
-def test_a_library_that_is_not_installed_is_named(paths: dict[str, Path], params: dict[str, Section]) -> None:
-    def imports(source: Path, made: Path, params: Section) -> None:
+def test_a_library_that_is_not_installed_is_named(paths: dict[str, Path], params: Params) -> None:
+    def imports(source: Path, made: Path, params: TuneParams) -> None:
         importlib.import_module("no_such_library")
 
     with pytest.raises(MdprError, match=r"tune needs the package no_such_library, which is not installed: pip install"):

@@ -10,15 +10,15 @@ import pytest
 from mdpr.artifacts import Features, read_classes, read_features
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.params import Section, TuneParams
+from mdpr.params import Params, TuneParams
 from mdpr.training.checkpoint import seed_everything
 from mdpr.training.loop import FitResult, TrainContext, TrainingData, fit
 from mdpr.training.losses import Objective
 
 
 @pytest.fixture(scope="package")
-def backbone(small_params: Mapping[str, Section]) -> Backbone:
-    return Backbone.load(small_params["backbone"])
+def backbone(small_params: Params) -> Backbone:
+    return Backbone.load(small_params.backbone)
 
 
 class Bench:
@@ -43,7 +43,6 @@ class Bench:
 
 
 @pytest.fixture(scope="package")
-def bench(encoded: Mapping[str, Path], backbone: Backbone, small_params: Mapping[str, Section]) -> Bench:
-    params = small_params["tune"]
-    assert isinstance(params, TuneParams)
+def bench(encoded: Mapping[str, Path], backbone: Backbone, small_params: Params) -> Bench:
+    params = small_params.tune
     return Bench(encoded, backbone, params.model_copy(update={"epochs": 3, "batch_size": 64}))

@@ -21,9 +21,7 @@ from mdpr.training.loop import check_precision, make_schedule
 
 
 def tune(**values: object) -> TuneParams:
-    params = parse_params({"tune": values})["tune"]
-    assert isinstance(params, TuneParams)
-    return params
+    return parse_params({"tune": values}).tune
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_more_processes_than_images_of_a_step_are_refused(monkeypatch: pytest.Mo
     with pytest.raises(
         ConfigError, match=r"tune\.batch_size = 3 is less than the 4 processes: raise it or start fewer"
     ):
-        join(tune(batch_size=3), parse_params({})["backbone"]).__enter__()  # type: ignore[arg-type]
+        join(tune(batch_size=3), parse_params({}).backbone).__enter__()
 
 
 def test_processes_are_read_from_torchrun_s_environment() -> None:

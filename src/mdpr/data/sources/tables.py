@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from mdpr.data.class_list import ClassName, LabelReader, read_class_list, shipped_class_list
 from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source, distinct_by_case
 from mdpr.errors import DataError
+from mdpr.params import read_json
 
 COLUMNS = ("path", "label")
 SPLIT_COLUMN = "split"
@@ -199,11 +199,12 @@ def _list_rows(file: Path) -> Iterator[ListedImage]:
 def _categories(root: Path) -> tuple[ClassName, ...]:
     """The species names of iNaturalist 2018's categories.json: [{"id": 0, "name": "..."}, ...]."""
     file = root / "categories.json"
+    if not file.exists():
+        raise DataError(f"{file} is missing: it comes with iNaturalist 2018 and names the classes")
+    content = read_json(file, DataError)
     try:
-        names = {int(item["id"]): str(item["name"]) for item in json.loads(file.read_text(encoding="utf-8"))}
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing: it comes with iNaturalist 2018 and names the classes") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        names = {int(item["id"]): str(item["name"]) for item in content}
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file} is not a list of objects with id and name: {error}") from None
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{file}: ids must run 0, 1, 2, ... without gaps")

@@ -44,7 +44,9 @@ def test_whole_numbers_stay_whole() -> None:
 
 
 def test_there_is_one_text_a_stage_in_order_and_one_of_all(tmp_path: Path) -> None:
-    texts = configure_stages("", {}, "tune: {epochs: 3}", "", Port(str(tmp_path / "settings")))
+    texts = configure_stages(
+        {"base": "", "recipe": "", "overrides": "tune: {epochs: 3}", "settings": Port(str(tmp_path / "settings"))}
+    )
     assert len(texts) == len(STAGES)
     assert all(name in yaml.safe_load(text) for name, text in zip(STAGES, texts, strict=True))
     together = load_params(tmp_path / "settings")

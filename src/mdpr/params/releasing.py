@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mdpr.params.section import Count, Percent, Section
+from mdpr.params.section import Count, CountOrZero, Percent, Section, offered
 
 Ablation = Literal[
     "without_general_appearance",
@@ -24,7 +24,7 @@ class EvaluateParams(Section):
     """The untouched test set."""
 
     batch_size: Count = Field(256, description="images a batch")
-    gallery_images: int = Field(24, ge=0, description="test images shown in the report with their routing weights")
+    gallery_images: CountOrZero = Field(24, description="test images shown in the report with their routing weights")
     ablations: bool | tuple[Ablation, ...] = Field(
         True, description="routing taken apart without training again: all of it, or a list of what to do"
     )
@@ -39,7 +39,9 @@ class EvaluateParams(Section):
 class RegisterParams(Section):
     """What becomes a version in the model registry."""
 
-    alias: str = Field("challenger", min_length=1, description="alias given to the new version")
+    alias: str = Field(
+        "challenger", min_length=1, max_length=255, pattern=r"^[^/:@]+$", description="alias given to the new version"
+    )
     pyfunc: str = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")
 
 
@@ -50,13 +52,23 @@ class PromoteParams(Section):
     margin_points: Percent = Field(
         0.0,
         description="points over all classes by which a model must beat the champion, beyond the policy's own margin",
+        json_schema_extra=offered(),
     )
 
 
 class TrackingParams(Section):
     """Where MLflow files things. The server itself comes from MLFLOW_TRACKING_URI (default: sqlite:///mlflow.db)."""
 
-    experiment: str = Field("mdpr", min_length=1, description="MLflow experiment")
-    model_name: str = Field("mdpr", min_length=1, description="name in the MLflow model registry")
+    experiment: str = Field(
+        "mdpr", min_length=1, max_length=255, description="MLflow experiment", json_schema_extra=offered()
+    )
+    model_name: str = Field(
+        "mdpr",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[^/:]+$",
+        description="name in the MLflow model registry, without / and :",
+        json_schema_extra=offered(),
+    )
     outbox: str = Field("mlflow.outbox", min_length=1, description="folder for what MLflow does not have yet")
     system_metrics: bool = Field(True, description="log the load of CPU, memory, disk, network and GPUs every epoch")

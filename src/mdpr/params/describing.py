@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mdpr.params.section import Count, NonNegative, Section
+from mdpr.params.section import Count, CountOrZero, NonNegative, Section, Seed, offered
 
 
 class ProbeParams(Section):
@@ -30,10 +30,18 @@ class LlmParams(Section):
         "openai",
         description="protocol of the server (LangChain's model_provider); openai serves everything that is compatible "
         "with it: vLLM, Ollama, llama.cpp, DashScope (then base_url names the server)",
+        json_schema_extra=offered("llm_vendor"),
     )
-    model: str = Field("", description="model name, as the server calls it")
+    model: str = Field(
+        "",
+        description="model name, as the server calls it",
+        json_schema_extra=offered("llm_model", "The chat model; its key is in the Kubernetes secret mdpr-llm"),
+    )
     base_url: str = Field(
-        "", pattern=r"^(https?://[^@?]+)?$", description="address of the server; empty: the vendor's own"
+        "",
+        pattern=r"^(https?://[^@?]+)?$",
+        description="address of the server; empty: the vendor's own",
+        json_schema_extra=offered("llm_base_url"),
     )
     api_key_env: str = Field(
         "",
@@ -47,13 +55,13 @@ class LlmParams(Section):
     temperature: float | None = Field(
         0.2, ge=0, le=2, description="sampling temperature; null: not sent, for models that refuse it"
     )
-    seed: int | None = Field(0, ge=0, description="sampling seed, where the vendor takes one; null: not sent")
+    seed: Seed | None = Field(0, description="sampling seed, where the vendor takes one; null: not sent")
     max_tokens: Count = Field(200, description="tokens an answer may have")
-    timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
-    max_retries: int = Field(5, ge=0, description="repeats after 429, 5xx or a time-out, with growing pauses")
+    timeout_s: float = Field(60, gt=0, le=86_400, description="seconds to wait for an answer")
+    max_retries: int = Field(5, ge=0, le=100, description="repeats after 429, 5xx or a time-out, with growing pauses")
     concurrency: int = Field(8, ge=1, le=1024, description="calls under way at once")
-    requests_per_minute: int = Field(0, ge=0, description="limit over all calls; 0: none")
-    tokens_per_minute: int = Field(0, ge=0, description="limit over prompts and answers; 0: none")
+    requests_per_minute: CountOrZero = Field(0, description="limit over all calls; 0: none")
+    tokens_per_minute: int = Field(0, ge=0, le=10**12, description="limit over prompts and answers; 0: none")
     input_usd_per_million: NonNegative = Field(0.0, description="price of a million prompt tokens, for the estimate")
     output_usd_per_million: NonNegative = Field(0.0, description="price of a million answer tokens, for the estimate")
     store: str = Field(
@@ -77,6 +85,7 @@ class DescribeParams(Section):
         description="curated: read and check a finished knowledge base; completed: the same, and ask the chat model of "
         "describe.llm for what is not in it (gaps, contrasts with other rivals); llm: ask the chat model for all; "
         "local: ask a small model that runs in this process, without network or key (its text is poor)",
+        json_schema_extra=offered(),
     )
     path: str = Field(
         "data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated, completed)"
@@ -93,7 +102,7 @@ class DescribeParams(Section):
         description="share of the classes to describe, as 1/4; `mdpr knowledge merge` puts shares together; empty: all",
     )
     budget_usd: NonNegative = Field(0.0, description="stop before a run costs more than this; 0: no limit")
-    llm: LlmParams = Field(default_factory=lambda: LlmParams.model_validate({}), description="the chat model")
+    llm: LlmParams = Field(default_factory=LlmParams, description="the chat model")
 
     @property
     def asks_server(self) -> bool:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mdpr.params.section import Fraction, Positive, Section
+from mdpr.params.section import Count, CountOrZero, Fraction, Positive, Section, Seed, offered
 
 
 class PrepareParams(Section):
@@ -30,18 +30,30 @@ class PrepareParams(Section):
         description="embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with "
         "classes.json; folder: one folder a class, inside train/ and test/ (val/) if you have splits; csv: images.csv "
         "with the columns path, label and, if you have splits, split; cifar10, cifar100: the original python archive, "
-        "fetched where it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; "
+        "fetched if it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; "
         "emblems: pictures drawn from `seed`, whose truth is known (root: any folder)",
+        json_schema_extra=offered(),
     )
     root: str = Field(
-        "data/embedded/fashion-mnist", description="folder of the source (huggingface, cifar: keeps the download)"
+        "data/embedded/fashion-mnist",
+        description="folder of the source (huggingface, cifar: keeps the download)",
+        json_schema_extra=offered(text="Folder of the source, as the containers see it; not used if data_repo is set"),
     )
     image_root: str = Field("", description="folder that paths in list files start from; empty: root")
     repo: str = Field(
-        "", description="Git repository (address or folder) whose DVC tracks the source: then `path` in it, not root"
+        "",
+        description="Git repository (address or folder) whose DVC tracks the source: then `path` in it, not root",
+        json_schema_extra=offered(
+            "data_repo",
+            "Git repository whose DVC tracks the source, without a login: that is in the Kubernetes secret mdpr-data",
+        ),
     )
-    rev: str = Field("", description="commit, tag or branch of repo; empty: its default branch as it is now")
-    path: str = Field("", description="folder in repo that DVC tracks")
+    rev: str = Field(
+        "",
+        description="commit, tag or branch of repo; empty: its default branch as it is now",
+        json_schema_extra=offered("data_rev"),
+    )
+    path: str = Field("", description="folder in repo that DVC tracks", json_schema_extra=offered("data_path"))
     hub_name: str = Field("", description="name of the data set on the Hugging Face Hub, or a folder (huggingface)")
     emblems: Literal["absent", "foreign"] = Field(
         "foreign",
@@ -55,7 +67,7 @@ class PrepareParams(Section):
     )
     imbalance_ratio: float = Field(100, ge=1, description="IR, largest over smallest class (not natural)")
     pareto_power: Positive = Field(6, description="exponent of the power law (pareto); larger: closer to exponential")
-    max_images_per_class: int = Field(1000, ge=1, description="n_max, images of the largest class (not natural)")
+    max_images_per_class: Count = Field(1000, description="n_max, images of the largest class (not natural)")
     class_order: Literal["given", "shuffled", "by_count"] = Field(
         "given", description="which class is the largest: the first, one drawn by seed, or the one with most images"
     )
@@ -64,22 +76,22 @@ class PrepareParams(Section):
         description="validation where the source has none: left_over: balanced, from what the cut leaves; "
         "train_share: at most 20 % of each class's training images (always so for natural)",
     )
-    val_images_per_class: int = Field(200, ge=1, description="images of each class for validation, at most")
+    val_images_per_class: Count = Field(200, description="images of each class for validation, at most")
     test_share: float = Field(
         0.2, gt=0, lt=1, description="share of each class that becomes the test set where the source has none"
     )
-    many_above: int = Field(100, ge=1, description="many-shot: more training images than this")
-    few_below: int = Field(20, ge=1, description="few-shot: fewer training images than this; medium lies between")
+    many_above: Count = Field(100, description="many-shot: more training images than this")
+    few_below: Count = Field(20, description="few-shot: fewer training images than this; medium lies between")
     shots_from: float | None = Field(
         None, ge=1, description="imbalance ratio whose counts decide the shot groups; empty: the real counts"
     )
-    short_side_px: int = Field(
-        0, ge=0, description="scale larger images down to this short side, as JPEG of quality 95; 0: bytes as they are"
+    short_side_px: CountOrZero = Field(
+        0, description="scale larger images down to this short side, as JPEG of quality 95; 0: bytes as they are"
     )
     skip_bad: bool = Field(
         False, description="leave out images and rows that cannot be used, and list them in card.json"
     )
-    seed: int = Field(0, ge=0, description="seed of the cut")
+    seed: Seed = Field(0, description="seed of the cut")
 
     @field_validator("repo")
     @classmethod
@@ -116,8 +128,8 @@ class PrepareParams(Section):
 class ValidateParams(Section):
     """What a usable data set looks like (Great Expectations)."""
 
-    min_side_px: int = Field(16, ge=1, description="shortest side an image may have")
-    max_side_px: int = Field(8192, ge=1, description="longest side an image may have")
+    min_side_px: Count = Field(16, description="shortest side an image may have")
+    max_side_px: Count = Field(8192, description="longest side an image may have")
     profile_tolerance: Fraction = Field(
         0.02, description="how far the real imbalance ratio may lie from the declared one, as a fraction"
     )

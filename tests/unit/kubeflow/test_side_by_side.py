@@ -16,7 +16,7 @@ from mdpr.errors import ConfigError
 from mdpr.kubeflow import side_by_side as kubeflow_variants
 from mdpr.kubeflow.components import merge_params
 from mdpr.kubeflow.side_by_side import params_per_setting, params_per_shard
-from mdpr.params import BackboneParams, Section, TuneParams, parse_params
+from mdpr.params import BackboneParams, Params, TuneParams, parse_params
 
 LIMITS = {"requests_per_minute": 100, "tokens_per_minute": 9000}
 PRICES = {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0}
@@ -36,7 +36,7 @@ def describe_text(**changes: Any) -> str:
 
 
 def test_shards_share_the_budget_and_the_limits_and_nothing_else() -> None:
-    whole = parse_params(yaml.safe_load(describe_text()))["describe"].model_dump(mode="json")
+    whole = parse_params(yaml.safe_load(describe_text())).dump()["describe"]
     texts = params_per_shard(describe_text(), 3)
     for number, text in enumerate(texts, start=1):
         (section,) = yaml.safe_load(text).values()
@@ -168,12 +168,12 @@ def test_a_model_that_is_damaged_is_one_line_and_nothing_is_written(
 
 
 def test_merged_shards_are_what_describe_writes_in_one_piece(
-    encoded: Mapping[str, Path], small_params: Mapping[str, Section], tmp_path: Path
+    encoded: Mapping[str, Path], small_params: Params, tmp_path: Path
 ) -> None:
     """Byte by byte, whatever the order of the shards."""
     from mdpr.stages.stage import load_stage, run_stage
 
-    text = yaml.safe_dump({"describe": small_params["describe"].model_dump(mode="json")})
+    text = yaml.safe_dump({"describe": small_params.describe.model_dump(mode="json")})
     shards = []
     for number, part in enumerate(params_per_shard(text, 3)):
         paths = {"prepared": encoded["prepared"], "probe": encoded["probe"], "knowledge": tmp_path / str(number)}
