@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mdpr.params.section import Count, NonNegative, Positive, Section, Seed, offered
+from mdpr.params.section import Count, InputPath, NonNegative, Positive, Section, Seed, offered
 
 
 class BackboneParams(Section):
@@ -17,7 +17,7 @@ class BackboneParams(Section):
         description="open_clip model name, or the path of a model configuration (.json)",
         json_schema_extra=offered(),
     )
-    weights: str = Field(
+    weights: InputPath = Field(
         "openai", description="open_clip pretrained tag, or the path of a weights file", json_schema_extra=offered()
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
