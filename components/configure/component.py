@@ -60,7 +60,7 @@ def configure(
         source: Embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with classes.json; folder: one folder a class, inside train/ and test/ (val/) if you have splits; csv: images.csv with the columns path, label and, if you have splits, split; cifar10, cifar100: the original python archive, fetched if it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; emblems: pictures drawn from `seed`, whose truth is known (root: any folder) (prepare.source).
         root: Folder of the source, as the containers see it; not used if data_repo is set (prepare.root).
         data_repo: Git repository whose DVC tracks the source, without a login: that is in the Kubernetes secret mdpr-data (prepare.repo).
-        data_rev: Commit, tag or branch of repo; empty: its default branch as it is now (prepare.rev).
+        data_rev: Commit, tag or branch of repo or hub_name; empty: its default branch as it is now (prepare.rev).
         data_path: Folder in repo that DVC tracks (prepare.path).
         provider: Curated: read and check a finished knowledge base; completed: the same, and ask the chat model of describe.llm for what is not in it (gaps, contrasts with other rivals); llm: ask the chat model for all; local: ask a small model that runs in this process, without network or key (its text is poor) (describe.provider).
         llm_vendor: Protocol of the server (LangChain's model_provider); openai serves everything that is compatible with it: vLLM, Ollama, llama.cpp, DashScope (then base_url names the server) (describe.llm.vendor).

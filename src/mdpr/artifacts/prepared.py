@@ -20,11 +20,13 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ClassInfo(Format):
-    """One class of the label set. `index` is the key everywhere; names may repeat."""
+    """One class of the label set. `index` is the key everywhere; names may repeat. `label` is the source's own word
+    for the class (a folder's name), if the name is another."""
 
     index: int = Field(ge=0)
     name: str = Field(min_length=1)
     disambiguation: str | None = None
+    label: str | None = None
     train_images: int = Field(ge=0)
     shot: ShotGroup
 
@@ -57,18 +59,28 @@ class Origin(Format):
     md5: str
 
 
+class Tally(Format):
+    """How many things of a source have something in common, and the names of the first of them."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
 class DataCard(Format):
     """card.json: how a prepared data set was cut (the keys of `prepare` in params.yaml) and what came of it.
 
     validation: `source` the source brought a split of its own; `left_over` what the cut left in the pool;
     `train_share` a share of each class's training images. test: `source`, or `share` of each class of the pool.
-    left_out: images and rows of the source that could not be used, a line each. origin: where the source lies in DVC,
-    if it came from there.
+    left_out: images and rows of the source that could not be used, a line each. passed_over: files and folders that are
+    no images, by reason. interpreted: images used, by what had to be interpreted in their files. dropped_classes: the
+    images of each class that was too small. train_only: classes without an image in val and test. origin: where the
+    source lies in DVC, if it came from there.
     """
 
     format: Literal["mdpr-card/1"] = "mdpr-card/1"
     source: str
     hub_name: str
+    hub_rev: str = ""
     emblems: str = "foreign"
     profile: Literal["exponential", "step", "pareto", "natural"]
     imbalance_ratio: float
@@ -82,6 +94,14 @@ class DataCard(Format):
     few_below: int
     shots_from: float | None
     short_side_px: int
+    background: str = "white"
+    class_name_style: str = "as_is"
+    class_depth: int = 1
+    follow_links: bool = False
+    small_classes: str = "refuse"
+    min_images_per_class: int = 0
+    test_from: str = "source"
+    drop_duplicates: bool = False
     skip_bad: bool
     seed: int
     validation: Validation
@@ -90,6 +110,10 @@ class DataCard(Format):
     images_per_class: dict[Split, tuple[int, ...]]  # in order of class index
     sha256: dict[str, str]  # of each split's file
     left_out: tuple[str, ...]
+    passed_over: dict[str, Tally] = Field(default_factory=dict)
+    interpreted: dict[str, Tally] = Field(default_factory=dict)
+    dropped_classes: dict[str, int] = Field(default_factory=dict)
+    train_only: tuple[str, ...] = ()
     origin: Origin | None = None
 
 

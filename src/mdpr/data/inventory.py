@@ -10,10 +10,9 @@ Every image is decoded once, a few at a time. These tables are what the expectat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from mdpr.artifacts import SPLITS, ClassInfo, DataCard, Split, image_batches, op
 from mdpr.data.intake import map_in_order
 from mdpr.data.splits import PROFILES
 from mdpr.errors import ArtifactError, DataError
-from mdpr.images.decoding import decode_image, quiet_about_large_images
+from mdpr.images.decoding import decode_image, pixel_digest, quiet_pillow
 from mdpr.progress import track
 
 SIDE_PX = 32
@@ -111,6 +110,7 @@ class Inspected(NamedTuple):
     width_px: int | None = None
     height_px: int | None = None
     pixel_sha256: str | None = None
+    blank: bool | None = None
     thumbnail: bytes | None = None
 
 
@@ -217,7 +217,7 @@ def _near_duplicates(earlier: Mapping[Split, pd.Series], hashes: pd.Series, max_
 def _inspect_split(file: Path, split: Split) -> pd.DataFrame:
     found: list[Inspected] = []
     hashes: list[np.ndarray] = []
-    with open_images(file) as parquet, quiet_about_large_images():
+    with open_images(file) as parquet, quiet_pillow():
         progress = track(image_batches(parquet, ["image", "label"]), f"inspect {split}, in batches")
         try:
             for batch in progress:
@@ -254,5 +254,7 @@ def _inspect(row: tuple[bytes, bytes | None, int | None]) -> Inspected:
     except DataError as error:
         return Inspected(path, path_fault, label, str(error))
     width_px, height_px = picture.size
-    pixels = hashlib.sha256(f"{width_px}x{height_px}\0".encode() + picture.tobytes()).hexdigest()
-    return Inspected(path, path_fault, label, None, width_px, height_px, pixels, grey_thumbnail(picture))
+    extrema_3: Any = picture.getextrema()
+    blank = all(low == high for low, high in extrema_3)
+    thumbnail = grey_thumbnail(picture)
+    return Inspected(path, path_fault, label, None, width_px, height_px, pixel_digest(picture), blank, thumbnail)

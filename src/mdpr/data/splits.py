@@ -7,7 +7,7 @@ A row whose label is negative is never taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,38 +30,49 @@ class Cut:
     validation: Validation
 
 
-def hold_out_test(labels_N: np.ndarray, names: Sequence[str], share: float) -> np.ndarray:
+def hold_out_test(
+    labels_N: np.ndarray, names: Sequence[str], share: float, train_only: Collection[int] = ()
+) -> np.ndarray:
     """Rows (increasing) of a stratified test set: int(share * n_c) images of each class, at least 1.
 
-    The draw hangs on no setting but `share`: every seed and every cut is judged by the same images.
-    Raises `DataError` that names a class with fewer than 2 images.
+    None of the classes `train_only`. The draw depends on no setting but `share`: every seed and every cut is judged by
+    the same images. Raises `DataError` that names a class with fewer than 2 images.
     """
     random = np.random.default_rng(0)
     test = []
     for index, name in enumerate(names):
+        if index in train_only:
+            continue
         rows = np.flatnonzero(labels_N == index)
         if len(rows) < 2:
             raise DataError(
-                f"class {index} ({name}) has {len(rows)} image, 2 are needed for a test set: add images, or give the "
-                "source a test split"
+                f"class {index} ({name}) has {len(rows)} image, 2 are needed for a test set: add images, give the "
+                "source a test split, or set prepare.small_classes"
             )
         test.append(random.permutation(rows)[: max(1, int(share * len(rows)))])
     return np.sort(np.concatenate(test))
 
 
-def cut_pool(labels_N: np.ndarray, names: Sequence[str], params: PrepareParams, *, with_val: bool) -> Cut:
+def cut_pool(
+    labels_N: np.ndarray,
+    names: Sequence[str],
+    params: PrepareParams,
+    *,
+    with_val: bool,
+    train_only: Collection[int] = (),
+) -> Cut:
     """Train and validation rows of the pool, drawn as the usual CIFAR-LT generator draws them.
 
     One legacy NumPy generator, classes in order, each class's rows shuffled; the first n_c are training, the
     next ones validation. Profile natural takes all. Validation as a share of training gives up at most 20 % of
-    each class (at least 1 image, never the last).
+    each class (at least 1 image, never the last), and nothing of the classes `train_only`.
     Raises `DataError` that names the class, what it has and what it would need.
     """
     counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(names))
     for index, count in enumerate(counts_C):
         if count == 0:
             raise DataError(f"train: class {index} ({names[index]}) has no image: add images or drop the class")
-    plan_train_C, plan_val_C = _plan(counts_C, names, params, with_val)
+    plan_train_C, plan_val_C = _plan(counts_C, names, params, with_val, train_only)
     random = np.random.RandomState(params.seed)  # the published cuts are defined by this generator
     train, val = [], []
     for index, (n_train, n_val) in enumerate(zip(plan_train_C, plan_val_C, strict=True)):
@@ -75,14 +86,14 @@ def cut_pool(labels_N: np.ndarray, names: Sequence[str], params: PrepareParams, 
 
 
 def _plan(
-    counts_C: np.ndarray, names: Sequence[str], params: PrepareParams, with_val: bool
+    counts_C: np.ndarray, names: Sequence[str], params: PrepareParams, with_val: bool, train_only: Collection[int]
 ) -> tuple[list[int], list[int]]:
     """Images of each class for training and for validation."""
     natural = params.profile == "natural"
     kept_C = counts_C.tolist() if natural else planned_counts(params, counts_C, params.imbalance_ratio)
     left_over = with_val and not natural and params.val_from == "left_over"
-    n_val = params.val_images_per_class if left_over else 0
-    for index, (count, n_kept) in enumerate(zip(counts_C, kept_C, strict=True)):
+    val_C = [0 if index in train_only or not left_over else params.val_images_per_class for index in range(len(names))]
+    for index, (count, n_kept, n_val) in enumerate(zip(counts_C, kept_C, val_C, strict=True)):
         label = f"class {index} ({names[index]})"
         if n_kept == 0:
             raise DataError(
@@ -96,16 +107,19 @@ def _plan(
                 "prepare.val_from to train_share or prepare.profile to natural"
             )
     if left_over or not with_val:
-        return kept_C, [n_val] * len(names)
-    val_C = [_val_share(n, name, params) for n, name in zip(kept_C, names, strict=True)]
+        return kept_C, val_C
+    val_C = [
+        0 if index in train_only else _val_share(n, name, params)
+        for index, (n, name) in enumerate(zip(kept_C, names, strict=True))
+    ]
     return [n - v for n, v in zip(kept_C, val_C, strict=True)], val_C
 
 
 def _val_share(count: int, name: str, params: PrepareParams) -> int:
     if count < 2:
         raise DataError(
-            f"train: class {name} has {count} image, one more is needed for validation: add images, or give "
-            "the source a val split"
+            f"train: class {name} has {count} image, one more is needed for validation: add images, give the source a "
+            "val split, or set prepare.small_classes"
         )
     return max(1, min(params.val_images_per_class, int(VAL_SHARE * count)))
 

@@ -1,92 +1,211 @@
-"""Encoded bytes to an RGB picture, the one door for every image: prepare, validate, training and serving."""
+"""From encoded bytes to an RGB picture: the one door for every image of prepare, validate, training and serving.
+
+A picture is refused before it is decoded if it is too large, and never costs more than itself: whatever the decoder
+raises becomes a `DataError` that names it. What had to be interpreted is reported as a note, so that it can be counted.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageColor, features
 
 from mdpr.errors import DataError
 
 MAX_PIXELS = 64_000_000
 """Width times height above which an image is refused before it is decoded (a decompression bomb)."""
-
+MAX_SIDE_PX = 65_500  # of a JPEG; also bounds how thin a picture can be
+MAX_BYTES = 256 * 2**20  # holds any uncompressed picture of MAX_PIXELS
 JPEG_QUALITY = 95
 
 # Raster formats that Pillow decodes itself; others (EPS) start programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
-# What Pillow's readers raise on damaged files, found by damaging files at random (tests/unit/data/test_images.py).
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if features.check("avif") else []))
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
 )
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
+
+Note = Literal["orientation unreadable", "transparent", "depth guessed"]
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DEPTHS = (8, 10, 12, 14, 16)  # bits per grey value that cameras and scanners write
+NEAR_BLACK = 16  # of 255; 12 bits stored as 16 reach at most 15
 
 
-def decode_image(data: bytes, where: str) -> Image.Image:
-    """The picture in `data` as RGB, upright (EXIF orientation applied), the first frame of an animation.
+class Decoded(NamedTuple):
+    """A picture in RGB, and how its file had to be interpreted."""
 
-    `where` names the image in errors (file and row). Greyscale is repeated over the channels, 16-bit
-    greyscale scaled to 8 bit, transparency dropped as CLIP's own preprocessing does.
-    Raises `DataError` where the data are empty, damaged, of an unknown format or above `MAX_PIXELS`.
+    image: Image.Image
+    notes: tuple[Note, ...]
+
+
+class Verified(NamedTuple):
+    """The bytes to keep of a picture, how its file had to be interpreted, and perhaps the digest of its pixels."""
+
+    data: bytes
+    notes: tuple[Note, ...]
+    digest: str | None
+
+
+def decode_image(data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in `data` as RGB; see `decode`."""
+    return decode(data, where, background, max_pixels).image
+
+
+def decode(data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS) -> Decoded:
+    """The picture in `data` as RGB, upright (EXIF orientation), the first frame of an animation.
+
+    `where` names the image in errors (file and row). See `to_rgb` for greyscale, depth and transparency.
+    Notes: the EXIF block is damaged (the pixels are used as they are); transparency was laid on `background`; grey
+    values use fewer bits than are stored.
+    Raises `DataError` for data that are empty, damaged, of an unknown format, or larger than `MAX_BYTES`, `max_pixels`
+    or `MAX_SIDE_PX`: only the header is read before that.
     """
     if not data:
         raise DataError(f"{where} is empty (0 bytes): restore or remove the file")
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{where} has {len(data):,} bytes, more than {MAX_BYTES:,}: scale it down")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header alone
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         width_px, height_px = image.size
-        if width_px * height_px <= MAX_PIXELS:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # copies nothing where the image is upright
-            return _to_rgb(image)
+        if width_px * height_px <= max_pixels and max(image.size) <= MAX_SIDE_PX:
+            deep_colour = ";16" in str(getattr(image, "tile", ""))
+            image, turned = _load_upright(image)
+            picture, notes = _as_rgb(image, background)
+            if deep_colour and 0 < int(np.asarray(picture).max()) < NEAR_BLACK:
+                raise ValueError("16-bit values that use the lower bits only: save it with 8 bits")
+            return Decoded(picture, (*turned, *notes))
     except Image.UnidentifiedImageError:
         raise DataError(f"{where} is not an image ({', '.join(FORMATS)}): convert or remove the file") from None
-    except DAMAGED as error:
-        raise DataError(f"{where} cannot be decoded ({error}): restore or remove the file") from None
-    raise DataError(f"{where} has {width_px} x {height_px} pixels, more than {MAX_PIXELS:,} in all: scale it down")
+    except Exception as error:  # Pillow's readers raise whatever their parsers run into
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where} cannot be decoded ({reason}): restore or remove the file") from None
+    size = f"{where} has {width_px} x {height_px} pixels, more than"
+    if width_px * height_px > max_pixels:
+        raise DataError(f"{size} {max_pixels:,} in all: scale it down")
+    raise DataError(f"{size} {MAX_SIDE_PX:,} on a side: cut or scale it down")
 
 
-def verify_image(data: bytes, where: str, short_side_px: int = 0) -> bytes:
-    """`data` once it has been decoded; or, where its short side is larger than `short_side_px`, scaled down to
-    that (bicubic) as JPEG of quality 95. 0 leaves every size as it is. Raises as `decode_image` does."""
-    image = decode_image(data, where)
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any picture of Pillow's as RGB, as `decode_image` gives it.
+
+    Greyscale is repeated over the channels. Grey values of more than 8 bits are scaled by the smallest depth of
+    `DEPTHS` that holds the largest of them, floating-point ones up to 1 by 255. Transparency is composited on
+    `background` (a colour's name or #RRGGBB).
+    Raises `ValueError` for values that are negative, not finite or above 16 bits.
+    """
+    return _as_rgb(image, background)[0]
+
+
+def verify_image(
+    data: bytes, where: str, short_side_px: int = 0, background: str = "white", *, with_digest: bool = False
+) -> Verified:
+    """`data` once it has been decoded; changed only if what is kept must be another picture.
+
+    A short side larger than `short_side_px` (0: no bound) is scaled down to it (bicubic, JPEG of quality 95). A picture
+    with transparency is written as it looks on `background` (PNG), so that all who read it see the same.
+    Raises as `decode` does.
+    """
+    image, notes = decode(data, where, background)
+    digest = pixel_digest(image) if with_digest else None
     short_px = min(image.size)
-    if not short_side_px or short_px <= short_side_px:
-        return data
-    width_px, height_px = (round(side_px * short_side_px / short_px) for side_px in image.size)
     stream = io.BytesIO()
-    image.resize((width_px, height_px), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
-    return stream.getvalue()
+    if short_side_px and short_px > short_side_px:
+        width_px, height_px = (round(side_px * short_side_px / short_px) for side_px in image.size)
+        image.resize((width_px, height_px), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
+    elif "transparent" in notes:
+        image.save(stream, "PNG")
+    else:
+        return Verified(data, notes, digest)
+    return Verified(stream.getvalue(), notes, digest)
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Of an RGB picture: equal if its size and pixels are, whatever the format of the file."""
+    return hashlib.sha256(f"{image.width}x{image.height}\0".encode() + image.tobytes()).hexdigest()
+
+
+def is_image(head: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of an image, whatever its suffix."""
+    if head.startswith(SIGNATURES):
+        return True
+    return (head[:4], head[8:12]) == (b"RIFF", b"WEBP") or ("AVIF" in FORMATS and head[4:12] == b"ftypavif")
 
 
 @contextmanager
-def quiet_about_large_images() -> Iterator[None]:
-    """No warnings by Pillow of large images: `decode_image` refuses them itself. Main thread only."""
+def quiet_pillow() -> Iterator[None]:
+    """No warnings by Pillow about large images and damaged metadata: both are handled here. Main thread only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would cut off, not scale
-        levels = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range")
-    elif image.mode == "P" and "transparency" in image.info:
+def _load_upright(image: Image.Image) -> tuple[Image.Image, tuple[Note, ...]]:
+    """The pixels, turned as EXIF says; a damaged EXIF block costs the orientation only."""
+    if image.format == "TIFF":  # its tags are read before the pixels
+        orientation = _orientation(image)
+        image.getexif = Image.Exif  # type: ignore[method-assign] # load() would read damaged sub-folders again
+        image.load()
+    else:
+        image.load()
+        orientation = _orientation(image)
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    return image, () if orientation is not None else ("orientation unreadable",)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF's orientation; 1 if there is none, None if the block cannot be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `decode`
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _as_rgb(image: Image.Image, background: str) -> tuple[Image.Image, tuple[Note, ...]]:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image, ()
+    notes: list[Note] = []
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off, not scale
+        values = np.asarray(image)
+        key = image.info.get("transparency")
+        image, guessed = _scaled(values)
+        if guessed:
+            notes.append("depth guessed")
+        if isinstance(key, int):
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+        if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+            canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+            canvas.alpha_composite(image)
+            image = canvas
+            notes.append("transparent")
+    return image.convert("RGB"), tuple(notes)
+
+
+def _scaled(values: np.ndarray[Any, Any]) -> tuple[Image.Image, bool]:
+    """Grey values as 8 bits, and whether their range had to be read off them."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high < 2 ** DEPTHS[-1]):  # also if one is not a number
+        raise ValueError(f"grey values from {low:g} to {high:g}, expected 0 to 65535: save it with 8 or 16 bits")
+    if values.dtype.kind == "f" and high <= 1:
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8)), False
+    depth = next(bits for bits in DEPTHS if high < 2**bits)
+    levels = values.astype(np.int64) >> (depth - DEPTHS[0])
+    return Image.fromarray(levels.astype(np.uint8)), depth != DEPTHS[-1]

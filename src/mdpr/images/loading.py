@@ -1,17 +1,16 @@
-"""Which images a step of training sees: the order of an epoch, and how each batch is split. Nothing here has state.
+"""From prepared images to batches for torch: the order of an epoch, its split over processes, transforms, the loader.
 
-An order depends on (seed, epoch) alone. A batch is split over processes (ranks) and then into micro-batches, both
-into runs of neighbours, so that one process or several, with small micro-batches or none, see the same images in
-every step. N images of a split, M indices of an epoch.
+Nothing depends on earlier calls: an order depends on (seed, epoch), and what an image looks like on (seed,
+epoch, index), not on the worker that loads it. A batch is split over processes (ranks) and then into micro-batches,
+both into runs of neighbours, so that any number of processes, with or without micro-batches, see the same images in
+every step.
 
-Prepared images as float tensors for torch: transforms, a data set, a loader.
-
-N images of a split, B in a batch, 3 colour channels, H = W = the backbone's image size. What an image looks
-like depends on (seed, epoch, index) alone: not on the order in which it is asked for, nor on the worker.
+N images of a split, M indices of an epoch, B in a batch, 3 colour channels, H = W = the backbone's image size.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import v2
@@ -39,7 +39,7 @@ Sampling = Literal["instance", "class_balanced"]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What goes through the model at once.
+    """The images that go through the model at once.
 
     indices  of the images
     offset   place of the first one in the whole step's batch
@@ -55,7 +55,7 @@ Step = tuple[MicroBatch, ...]
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator of its own for what an epoch draws about order."""
+    """The generator of an epoch's order."""
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -92,7 +92,7 @@ ORDERS: dict[Sampling, Callable[[np.ndarray, int, int], np.ndarray]] = {
 def plan_epoch(
     order_M: np.ndarray, batch_size: int, micro_batch_size: int | None = None, rank: int = 0, world: int = 1
 ) -> list[Step]:
-    """What process `rank` of `world` computes in each step of an epoch.
+    """The part of each step of an epoch that process `rank` of `world` computes.
 
     A step's images are split over the processes as evenly as can be. Every process takes part in every step: one
     that is left without an image in a short last step computes the batch's last image with share 0.
@@ -122,6 +122,7 @@ Augment = Literal["none", "flip", "crop_flip"]
 Batch = tuple[torch.Tensor, torch.Tensor]  # float32 (B, 3, H, W), int64 (B,)
 
 CACHE_MAX_BYTES = 256 * 2**20
+THIN = 16  # long over short side from which only the centre of a picture is resized
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps; less loses small objects
 
 
@@ -156,8 +157,29 @@ def eval_transform(size_px: int, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def _resize_and_crop(image: Image.Image, size_px: int) -> torch.Tensor:
+    if max(image.size) > THIN * min(image.size):
+        return F.pil_to_tensor(_middle_of_thin(image, size_px))
     image = F.resize(image, [size_px], interpolation=v2.InterpolationMode.BICUBIC)
     return F.pil_to_tensor(F.center_crop(image, [size_px]))
+
+
+def _middle_of_thin(image: Image.Image, size_px: int) -> Image.Image:
+    """The pixels that resizing the short side and cropping the centre give, computed for the centre only.
+
+    20,000 x 1 pixels resized to a height of 224 would be 4,480,000 wide.
+    """
+    long_px, short_px = max(image.size), min(image.size)
+    resized_px = int(size_px * long_px / short_px)  # as torchvision rounds
+    start_px = round((resized_px - size_px) / 2)
+    scale = long_px / resized_px
+    first, last = start_px * scale, (start_px + size_px) * scale
+    support_px = math.ceil(2 * max(scale, 1)) + 1  # how far the bicubic filter reads beyond the centre
+    low, high = max(0, math.floor(first) - support_px), min(long_px, math.ceil(last) + support_px)
+    if image.width >= image.height:
+        part, box = image.crop((low, 0, high, short_px)), (first - low, 0.0, last - low, float(short_px))
+    else:
+        part, box = image.crop((0, low, short_px, high)), (0.0, first - low, float(short_px), last - low)
+    return part.resize((size_px, size_px), PIL.Image.Resampling.BICUBIC, box=box)
 
 
 def train_transform(size_px: int, mean: Sequence[float], std: Sequence[float], augment: Augment) -> ImageTransform:
@@ -233,7 +255,7 @@ class ImageTable(Dataset[Any]):
 
 
 def _stream(seed: int, epoch: int, count: int) -> np.ndarray:
-    """`count` seeds (uint64): the i-th depends on (seed, epoch, i) alone, and neighbours share nothing."""
+    """`count` seeds (uint64): the i-th depends on (seed, epoch, i) only, and neighbours share nothing."""
     return np.random.SeedSequence((seed, epoch)).generate_state(count, np.uint64)
 
 
@@ -247,7 +269,7 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """Batches (B, 3, H, W) float32 and (B,) int64 of one epoch; also moves `dataset` to that epoch.
 
-    `batches` are the indices of each batch (see `mdpr.images.loading`), or the size of batches in the table's order.
+    `batches` are the indices of each batch (see `plan_epoch`), or the size of batches in the table's order.
     Make a new loader each epoch. torch's global generator is not touched.
     """
     dataset.set_epoch(epoch)
@@ -266,7 +288,7 @@ def make_loader(
 
 
 def _leave_sigterm_to_the_trainer(worker: int) -> None:
-    """Whoever stops a node signals all its processes; the one that trains still needs its step's images to save."""
+    """A node that is stopped signals all its processes; the trainer still needs the images of its step to save."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mdpr.params.section import Count, CountOrZero, Fraction, InputPath, Positive, Section, Seed, offered
+from mdpr.params.section import Count, CountOrZero, Fraction, Positive, Section, Seed, offered
 
 
 class PrepareParams(Section):
@@ -34,7 +34,7 @@ class PrepareParams(Section):
         "emblems: pictures drawn from `seed`, whose truth is known (root: any folder)",
         json_schema_extra=offered(),
     )
-    root: InputPath = Field(
+    root: str = Field(
         "data/embedded/fashion-mnist",
         description="folder of the source (huggingface, cifar: keeps the download)",
         json_schema_extra=offered(text="Folder of the source, as the containers see it; not used if data_repo is set"),
@@ -50,11 +50,20 @@ class PrepareParams(Section):
     )
     rev: str = Field(
         "",
-        description="commit, tag or branch of repo; empty: its default branch as it is now",
+        description="commit, tag or branch of repo or hub_name; empty: its default branch as it is now",
         json_schema_extra=offered("data_rev"),
     )
     path: str = Field("", description="folder in repo that DVC tracks", json_schema_extra=offered("data_path"))
     hub_name: str = Field("", description="name of the data set on the Hugging Face Hub, or a folder (huggingface)")
+    class_depth: CountOrZero = Field(
+        1, description="folder: which folder below the root (or the split) is the class; 0: the innermost"
+    )
+    class_name_style: Literal["as_is", "spaces", "words"] = Field(
+        "spaces",
+        description="class names out of folders and labels: spaces: underscores become spaces; words: also "
+        "001.CamelCase becomes Camel Case; as_is: unchanged (names.csv or classes.json names them one by one)",
+    )
+    follow_links: bool = Field(False, description="read what lies outside the root through symbolic links")
     emblems: Literal["absent", "foreign"] = Field(
         "foreign",
         description="emblems: what pictures hide: absent: each attribute in 35 % of them; foreign: fewer absent, but "
@@ -77,6 +86,11 @@ class PrepareParams(Section):
         "train_share: at most 20 % of each class's training images (always so for natural)",
     )
     val_images_per_class: Count = Field(200, description="images of each class for validation, at most")
+    test_from: Literal["source", "val", "share"] = Field(
+        "source",
+        description="test set: source: the source's own, or a share if it has none; val: its validation split; share: "
+        "a share of each class's training images",
+    )
     test_share: float = Field(
         0.2, gt=0, lt=1, description="share of each class that becomes the test set where the source has none"
     )
@@ -84,6 +98,20 @@ class PrepareParams(Section):
     few_below: Count = Field(20, description="few-shot: fewer training images than this; medium lies between")
     shots_from: float | None = Field(
         None, ge=1, description="imbalance ratio whose counts decide the shot groups; empty: the real counts"
+    )
+    min_images_per_class: CountOrZero = Field(
+        0, description="classes with fewer images are small, and those that cannot be split"
+    )
+    small_classes: Literal["refuse", "drop", "train_only"] = Field(
+        "refuse", description="small classes: stop, leave them out, or use them for training only"
+    )
+    drop_duplicates: bool = Field(
+        False, description="leave out an image whose pixels came before (test first, then validation)"
+    )
+    background: str = Field(
+        "white",
+        pattern=r"^(white|black|gray|#[0-9a-fA-F]{6})$",
+        description="what transparent images are laid on: white, black, gray or #RRGGBB",
     )
     short_side_px: CountOrZero = Field(
         0, description="scale larger images down to this short side, as JPEG of quality 95; 0: bytes as they are"
@@ -118,8 +146,8 @@ class PrepareParams(Section):
             raise ValueError("source = huggingface needs hub_name, the name of the data set")
         if bool(self.repo) != bool(self.path):
             raise ValueError("repo and path go together: the repository, and the folder in it that DVC tracks")
-        if self.rev and not self.repo:
-            raise ValueError("rev is a revision of repo: set repo and path too")
+        if self.rev and not self.repo and self.source != "huggingface":
+            raise ValueError("rev is a revision of repo or of hub_name: set repo and path, or source = huggingface")
         if self.repo and self.source in ("embedded", "huggingface", "emblems"):
             raise ValueError(f"source = {self.source} does not come from a repository: leave repo empty")
         return self

@@ -16,4 +16,4 @@ def prepare(prepared: Out, *, params: PrepareParams) -> None:
         place = Place.of(params, root)
         source = open_source(params.source, place)
         prepared.mkdir()
-        write_prepared(prepared, source, params, place.faults, origin)
+        write_prepared(prepared, source, params, place.log, origin)

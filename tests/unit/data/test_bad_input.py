@@ -134,7 +134,7 @@ def test_a_label_outside_the_list_in_parquet(make_parquet: MakeSource, tmp_path:
     rows = list(read_images(root / "test.parquet"))
     rows[2] = rows[2]._replace(label=3)
     write_images(root / "test.parquet", *zip(*rows, strict=True))
-    with pytest.raises(DataError, match=r"test\.parquet row 2 has label 3, classes\.json ends at 2"):
+    with pytest.raises(DataError, match=r"test\.parquet row 2 has label 3, the classes end at 2"):
         prepare("parquet", root, tmp_path / "prepared")
     card = read_card(prepare("parquet", root, tmp_path / "prepared", skip_bad=True))
     assert card.images["test"] == 11
@@ -146,7 +146,8 @@ def test_a_suffix_may_be_wrong_and_an_animation_gives_its_first_frame(make_folde
     (root / "train" / "bee" / "wrong.jpg").write_bytes(gif(3))
     (root / "train" / "bee" / "notes.txt").write_text("no image, and not looked into")
     card = read_card(prepare("folder", root, tmp_path / "prepared", short_side_px=10))
-    assert card.left_out == ("train/bee/notes.txt has not the suffix of an image",)
+    assert card.left_out == ()
+    assert card.passed_over["files with the suffix .txt"].examples == ("train/bee/notes.txt",)
     found = [record for split in ("train", "val") for record in read_images(tmp_path / "prepared" / f"{split}.parquet")]
     (image,) = (record.image for record in found if record.path == "train/bee/wrong.jpg")
     with Image.open(io.BytesIO(image)) as small:
@@ -159,7 +160,7 @@ def test_a_suffix_may_be_wrong_and_an_animation_gives_its_first_frame(make_folde
 def test_a_class_folder_that_links_to_a_folder_above(make_folder: MakeSource, tmp_path: Path) -> None:
     root = make_folder()
     (root / "train" / "loop").symlink_to("..")
-    with pytest.raises(DataError, match=r"train/loop is a symbolic link to a folder above it: remove it"):
+    with pytest.raises(DataError, match=r"train/loop is a link to a folder above it .* remove it"):
         prepare("folder", root, tmp_path / "prepared")
 
 
@@ -168,7 +169,7 @@ def test_class_folders_that_differ_by_case(make_folder: MakeSource, tmp_path: Pa
     (root / "train" / "Bee").mkdir()
     if len(list((root / "train").iterdir())) == 3:
         pytest.skip("this file system does not tell upper from lower case")
-    with pytest.raises(DataError, match=r"train: the classes 'Bee' and 'bee' differ by case alone: merge or rename"):
+    with pytest.raises(DataError, match=r"train: the classes 'Bee' and 'bee' differ by case, .* rename one"):
         prepare("folder", root, tmp_path / "prepared")
 
 
@@ -191,7 +192,7 @@ def test_folders_without_splits_and_a_csv_without_the_column(make_csv: MakeSourc
     (root / "images.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
     card = read_card(prepare("csv", root, tmp_path / "listed", test_share=0.5))
     assert (card.test, card.images_per_class["test"]) == ("share", (17, 12, 9))
-    folder = read_card(prepare("folder", root / "train", tmp_path / "unsplit", test_share=0.5))
+    folder = read_card(prepare("folder", root / "train", tmp_path / "folder", test_share=0.5))
     assert folder.images_per_class == {"train": (12, 8, 7), "val": (3, 2, 1), "test": (15, 10, 7)}
 
 

@@ -24,7 +24,7 @@ from mdpr.data.sources.emblems import (
     render,
 )
 from mdpr.errors import ArtifactError
-from mdpr.params import PrepareParams
+from mdpr.params import Params, PrepareParams
 from mdpr.stages.stage import load_stage, run_stage
 
 SMALL = {"source": "emblems", "max_images_per_class": 8, "imbalance_ratio": 4, "val_images_per_class": 2}
@@ -33,7 +33,7 @@ SMALL = {"source": "emblems", "max_images_per_class": 8, "imbalance_ratio": 4, "
 def prepare(folder: Path, **changes: object) -> Path:
     folder.mkdir()
     params = PrepareParams.model_validate({**SMALL, "root": str(folder), **changes})
-    run_stage(load_stage("prepare"), {"prepared": folder / "prepared"}, {"prepare": params})
+    run_stage(load_stage("prepare"), {"prepared": folder / "prepared"}, Params(prepare=params))
     return folder / "prepared"
 
 

@@ -1,7 +1,6 @@
 """Every source gives the same thing; every mistake in one is named by file and row."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -130,15 +129,16 @@ def test_csv_must_be_utf8(make_csv: MakeSource) -> None:
         open_source("csv", root)
 
 
-def test_folder_leaves_out_other_files_and_says_so(make_folder: MakeSource, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_leaves_out_other_files_and_says_so(make_folder: MakeSource) -> None:
     root = make_folder()
     (root / "train" / "bee" / "notes.txt").write_text("not an image")
     (root / "train" / "bee" / ".hidden.png").write_text("nor this")
-    with caplog.at_level(logging.WARNING, logger="mdpr"):
-        source = open_source("folder", root)
+    place = Place.of(PrepareParams(source="folder", root=str(root)))
+    source = open_at("folder", place)
     assert np.bincount(source.pool.labels_N).tolist() == [30, 20, 15]
-    assert "left out: " in caplog.text
-    assert "notes.txt" in caplog.text
+    assert place.log.passed_over["files with the suffix .txt"].examples == ("train/bee/notes.txt",)
+    assert place.log.passed_over["hidden files"].count == 1
+    assert any("notes.txt" in line for line in place.log.report())
 
 
 def test_folder_with_a_class_that_only_test_has(make_folder: MakeSource) -> None:
@@ -150,7 +150,7 @@ def test_folder_with_a_class_that_only_test_has(make_folder: MakeSource) -> None
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(3, r"test\.parquet row 1 has label 3, classes\.json ends at 2"), (-1, "row 1 has label -1")],
+    [(3, r"test\.parquet row 1 has label 3, the classes end at 2"), (-1, "row 1 has label -1")],
 )
 def test_parquet_label_outside_the_list(label: int, message: str, make_parquet: MakeSource) -> None:
     root = make_parquet()

@@ -1,6 +1,7 @@
 """What torch sees: the same numbers as open_clip's preprocessing, and chance that hangs on nothing else."""
 
 import io
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mdpr.images.loading import (
     Augment,
     ImageTable,
     Sampling,
+    _resize_and_crop,
     class_balanced_order,
     eval_transform,
     instance_order,
@@ -54,6 +56,22 @@ def test_eval_transform_is_that_of_open_clip(size: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
     stock = open_clip.image_transform(32, is_train=False, mean=MEAN, std=STD)
     assert torch.equal(eval_transform(32, MEAN, STD)(image), stock(image))
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (3000, 20), (7, 900), (100_001, 500), (512, 31)])
+def test_the_middle_of_a_thin_picture_is_that_of_the_whole_of_it(size: tuple[int, int]) -> None:
+    """Compared where the whole of it still fits: torchvision would make 640,000 x 32 of 20,000 x 1."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    stock = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+    shown, whole = eval_transform(32, (0, 0, 0), (1, 1, 1))(image), stock(image)
+    assert (255 * (shown - whole)).abs().max() <= 1
+    assert ((shown - whole).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_a_thin_picture_needs_no_memory_for_what_is_cropped_away() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert _resize_and_crop(Image.new("RGB", (65_000, 1), (9, 8, 7)), 224)[:, 0, 0].tolist() == [9, 8, 7]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; the whole would take 13 GB
 
 
 def test_training_without_augmentation_is_evaluation(table: ImageFile) -> None:

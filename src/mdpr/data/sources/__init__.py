@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mdpr.data.class_list import check_names
 from mdpr.data.sources.cifar import cifar10_source, cifar100_source
 from mdpr.data.sources.emblems import emblems_source
 from mdpr.data.sources.folders import folder_source
@@ -42,6 +43,7 @@ def open_source(kind: str, place: Place) -> Source:
         if not folder.is_dir():
             raise DataError(f"prepare.{key} = {folder}: there is no such folder")
     source = SOURCES[kind](place)
+    check_names(source.classes, place.root)
     if len(source.classes) < 2:
         raise DataError(f"{place.root} has {len(source.classes)} class, at least 2 are needed")
     return source

@@ -92,9 +92,9 @@ def emblems_source(place: Place) -> Source:
     world = build_world()
     return Source(
         classes=tuple(ClassName(index=index, name=name) for index, name in enumerate(world.names)),
-        pool=EmblemSplit.draw("pool", world, place.emblems, (place.seed, 0), POOL_PER_CLASS),
+        pool=EmblemSplit.draw("pool", world, place.params.emblems, (place.params.seed, 0), POOL_PER_CLASS),
         val=None,
-        test=EmblemSplit.draw("test", world, place.emblems, (TEST_SEED, 1), TEST_PER_CLASS),
+        test=EmblemSplit.draw("test", world, place.params.emblems, (TEST_SEED, 1), TEST_PER_CLASS),
         truth=partial(_truth, world),
     )
 

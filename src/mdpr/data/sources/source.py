@@ -20,8 +20,9 @@ from PIL import Image
 from mdpr.artifacts import Split, image_batches, open_images
 from mdpr.artifacts.truth import Truth
 from mdpr.data.class_list import ClassName
-from mdpr.data.intake import Faults, printable, utf8_name
+from mdpr.data.intake import IntakeLog, check_link, printable, read_file
 from mdpr.errors import DataError
+from mdpr.images.decoding import MAX_BYTES
 from mdpr.params import PrepareParams
 
 IGNORE_INDEX = -1
@@ -56,28 +57,24 @@ class FileSplit:
     files: Sequence[str]
     labels_N: np.ndarray
     origins: Sequence[str] | None = None
+    follow_links: bool = False
 
     def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
         for row in rows.tolist():
             file = self.root / self.files[row]
             where = f"{printable(file)} ({self.origins[row]})" if self.origins else printable(file)
-            yield SourceImage(partial(read_file, file, where), self.files[row], int(self.labels_N[row]), where)
+            yield SourceImage(
+                partial(self._read, file, where), printable(self.files[row]), int(self.labels_N[row]), where
+            )
 
-
-def read_file(file: Path, where: str) -> bytes:
-    """The content of a file; `DataError` where it is missing, cannot be read or has a name that is no text."""
-    utf8_name(str(file), where)
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{where} does not exist: add the file or correct its path") from None
-    except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror}") from None
+    def _read(self, file: Path, where: str) -> bytes:
+        check_link(file, self.root, where, follow=self.follow_links)
+        return read_file(file, where, MAX_BYTES)
 
 
 @dataclass(frozen=True)
 class PixelSplit:
-    """Images as pixels in memory, uint8 (N, H, W, 3); each becomes a PNG when asked for."""
+    """Images as pixels in memory, uint8 (N, H, W, 3); each becomes a PNG when it is read."""
 
     pixels_NHW3: np.ndarray
     labels_N: np.ndarray
@@ -104,17 +101,11 @@ class ParquetSplit:
     labels_N: np.ndarray
 
     @classmethod
-    def open(cls, file: Path, classes: int, faults: Faults) -> ParquetSplit:
-        """A row without a label, or with one outside 0..classes-1, goes to `faults`."""
+    def open(cls, file: Path, classes: int, log: IntakeLog) -> ParquetSplit:
+        """Raises as `checked_labels` does."""
         with open_images(file) as parquet:
             column = parquet.read(["label"])["label"]
-        missing_N = column.is_null().to_numpy()
-        labels_N = pc.fill_null(column, IGNORE_INDEX).to_numpy().astype(np.int64)
-        for row in np.flatnonzero((labels_N < 0) | (labels_N >= classes)).tolist():
-            fault = f"has label {labels_N[row]}, classes.json ends at {classes - 1}: correct the label or classes.json"
-            faults.bad(DataError(f"{file} row {row} {'has no label: label or remove it' if missing_N[row] else fault}"))
-            labels_N[row] = IGNORE_INDEX
-        return cls(file, labels_N)
+        return cls(file, checked_labels(column, classes, str(file), log))
 
     def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
         start = 0
@@ -125,21 +116,52 @@ class ParquetSplit:
                     for row in rows[first:last].tolist():
                         yield self._image(batch.column("image")[row - start].as_py(), row)
                     start += len(batch)
-            except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{self.file} is damaged after row {start}: {error}") from None
 
     def _image(self, image: dict[str, Any] | None, row: int) -> SourceImage:
         fields = image or {}
         data: bytes = fields.get("bytes") or b""  # decode_image refuses an empty one
-        name: str = fields.get("path") or f"{self.file.stem}/{row}"
+        name = printable(fields.get("path") or f"{self.file.stem}/{row}")
         return SourceImage(lambda: data, name, int(self.labels_N[row]), f"{self.file} row {row} ({name})")
+
+
+@dataclass(frozen=True)
+class RelabelledSplit:
+    """The images of another split with other labels."""
+
+    split: SourceSplit
+    labels_N: np.ndarray
+
+    def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
+        for row, image in zip(rows.tolist(), self.split.images(rows), strict=True):
+            yield image._replace(label=int(self.labels_N[row]))
+
+
+def checked_labels(column: pa.ChunkedArray, classes: int, where: str, log: IntakeLog) -> np.ndarray:
+    """A column of labels as int64 (N,). A row without a label, or with one outside 0..classes-1, is a fault.
+
+    Raises `DataError` if no row has a label.
+    """
+    missing_N = column.is_null().to_numpy()
+    labels_N = pc.fill_null(column, IGNORE_INDEX).to_numpy().astype(np.int64)
+    if len(labels_N) and (labels_N < 0).all():
+        raise DataError(
+            f"{where} has no labels (all are -1 or null): set prepare.test_from to val or share if it is the test "
+            "split, or label its rows"
+        )
+    for row in np.flatnonzero((labels_N < 0) | (labels_N >= classes)).tolist():
+        fault = f"has label {labels_N[row]}, the classes end at {classes - 1}: correct it or add the class"
+        log.bad(DataError(f"{where} row {row} {'has no label: label or remove it' if missing_N[row] else fault}"))
+        labels_N[row] = IGNORE_INDEX
+    return labels_N
 
 
 @dataclass(frozen=True)
 class Source:
     """A data set as it is found, before any cut.
 
-    `val` and `test` are None where the source has none: they are then taken from the pool. `truth` tells, of the rows
+    `val` and `test` are None if the source has none: they are then taken from the pool. `truth` tells, of the rows
     chosen of each split, what a source knows that draws its pictures itself.
     """
 
@@ -152,30 +174,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source looks: its folder, the folder that listed paths start from, and how it takes bad rows.
-
-    `emblems` and `seed` say what a source draws that reads nothing.
-    """
+    """Where a source lies: its folder, the folder that listed paths start from, the settings, and the log of faults."""
 
     root: Path
     image_root: Path
-    hub_name: str
-    faults: Faults
-    emblems: str = "foreign"
-    seed: int = 0
+    params: PrepareParams
+    log: IntakeLog
 
     @classmethod
     def of(cls, params: PrepareParams, root: Path | None = None) -> Place:
         """The place that `params` name, or `root` with their other settings."""
         root = root or Path(params.root)
-        faults = Faults(root, skip_bad=params.skip_bad)
-        return cls(root, Path(params.image_root or root), params.hub_name, faults, params.emblems, params.seed)
+        log = IntakeLog(root, skip_bad=params.skip_bad)
+        return cls(root, Path(params.image_root or root), params, log)
 
-
-def distinct_by_case(names: Sequence[str], where: Path) -> None:
-    """Raises `DataError` where two class names are the same but for upper and lower case."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            raise DataError(f"{where}: the classes {other!r} and {name!r} differ by case alone: merge or rename one")
+    @property
+    def reads_test(self) -> bool:
+        """Whether the source's own test split is wanted."""
+        return self.params.test_from == "source"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdpr.data.class_list import ClassName, LabelReader, read_class_list, shipped_class_list
-from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source, distinct_by_case
+from mdpr.data.class_list import CLASS_LIST, ClassName, LabelReader, has_indices, read_class_list, shipped_class_list
+from mdpr.data.intake import printable, read_list
+from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source
 from mdpr.errors import DataError
-from mdpr.params import read_json
+from mdpr.params import parse_json
 
 COLUMNS = ("path", "label")
 SPLIT_COLUMN = "split"
@@ -24,16 +27,16 @@ CSV_SPLITS = ("train", "val", "test")
 def parquet_source(place: Place) -> Source:
     """pool.parquet, test.parquet and classes.json; val.parquet if there is one."""
     root = place.root
-    classes = read_class_list(root / "classes.json")
-    for name in ("pool.parquet", "test.parquet"):
-        if not (root / name).is_file():
-            raise DataError(f"{root / name} is missing: prepare.root must hold pool.parquet and test.parquet")
-    val = root / "val.parquet"
+    classes = read_class_list(root / CLASS_LIST)
+    val, test = root / "val.parquet", root / "test.parquet"
+    for file in (root / "pool.parquet", *([test] if place.reads_test else [])):
+        if not file.is_file():
+            raise DataError(f"{file} is missing: prepare.root must hold pool.parquet and test.parquet")
     return Source(
         classes=classes,
-        pool=ParquetSplit.open(root / "pool.parquet", len(classes), place.faults),
-        val=ParquetSplit.open(val, len(classes), place.faults) if val.is_file() else None,
-        test=ParquetSplit.open(root / "test.parquet", len(classes), place.faults),
+        pool=ParquetSplit.open(root / "pool.parquet", len(classes), place.log),
+        val=ParquetSplit.open(val, len(classes), place.log) if val.is_file() else None,
+        test=ParquetSplit.open(test, len(classes), place.log) if place.reads_test else None,
     )
 
 
@@ -41,14 +44,12 @@ def csv_source(place: Place) -> Source:
     """images.csv with the columns path, label and, where there are splits, split.
 
     A label is a class name, or an index into classes.json beside it. Without that file the classes are the
-    names that occur, sorted.
+    labels that occur, sorted; names.csv (or classes.json as {label: name}) gives them other names.
     """
-    file, class_list = place.root / "images.csv", place.root / "classes.json"
+    file, class_list = place.root / "images.csv", place.root / CLASS_LIST
     rows = list(_csv_rows(file))
-    classes = read_class_list(class_list) if class_list.is_file() else None
-    reader = LabelReader(classes, [row.label for row in rows], file)
-    if classes is None:
-        distinct_by_case([item.name for item in reader.classes], file)
+    classes = read_class_list(class_list) if has_indices(class_list) else None
+    reader = LabelReader(classes, [row.label for row in rows], file, place.params.class_name_style)
     splits = {split: listed_split(place, rows, split, reader) for split in CSV_SPLITS}
     has_splits = any(row.split is not None for row in rows)
     return Source(
@@ -69,7 +70,7 @@ class ListedImage(NamedTuple):
 
 
 def listed_split(place: Place, rows: Sequence[ListedImage], split: str, reader: LabelReader) -> FileSplit:
-    """The rows of a split (train has those without one); rows that cannot be used go to `place.faults`."""
+    """The rows of a split (train has those without one); rows that cannot be used go to `place.log`."""
     chosen: list[ListedImage] = []
     labels: list[int] = []
     for row in rows:
@@ -79,7 +80,7 @@ def listed_split(place: Place, rows: Sequence[ListedImage], split: str, reader: 
             inside(row.path, place.image_root, f"{reader.file} line {row.line}")
             labels.append(reader.index(row.label, row.line))
         except DataError as error:
-            place.faults.bad(error)
+            place.log.bad(error)
             continue
         chosen.append(row)
     return FileSplit(
@@ -87,6 +88,7 @@ def listed_split(place: Place, rows: Sequence[ListedImage], split: str, reader: 
         [row.path for row in chosen],
         np.array(labels, np.int64),
         [f"{reader.file.name} line {row.line}" for row in chosen],
+        place.params.follow_links,
     )
 
 
@@ -96,30 +98,25 @@ def inside(path: str, root: Path, where: str) -> None:
         raise DataError(f"{where}: the path is empty")
     steps = os.path.normpath(path).split(os.sep)
     if os.path.isabs(path) or steps[0] == os.pardir:
-        raise DataError(f"{where}: path {path!r} leads out of {root}: write it from there")
+        raise DataError(f"{where}: path '{printable(path)}' leads out of {root}: write it from there")
 
 
 def _csv_rows(file: Path) -> Iterator[ListedImage]:
+    text = read_list(file, "list the images in it, columns path, label, split")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            _check_columns(columns, file)
-            reader.fieldnames = columns
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{file} line {reader.line_num}: expected {len(columns)} values, {', '.join(columns)}"
-                    )
-                values = {column: value.strip() for column, value in row.items()}
-                split = values.get(SPLIT_COLUMN)
-                if split is not None and split not in CSV_SPLITS:
-                    raise DataError(f"{file} line {reader.line_num}: split {split!r} must be train, val or test")
-                yield ListedImage(reader.line_num, values["path"], values["label"], split)
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing: list the images in it, columns path, label, split") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        _check_columns(columns, file)
+        reader.fieldnames = columns
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{file} line {reader.line_num}: expected {len(columns)} values, {', '.join(columns)}")
+            values = {column: value.strip() for column, value in row.items()}
+            split = values.get(SPLIT_COLUMN)
+            if split is not None and split not in CSV_SPLITS:
+                raise DataError(f"{file} line {reader.line_num}: split {split!r} must be train, val or test")
+            label = unicodedata.normalize("NFC", values["label"])
+            yield ListedImage(reader.line_num, values["path"], label, split)
     except csv.Error as error:
         raise DataError(f"{file} after line {reader.line_num}: {error}") from None
 
@@ -163,7 +160,7 @@ def inat2018_source(place: Place) -> Source:
 
 
 def _lists_source(place: Place, lists: Lists) -> Source:
-    own = place.root / "classes.json"
+    own = place.root / CLASS_LIST
     classes = read_class_list(own) if own.is_file() else lists.class_list(place.root)
     return Source(
         classes=classes,
@@ -176,17 +173,12 @@ def _lists_source(place: Place, lists: Lists) -> Source:
 def _listed(place: Place, name: str, classes: tuple[ClassName, ...]) -> FileSplit:
     file = place.root / name
     rows = list(_list_rows(file))
-    return listed_split(place, rows, "train", LabelReader(classes, [row.label for row in rows], file))
+    return listed_split(place, rows, "train", LabelReader(classes, [], file, index_first=True))
 
 
 def _list_rows(file: Path) -> Iterator[ListedImage]:
     """`path label` a line; the label is the last word, so that paths may hold spaces."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # Windows line ends are already translated
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing: put the benchmark's list files into prepare.root") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    lines = read_list(file, "put the benchmark's list files into prepare.root").replace("\r\n", "\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -199,9 +191,7 @@ def _list_rows(file: Path) -> Iterator[ListedImage]:
 def _categories(root: Path) -> tuple[ClassName, ...]:
     """The species names of iNaturalist 2018's categories.json: [{"id": 0, "name": "..."}, ...]."""
     file = root / "categories.json"
-    if not file.exists():
-        raise DataError(f"{file} is missing: it comes with iNaturalist 2018 and names the classes")
-    content = read_json(file, DataError)
+    content = parse_json(read_list(file, "it comes with iNaturalist 2018 and names the classes"), str(file), DataError)
     try:
         names = {int(item["id"]): str(item["name"]) for item in content}
     except (KeyError, TypeError, ValueError) as error:
