@@ -53,10 +53,9 @@ def run_seed(ground: Ground, names: Sequence[str]) -> dict[str, float]:
 def without(features: Features, name: str) -> Features:
     """`features` as the ablation `name` leaves them; what derives from the sentences follows them."""
     sentences_CVd, prior_CV = torch.as_tensor(features.sentences_CVd), torch.as_tensor(features.prior_CV)
-    changed_CVd = ABLATIONS[name](sentences_CVd, prior_CV)
-    if name.startswith(DROP):
-        kept = [index for index, key in enumerate(DIMENSIONS) if f"{DROP}{key}" != name]
-        prior_CV = prior_CV[:, kept]
+    changes = ABLATIONS[name](sentences_CVd, prior_CV)
+    kept = changes.get("kept", range(len(DIMENSIONS)))
+    changed_CVd, prior_CV = changes["sentences_CVd"][:, kept], prior_CV[:, kept]
     return replace(
         features,
         sentences_CVd=changed_CVd.numpy(),

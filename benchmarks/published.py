@@ -15,11 +15,11 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from mdpr.model.classifier import MDPR, Outputs
-from mdpr.model.routing import Routed, Router
+from mdpr.model.routing import AttentionRouter, Routed
 from mdpr.model.towers import PromptedText, class_tokens
 
 
-def route_repeated(router: Router, image_Bd: Tensor, sentences_CVd: Tensor, label_B: Tensor | None) -> Routed:
+def route_repeated(router: AttentionRouter, image_Bd: Tensor, sentences_CVd: Tensor, label_B: Tensor | None) -> Routed:
     """The router on repeated tensors."""
     B, (C, V, d) = len(image_Bd), sentences_CVd.shape
     router.attention.dropout = router.dropout
@@ -63,11 +63,11 @@ class Published:
 
     def __call__(self, image_B3HW: Tensor, label_B: Tensor | None = None) -> Outputs:
         model = self.model
-        assert model.router is not None
+        assert isinstance(model.router, AttentionRouter)
         image_Bd = image_features(model.backbone.visual, image_B3HW, model.tuner().visual)
         scale = model.backbone.logit_scale
         base_BC = scale * image_Bd @ self.text_features().T
         routed = route_repeated(model.router, image_Bd, model.sentences_CVd, label_B)
-        routed_BC = scale * routed.cosine_BC
+        routed_BC = scale * routed.similarity_BC
         fused_BC = model.fusion(base_BC.detach(), routed_BC.detach())
         return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd)

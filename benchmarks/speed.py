@@ -31,6 +31,7 @@ from benchmarks.report import device_name, emit
 from mdpr.artifacts import Features
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.model.routing import AttentionRouter
 from mdpr.model.towers import prompted_image_features
 from mdpr.params import DIMENSIONS, TuneParams
 from mdpr.training.losses import Objective
@@ -179,14 +180,14 @@ def measure_step(bench: Bench) -> dict[str, Cost]:
 def measure_routing(bench: Bench) -> dict[str, Cost]:
     """Forward and backward of the router alone, float32, from image features to cosines, weights and true z."""
     router = bench.model.train().router
-    assert router is not None
+    assert isinstance(router, AttentionRouter)
     sentences_CVd = bench.model.sentences_CVd
     image_Bd = F.normalize(torch.randn(len(bench.image), sentences_CVd.shape[-1], device=bench.device), dim=-1)
 
     def run(route: Callable[[Tensor], Any]) -> None:
         leaf = image_Bd.clone().requires_grad_()
         routed = route(leaf)
-        (routed.cosine_BC.mean() + routed.weights_BCV.square().mean() + routed.true_Bd.square().mean()).backward()
+        (routed.similarity_BC.mean() + routed.weights_BCV.square().mean() + routed.true_Bd.square().mean()).backward()
         router.zero_grad(set_to_none=True)
 
     return bench.compare(

@@ -38,11 +38,12 @@ def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]
     if settings is None:
         raise ArtifactError(f"{folder.address} has no {'/'.join(SETTINGS)}: the run failed before it began")
     targets = {port: places[port] for port in found}
-    paths = [*targets.values(), workspace.params]
+    outputs = {**targets, "params": workspace.params}
+    paths = list(outputs.values())
     if not force and (changed := workspace.uncommitted(paths)):
         names = ", ".join(map(workspace.name, changed))
         raise ConfigError(f"{names}: changed and not committed; commit them (dvc commit, git commit), or use --force")
-    with whole_or_not_at_all(paths) as partial, tempfile.TemporaryDirectory() as name:
+    with whole_or_not_at_all(outputs, overwrites=["params"]) as partial, tempfile.TemporaryDirectory() as name:
         copies = dict(zip(targets, partial, strict=False))
         used = Path(name) / workspace.params.name
         folder.copy({settings: used} | {found[port]: copies[port] for port in found})

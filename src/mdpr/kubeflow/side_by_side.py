@@ -90,7 +90,9 @@ def select_model(models: Sequence[Artifact], model: Artifact, choice: Artifact) 
     with one_line_errors():
         scores = [validation_accuracy(Path(candidate.path)) for candidate in models]
         best = choose(scores)
-        with whole_or_not_at_all([Path(model.path)]) as (partial,):
+        with whole_or_not_at_all(
+            {"model": Path(model.path)}, {f"model {n}": Path(item.path) for n, item in enumerate(models, 1)}
+        ) as (partial,):
             shutil.copytree(models[best].path, partial)
         model.metadata.update(models[best].metadata)
         Path(choice.path).write_text(_table(models, scores, best), encoding="utf-8")
@@ -141,5 +143,5 @@ def write_merged(
     classes = read_classes(prepared)
     rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
     merged = merge({name: parse_knowledge(path / "knowledge.json") for name, path in shards.items()}, classes)
-    with whole_or_not_at_all([knowledge]) as (partial,):
+    with whole_or_not_at_all({"knowledge": knowledge}, {**shards, "prepared": prepared, "probe": probe}) as (partial,):
         deliver(Gathered(merged, {}), classes, rival_C, partial, params)

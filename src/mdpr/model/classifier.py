@@ -13,7 +13,7 @@ from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
 from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
 from mdpr.model.prompting import Prompts, build_tuner
-from mdpr.model.routing import Router, RouterTable
+from mdpr.model.routing import ROUTERS, Router, RouterTable
 from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
 from mdpr.params import TuneParams
 
@@ -36,8 +36,8 @@ class Outputs:
     base_BC      logits of the prompt tuner
     fused_BC     log-probabilities, the model's answer
     routed_BC    logits of the routing branch
-    weights_BCV  routing weights averaged over heads
-    true_Bd      z of the true class (where labels were given)
+    weights_BCV  routing weights: how much each sentence counted
+    true_Bd      routed text of the true class (if labels were given)
     """
 
     image_Bd: Tensor
@@ -91,8 +91,9 @@ class MDPR(nn.Module):
             backbone.check_fingerprint("features", features.fingerprint)
             sentences_CVd = torch.as_tensor(features.sentences_CVd, dtype=torch.float32)
             self.register_buffer("sentences_CVd", sentences_CVd, persistent=False)
-            self.router = Router(sentences_CVd.shape[-1], params.router_heads, params.router_dropout)
-            self.align = nn.Linear(sentences_CVd.shape[-1], ALIGNMENT_WIDTH)
+            dimensions, width = sentences_CVd.shape[1:]
+            self.router = ROUTERS[params.router](params, width, dimensions)
+            self.align = nn.Linear(width, ALIGNMENT_WIDTH)
         self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone)
         # Compiled where asked; held as plain functions, so the learned weights keep their names.
         compiled = torch.compile if params.compile else _as_it_is
@@ -144,7 +145,7 @@ class MDPR(nn.Module):
             return Outputs(image_Bd, base_BC, self.fusion(base_BC, None, expert_BC))
         assert constants.table is not None
         routed = self.router(image_Bd, constants.table, label_B)
-        routed_BC = scale * routed.cosine_BC
+        routed_BC = scale * routed.similarity_BC
         # Detached: the fused answer trains its own weight at most, never the branches.
         fused_BC = self.fusion(base_BC.detach(), routed_BC.detach(), expert_BC)
         return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd)

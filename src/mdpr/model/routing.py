@@ -1,143 +1,286 @@
-"""The factorised router: for each image and class, attention from the image to the class's V sentences.
+"""The routing branch, by name (`tune.router`): how much each of a class's V sentences counts for an image.
 
-The published code repeats queries to (B*C, d) and keys to (B*C*V, d). Keys and values do not depend on the image, and
-of the result only its cosine with the image feature is needed, so the same function splits into parts that are
-computed once a class (`RouterTable`) and parts with at most B*C*V*H numbers:
+    attention    one multi-head attention from the image to the class's sentences; the published router
+    paired_gate  one gate per (image, sentence) over CLIP's own sentence logits; of this project
 
-    scores[b,c,v,h] = P_cv . W_k,h^T q[b,h] / sqrt(e)                                a = softmax over v
-    <x_b, z[b,c]>   = sum_vh a[b,c,v,h] <W_o^T x_b, value[c,v]>_h + <x_b, b_o>
-    ||z[b,c]||^2    = a^T G_c a + 2 a^T (U_c b_o) + ||b_o||^2,   U_c = value_c W_o^T a head,   G_c = U_c U_c^T
+A router makes a `RouterTable` of the classes once (per step while training, once in evaluation) and then routes batches
+of images over blocks of classes. Every block is plain autograd under `torch.utils.checkpoint`: its intermediate tensors
+are freed after the forward pass and computed again in the backward pass, so memory does not grow with V * H times the
+number of classes.
 
-(b_k adds the same to all V scores of a head, so the softmax takes it away.) z itself exists for the true class of each
-image alone: the knowledge-alignment loss needs it. Parameters are those of `nn.MultiheadAttention`, under its names.
-
-Source: Jia et al., Findings of EMNLP 2025, section 3 (the router). The factorisation is this project's.
-P as an index is V * H, every (sentence, head) pair of a class, v major; as a tensor it is the sentences.
+Shapes: B images, C classes, V dimensions, d joint embedding width, H heads, e = d / H, k width of the gate's queries.
+P as an index is V * H: every (sentence, head) pair of a class, v major. Lower-case c is the classes of a block.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mdpr.errors import ConfigError
-from mdpr.model import class_attention, class_gram
-from mdpr.model.class_attention import ClassAttention, Settings
-from mdpr.model.class_gram import ClassGram
+from mdpr.params import TuneParams
 
-# Numbers in all buffers that a block of classes works in: few enough for a CPU's cache, enough to fill a GPU.
+# Numbers in the tensors of one block of classes: few enough for a CPU's cache, enough to fill a GPU.
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 3 * 2**22}
+SQUARE_FLOOR = 1e-12  # ||z||^2 is a difference of sums; rounding must not make it negative
+GATE_WIDTH = 32  # k
+GATE_GAIN = 3.0  # on the gate's keys: how fast a gate leaves its even start
 
-
-@dataclass(frozen=True)
-class RouterTable:
-    """What the router needs of the classes, constant while its weights are.
-
-    sentences_CVd  P
-    gram_CPP       G_c
-    bias_CP        U_c b_o
-    """
-
-    sentences_CVd: Tensor
-    gram_CPP: Tensor
-    bias_CP: Tensor
+RouterTable = tuple[Tensor, ...]  # constant while the router's weights are; the first axis of each tensor is C
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What routing gives for a batch.
+    """The result of routing for a batch.
 
-    cosine_BC    <x_b, z[b,c]> / ||z[b,c]||
-    weights_BCV  attention averaged over heads: the dimensions each image consulted for each class
-    true_Bd      z of each image's true class, not normalised; None without labels
+    similarity_BC  times the logit scale: the logits of the routing branch
+    weights_BCV    how much each sentence counted
+    true_Bd        z, the routed text of each image's true class, not normalised; None without labels
     """
 
-    cosine_BC: Tensor
+    similarity_BC: Tensor
     weights_BCV: Tensor
     true_Bd: Tensor | None
 
 
 class Router(nn.Module):
-    """One multi-head attention, shared by all classes. d must be divisible by the number of heads."""
+    """The interface of all routers. Everything is computed in float32, whatever the autocast."""
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    def table(
+        self, sentences_CVd: Tensor, kept: Sequence[int] | None = None, weights_CV: Tensor | None = None
+    ) -> RouterTable:
+        """The classes' constants, differentiable in the router's weights.
+
+        For ablations: `kept` are the dimensions that count (default: all), `weights_CV` are fixed weights in place of
+        the ones that depend on the image.
+        """
+        raise NotImplementedError
+
+    def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
+        """Route every image over every class."""
+        raise NotImplementedError
+
+
+class AttentionRouter(Router):
+    """One multi-head attention, shared by all classes: weights_BCV is the softmax over V, averaged over heads.
+
+    The published code repeats queries to (B*C, d) and keys to (B*C*V, d). Keys and values do not depend on the image,
+    and only the cosine of the result with the image feature is needed, so the same function splits into parts with at
+    most B*C*V*H numbers:
+
+        scores[b,c,v,h] = P_cv . W_k,h^T q[b,h] / (sqrt(e) temperature)                  a = softmax over v
+        <x_b, z[b,c]>   = sum_vh a[b,c,v,h] <W_o^T x_b, value[c,v]>_h + <x_b, b_o>
+        ||z[b,c]||^2    = a^T G_c a + 2 a^T U_c b_o + ||b_o||^2      U_c[(v,h)] = W_o,h value[c,v]_h, G_c = U_c U_c^T
+
+    (b_k adds the same number to all V scores of a head, which the softmax cancels.) z itself is computed only for the
+    true class of each image. The parameters are those of `nn.MultiheadAttention`, under its names.
+
+    Arguments: d; H, which must divide d; dropout on the weights while training; the temperature, 1 in the published
+    code (unit-length queries and keys give scores near 0, so its weights stay almost even); init, random as published,
+    or identity: at the start z is the attention-weighted mean of the sentences themselves.
+    Source: Jia et al., Findings of EMNLP 2025, section 3. The factorisation is this project's.
+    """
+
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, temperature: float = 1.0, init: str = "random"
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ConfigError(f"tune.router_heads = {heads} does not divide the joint embedding width {width}")
-        self.heads = heads
-        self.dropout = dropout
+        self.heads, self.dropout, self.temperature = heads, dropout, temperature
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        if init == "identity":
+            with torch.no_grad():
+                self.attention.in_proj_weight.copy_(torch.eye(width).repeat(3, 1))
+                self.attention.out_proj.weight.copy_(torch.eye(width))
 
-    def table(self, sentences_CVd: Tensor) -> RouterTable:
-        """Norms of the classes' values; differentiable in the router's weights."""
-        H, out = self.heads, self.attention.out_proj
-        V, d = sentences_CVd.shape[1:]
-        with torch.autocast(sentences_CVd.device.type, enabled=False):  # norms are differences: float32
-            gram_CPP, bias_CP = ClassGram.apply(
-                sentences_CVd,
-                *self._value_map(),
-                out.weight.T @ out.weight,
-                (out.bias @ out.weight).unflatten(0, (H, -1)),
-                _classes_a_block(sentences_CVd, class_gram.elements_a_class(V, H, d)),
-            )
-        return RouterTable(sentences_CVd, gram_CPP, bias_CP)
+    def table(
+        self, sentences_CVd: Tensor, kept: Sequence[int] | None = None, weights_CV: Tensor | None = None
+    ) -> RouterTable:
+        """Sentences P (C, V, d), Gram matrices G (C, P, P) and bias (C, P).
+
+        Attention is linear in the values, so fixed weights are one mean sentence per class.
+        """
+        if weights_CV is not None:
+            sentences_CVd = (weights_CV[:, :, None] * sentences_CVd).sum(dim=1, keepdim=True)
+        elif kept is not None:
+            sentences_CVd = sentences_CVd[:, kept]
+        if torch.is_grad_enabled():  # in a training step each block makes its own and frees it again
+            return (sentences_CVd,)
+        blocks = _over_classes(self._gram, (sentences_CVd,), self._gram_elements(sentences_CVd))
+        gram_CPP, bias_CP = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return sentences_CVd, gram_CPP, bias_CP
 
     def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
-        """Route every image over every class, walking over blocks of classes where there are many."""
-        attention, H = self.attention, self.heads
-        out = attention.out_proj
-        with torch.autocast(image_Bd.device.type, enabled=False):  # cosines and norms in float32
+        attention, out, (H, e) = self.attention, self.attention.out_proj, self._split
+        with torch.autocast(image_Bd.device.type, enabled=False):
             image_Bd = image_Bd.float()
-            B, d = image_Bd.shape
-            query_weight, key_weight, _ = attention.in_proj_weight.chunk(3)
-            query_bias = attention.in_proj_bias.chunk(3)[0]
-            value_weight, value_bias = self._value_map()
-            query_HBe = self._split(F.linear(image_Bd, query_weight, query_bias)) * (d // H) ** -0.5
-            lowered_HBe = self._split(image_Bd @ out.weight)  # W_o^T x, a head at a time
-            pulled_d2HB = torch.cat([_pull_back(key_weight, query_HBe), _pull_back(value_weight, lowered_HBe)], dim=1)
-            value_bias_HB = (lowered_HBe @ value_bias.unflatten(0, (H, -1))[:, :, None])[..., 0]
-            settings = Settings(
-                heads=H,
-                dropout=self.dropout if self.training else 0.0,
-                block=_classes_a_block(image_Bd, class_attention.elements_a_class(table.sentences_CVd.shape[1], H, B)),
+            query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
+            query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
+            query_BHe = F.linear(image_Bd, query_weight, query_bias).unflatten(-1, (H, e))
+            query_BHe = query_BHe * (e**-0.5 / self.temperature)
+            lowered_BHe = (image_Bd @ out.weight).unflatten(-1, (H, e))  # W_o^T x per head
+            # Pulled back through W_k and W_v, images meet the sentences without keys or values of the classes.
+            pulled_dHB, target_dHB = (
+                torch.einsum("bhe,hed->dhb", x_BHe, weight.unflatten(0, (H, e))).flatten(1)
+                for x_BHe, weight in ((query_BHe, key_weight), (lowered_BHe, value_weight))
             )
-            cosine_BC, weights_BCV, true_BVH = ClassAttention.apply(
-                table.sentences_CVd,
-                pulled_d2HB,
-                value_bias_HB,
-                image_Bd @ out.bias,
-                table.gram_CPP,
-                table.bias_CP,
-                out.bias.square().sum(),
-                label_B,
-                settings,
+            value_bias_HB = torch.einsum("bhe,he->hb", lowered_BHe, value_bias.unflatten(0, (H, e)))
+            attend = partial(
+                self._attend, torch.cat([pulled_dHB, target_dHB], dim=1), value_bias_HB, image_Bd @ out.bias, label_B
             )
-            true_Bd = None if label_B is None else self._combine(true_BVH, table.sentences_CVd[label_B])
-        return Routed(cosine_BC, weights_BCV, true_Bd)
+            sentences_CVd = table[0]
+            index_C = torch.arange(len(sentences_CVd), device=image_Bd.device)
+            elements = 6 * sentences_CVd.shape[1] * H * len(image_Bd)
+            if len(table) == 1:
+                elements = max(elements, self._gram_elements(sentences_CVd))
+            blocks = list(_over_classes(attend, (index_C, *table), elements, random=self.training and self.dropout > 0))
+            cosine_CB, weights_CVB = (torch.cat([block[i] for block in blocks]) for i in (0, 1))
+            true_Bd = None
+            if label_B is not None:
+                true_BVH = torch.stack([block[2] for block in blocks]).sum(dim=0)
+                value_BVHe = F.linear(sentences_CVd[label_B], value_weight, value_bias).unflatten(-1, (H, e))
+                true_Bd = out(torch.einsum("bvh,bvhe->bhe", true_BVH, value_BVHe).flatten(1))
+        return Routed(cosine_CB.T, weights_CVB.permute(2, 0, 1), true_Bd)
 
-    def _combine(self, weights_BVH: Tensor, sentences_BVd: Tensor) -> Tensor:
-        """z (B, d) of one class an image."""
-        value_BVHe = F.linear(sentences_BVd, *self._value_map()).unflatten(-1, (self.heads, -1))
-        combined_Bd = torch.einsum("bvh,bvhe->bhe", weights_BVH, value_BVHe).flatten(1)
-        return self.attention.out_proj(combined_Bd)
+    def _attend(
+        self,
+        pulled_d2HB: Tensor,
+        value_bias_HB: Tensor,
+        offset_B: Tensor,
+        label_B: Tensor | None,
+        index_c: Tensor,
+        sentences_cVd: Tensor,
+        *norms: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """A block's cosines (c, B), weights averaged over heads (c, V, B), and with labels the attention (B, V, H) of
+        the images whose true class is in the block, 0 for the others."""
+        H, B = value_bias_HB.shape
+        gram_cPP, bias_cP = norms or self._gram(sentences_cVd)
+        scores_cVHB, target_cVHB = (sentences_cVd @ pulled_d2HB).unflatten(-1, (2, H, B)).unbind(2)
+        attention_cVHB = F.dropout(scores_cVHB.softmax(dim=1), self.dropout, self.training)
+        dot_cB = (attention_cVHB * (target_cVHB + value_bias_HB)).sum(dim=(1, 2)) + offset_B
+        attention_cPB = attention_cVHB.flatten(1, 2)
+        lifted_cPB = gram_cPP @ attention_cPB + 2 * bias_cP[:, :, None]
+        square_cB = (lifted_cPB * attention_cPB).sum(dim=1) + self.attention.out_proj.bias.square().sum()
+        cosine_cB = dot_cB / square_cB.clamp_min(SQUARE_FLOOR).sqrt()
+        if label_B is None:
+            return cosine_cB, attention_cVHB.mean(dim=2)
+        place_B = label_B - index_c[0]
+        inside_B = (place_B >= 0) & (place_B < len(index_c))
+        image_B = torch.arange(B, device=label_B.device)
+        true_BVH = attention_cVHB[place_B.clamp(0, len(index_c) - 1), :, :, image_B]
+        return cosine_cB, attention_cVHB.mean(dim=2), true_BVH * inside_B[:, None, None]
 
-    def _value_map(self) -> tuple[Tensor, Tensor]:
-        """W_v (d, d) and b_v (d,)."""
-        return self.attention.in_proj_weight.chunk(3)[2], self.attention.in_proj_bias.chunk(3)[2]
+    def _gram(self, sentences_cVd: Tensor) -> tuple[Tensor, Tensor]:
+        """A block's Gram matrices (c, P, P) and bias (c, P), in float32: norms are differences."""
+        out, (H, e) = self.attention.out_proj, self._split
+        value_weight, value_bias = (
+            part.chunk(3)[2] for part in (self.attention.in_proj_weight, self.attention.in_proj_bias)
+        )
+        with torch.autocast(sentences_cVd.device.type, enabled=False):
+            value_cVHe = F.linear(sentences_cVd, value_weight, value_bias).unflatten(-1, (H, e))
+            projected_cPd = torch.einsum("cvhe,dhe->cvhd", value_cVHe, out.weight.unflatten(1, (H, e))).flatten(1, 2)
+            return projected_cPd @ projected_cPd.transpose(1, 2), projected_cPd @ out.bias
 
-    def _split(self, x_Bd: Tensor) -> Tensor:
-        """(B, d) to (H, B, e)."""
-        return x_Bd.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+    def _gram_elements(self, sentences_CVd: Tensor) -> int:
+        """Numbers that `_gram` holds for a class."""
+        V, d = sentences_CVd.shape[1:]
+        return V * d * (1 + 2 * self.heads)
+
+    @property
+    def _split(self) -> tuple[int, int]:
+        return self.heads, self.attention.embed_dim // self.heads
 
 
-def _classes_a_block(like: Tensor, elements_a_class: int) -> int:
-    return max(1, BLOCK_ELEMENTS[like.device.type] // elements_a_class)
+class PairedGate(Router):
+    """A gate for each (image, sentence) over CLIP's own sentence logits; weights_BCV are the gates.
+
+        cosine[b,c,v] = <x_b + D_v x_b, P_cv>, both sides unit length         D_v (d, d) starts at 0
+        w[b,c,v]      = 2 sigmoid(<A_v x_b, B_v P_cv> + bias_v) / V            A_v (d, k) starts at 0, B_v is random
+        similarity    = exp(a) sum_v w[b,c,v] cosine[b,c,v]                    a starts at 0
+
+    At the start every gate is 1 / V, and the logits are the mean of CLIP's own over the V sentences. A gate lies
+    between 0 and 2 / V; unlike a softmax, all sentences of a class can be switched off together. z is sum_v w P.
+    """
+
+    def __init__(self, width: int, dimensions: int) -> None:
+        super().__init__()
+        self.maps_Vdd = nn.Parameter(torch.zeros(dimensions, width, width))
+        self.query_Vdk = nn.Parameter(torch.zeros(dimensions, width, GATE_WIDTH))
+        self.query_bias_Vk = nn.Parameter(torch.zeros(dimensions, GATE_WIDTH))
+        self.key_Vdk = nn.Parameter(torch.randn(dimensions, width, GATE_WIDTH) / math.sqrt(width))
+        self.bias_V = nn.Parameter(torch.zeros(dimensions))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def table(
+        self, sentences_CVd: Tensor, kept: Sequence[int] | None = None, weights_CV: Tensor | None = None
+    ) -> RouterTable:
+        """Unit-length sentences (C, V, d), zero where not kept; keys of the gate (C, V, k); fixed weights if given."""
+        with torch.autocast(sentences_CVd.device.type, enabled=False):
+            unit_CVd = F.normalize(sentences_CVd, dim=-1)
+            keys_CVk = GATE_GAIN * torch.einsum("cvd,vdk->cvk", unit_CVd, self.key_Vdk)
+        if kept is not None:
+            counts_V = torch.zeros(unit_CVd.shape[1], device=unit_CVd.device)
+            counts_V[list(kept)] = 1
+            unit_CVd = unit_CVd * counts_V[:, None]
+        return (unit_CVd, keys_CVk) if weights_CV is None else (unit_CVd, keys_CVk, weights_CV)
+
+    def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
+        with torch.autocast(image_Bd.device.type, enabled=False):
+            image_Bd = image_Bd.float()
+            mapped_VBd = F.normalize(image_Bd + image_Bd @ self.maps_Vdd, dim=-1)
+            entries_Bd = image_Bd * math.sqrt(image_Bd.shape[1])  # of about unit variance
+            query_VBk = entries_Bd @ self.query_Vdk + self.query_bias_Vk[:, None]
+            gate = partial(self._gate, mapped_VBd, query_VBk)
+            blocks = _over_classes(gate, table, 4 * len(mapped_VBd) * len(image_Bd))
+            sum_CB, weights_CVB = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+            weights_BCV = weights_CVB.permute(2, 0, 1)
+            true_Bd = None
+            if label_B is not None:
+                true_BV = weights_BCV[torch.arange(len(label_B), device=label_B.device), label_B]
+                true_Bd = torch.einsum("bv,bvd->bd", true_BV, table[0][label_B])
+        return Routed(self.log_scale.exp() * sum_CB.T, weights_BCV, true_Bd)
+
+    def _gate(
+        self, mapped_VBd: Tensor, query_VBk: Tensor, unit_cVd: Tensor, keys_cVk: Tensor, *fixed_cV: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A block's sum_v w cosine, (c, B), and gates w, (c, V, B)."""
+        cosine_cVB = torch.einsum("cvd,vbd->cvb", unit_cVd, mapped_VBd)
+        if fixed_cV:
+            weights_cVB = fixed_cV[0][:, :, None].expand_as(cosine_cVB)
+        else:
+            gate_cVB = torch.einsum("cvk,vbk->cvb", keys_cVk, query_VBk) + self.bias_V[:, None]
+            weights_cVB = 2 / len(self.bias_V) * gate_cVB.sigmoid()
+        return (weights_cVB * cosine_cVB).sum(dim=1), weights_cVB
 
 
-def _pull_back(weight_dd: Tensor, x_HBe: Tensor) -> Tensor:
-    """W_h^T x_h for every head: (d, H * B), so that P_cv . column = <W_h P_cv, x_h>."""
-    weight_Hed = weight_dd.unflatten(0, (len(x_HBe), -1))
-    return torch.bmm(x_HBe, weight_Hed).flatten(0, 1).T
+ROUTERS: dict[str, Callable[[TuneParams, int, int], Router]] = {
+    "attention": lambda params, width, dimensions: AttentionRouter(
+        width, params.router_heads, params.router_dropout, params.router_temperature, params.router_init
+    ),
+    "paired_gate": lambda params, width, dimensions: PairedGate(width, dimensions),
+}
+
+
+def _over_classes(
+    body: Callable[..., tuple[Tensor, ...]], table: RouterTable, elements_per_class: int, random: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
+    """`body(*rows of the table)` for each block of classes; what it computes is made again in the backward pass.
+
+    `elements_per_class` are the numbers that `body` holds for a class; `random`: it draws random numbers, the same
+    ones in both passes.
+    """
+    block = max(1, BLOCK_ELEMENTS[table[0].device.type] // elements_per_class)
+    for rows in zip(*(tensor.split(block) for tensor in table), strict=True):
+        if torch.is_grad_enabled():
+            yield checkpoint(body, *rows, use_reentrant=False, preserve_rng_state=random)
+        else:
+            yield body(*rows)

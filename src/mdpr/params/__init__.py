@@ -5,7 +5,7 @@ from mdpr.params.documents import dump_yaml, parse_json, parse_yaml, read_json, 
 from mdpr.params.parsing import SECTIONS, Params, apply_overrides, choices, load_params, parse_params, read_value
 from mdpr.params.preparing import PrepareParams, ValidateParams
 from mdpr.params.releasing import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
-from mdpr.params.section import DIMENSIONS, Section, fault_line
+from mdpr.params.section import DIMENSIONS, Section, fault_line, input_paths
 from mdpr.params.tuning import BackboneParams, LossParams, TuneParams
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "choices",
     "dump_yaml",
     "fault_line",
+    "input_paths",
     "load_params",
     "parse_json",
     "parse_params",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mdpr.params.section import Count, CountOrZero, NonNegative, Section, Seed, offered
+from mdpr.params.section import Count, CountOrZero, InputPath, NonNegative, Section, Seed, offered
 
 
 class ProbeParams(Section):
@@ -87,7 +87,7 @@ class DescribeParams(Section):
         "local: ask a small model that runs in this process, without network or key (its text is poor)",
         json_schema_extra=offered(),
     )
-    path: str = Field(
+    path: InputPath = Field(
         "data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated, completed)"
     )
     strict: bool = Field(

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mdpr.params.section import Count, CountOrZero, Fraction, Positive, Section, Seed, offered
+from mdpr.params.section import Count, CountOrZero, Fraction, InputPath, Positive, Section, Seed, offered
 
 
 class PrepareParams(Section):
@@ -34,7 +34,7 @@ class PrepareParams(Section):
         "emblems: pictures drawn from `seed`, whose truth is known (root: any folder)",
         json_schema_extra=offered(),
     )
-    root: str = Field(
+    root: InputPath = Field(
         "data/embedded/fashion-mnist",
         description="folder of the source (huggingface, cifar: keeps the download)",
         json_schema_extra=offered(text="Folder of the source, as the containers see it; not used if data_repo is set"),

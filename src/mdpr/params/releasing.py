@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mdpr.params.section import Count, CountOrZero, Percent, Section, offered
+from mdpr.params.section import Count, CountOrZero, InputPath, Percent, Section, offered
 
 Ablation = Literal[
     "without_general_appearance",
@@ -42,13 +42,13 @@ class RegisterParams(Section):
     alias: str = Field(
         "challenger", min_length=1, max_length=255, pattern=r"^[^/:@]+$", description="alias given to the new version"
     )
-    pyfunc: str = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")
+    pyfunc: InputPath = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")
 
 
 class PromoteParams(Section):
     """The gate: when the champion gives way. Points are percentage points of class-balanced accuracy."""
 
-    policy: str = Field("mlflow/promotion.yaml", description="margins and floors of the gate")
+    policy: InputPath = Field("mlflow/promotion.yaml", description="margins and floors of the gate")
     margin_points: Percent = Field(
         0.0,
         description="points over all classes by which a model must beat the champion, beyond the policy's own margin",

@@ -7,6 +7,7 @@ import reprlib
 import types
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
@@ -29,6 +30,13 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class _Reads:
+    """Marks a setting that names a file or folder which its stage reads."""
+
+
+InputPath = Annotated[str, _Reads()]
 
 MAX_TEXT = 10_000
 SWITCH = {"true", "false", "yes", "no", "on", "off"}
@@ -68,6 +76,13 @@ def kinds_of(field: FieldInfo) -> tuple[Any, ...]:
     return tuple(
         type(get_args(kind)[0]) if get_origin(kind) is Literal else kind for kind in kinds if kind is not type(None)
     )
+
+
+def input_paths(section: Section) -> dict[str, Path]:
+    """The files and folders that the settings of `section` name for reading, by key."""
+    fields = type(section).model_fields.items()
+    named = {key: getattr(section, key) for key, field in fields if any(isinstance(m, _Reads) for m in field.metadata)}
+    return {key: Path(value) for key, value in named.items() if value}
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mdpr.params.section import Count, NonNegative, Positive, Section, Seed, offered
+from mdpr.params.section import Count, InputPath, NonNegative, Positive, Section, Seed, offered
 
 
 class BackboneParams(Section):
@@ -17,7 +17,7 @@ class BackboneParams(Section):
         description="open_clip model name, or the path of a model configuration (.json)",
         json_schema_extra=offered(),
     )
-    weights: str = Field(
+    weights: InputPath = Field(
         "openai", description="open_clip pretrained tag, or the path of a weights file", json_schema_extra=offered()
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
@@ -30,13 +30,16 @@ class LossParams(Section):
     semantic: NonNegative = Field(0.1, description="w_sem, on the routed branch (logit-adjusted cross entropy)")
     prior_alignment: NonNegative = Field(0.05, description="w_pa, routing weights towards the prior M")
     knowledge_alignment: NonNegative = Field(0.1, description="w_ka, routed text towards the class summary m")
+    ramp: bool = Field(True, description="weights of the routed branch's terms grow from epoch to epoch, as published")
     tau: NonNegative = Field(1.0, description="strength of the logit adjustment")
 
 
-# The two published settings: the paper's text, and what the command line of its code passes.
+# The two published settings (the paper's text, and what the command line of its code passes), and the paired gate's:
+# its routing depends on the picture, so nothing pulls it towards the prior M.
 LOSS_PRESETS: dict[str, dict[str, float]] = {
     "paper": {"semantic": 0.1, "prior_alignment": 0.05, "knowledge_alignment": 0.1},
     "command_line": {"semantic": 0.1, "prior_alignment": 0.0, "knowledge_alignment": 0.0},
+    "paired_gate": {"semantic": 1.0, "prior_alignment": 0.0, "knowledge_alignment": 0.0, "ramp": False},
 }
 
 
@@ -57,8 +60,18 @@ class TuneParams(Section):
     routing: bool = Field(
         True, description="the MDPR branch; false gives the plain prompt tuner", json_schema_extra=offered()
     )
-    router_heads: Count = Field(8, description="H, attention heads of the router")
-    router_dropout: float = Field(0.2, ge=0, lt=1, description="dropout on the routing weights while training")
+    router: Literal["attention", "paired_gate"] = Field(
+        "attention",
+        description="attention: the published router; paired_gate: a gate per image and sentence over CLIP's logits",
+    )
+    router_heads: Count = Field(8, description="H, heads of the attention router")
+    router_dropout: float = Field(0.2, ge=0, lt=1, description="dropout on the attention weights while training")
+    router_temperature: Positive = Field(
+        1.0, description="of the attention's softmax; 1: published, 0.01: weights that depend on the picture"
+    )
+    router_init: Literal["random", "identity"] = Field(
+        "random", description="of the attention; identity: routed text starts as the mean of the class's sentences"
+    )
     fusion: Literal["mean", "weighted", "entropy", "gla"] = Field(
         "mean", description="how the branches become one answer; gla adds the debiased zero-shot expert"
     )
@@ -71,7 +84,7 @@ class TuneParams(Section):
     )
     loss: LossParams = Field(
         default_factory=LossParams,
-        description="weights of the loss terms: this group, or a published setting by name, paper or command_line",
+        description="weights of the loss terms: this group, or a preset by name: paper, command_line or paired_gate",
     )
     epochs: Count = Field(20, description="passes over the training set", json_schema_extra=offered())
     batch_size: Count = Field(

@@ -25,6 +25,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from mdpr.errors import ArtifactError, ConfigError, MdprError
 from mdpr.launch import read_launch
-from mdpr.params import Params
-from mdpr.stages.outputs import dropped, remove, whole_or_not_at_all
+from mdpr.params import Params, input_paths
+from mdpr.stages.outputs import beside, dropped, whole_or_not_at_all
 
 logger = logging.getLogger(__name__)
 
@@ -125,21 +126,27 @@ def _ports(function: Callable[..., None], direction: Direction) -> tuple[str, ..
 def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     """Run `stage` on `paths` (port -> path) with the parsed sections of params.yaml.
 
-    Outputs appear whole or not at all: the stage writes to a temporary name beside each output, renamed once it
-    has returned. Where a check failed (`CheckFailed`), what it wrote is kept as `<output>.failed`.
+    Outputs appear whole or not at all (`mdpr.stages.outputs`): the stage writes under another name, renamed once it has
+    returned. If a check failed (`CheckFailed`), what it wrote is kept as `<output>.failed`.
     Of several processes that torchrun started, the main one writes outputs; what the others write is dropped.
-    Raises `ArtifactError` for an input that is not there.
+    Raises `ArtifactError` for an input that does not exist, and `ConfigError` for an output that would replace anything
+    but an earlier output of this stage, or that another process is writing.
     """
+    started = time.monotonic()
     arguments = _arguments(stage, stage, paths, params)
-    finals = [paths[port] for port in stage.outputs]
+    outputs = {port: paths[port] for port in stage.outputs}
+    checkpoint = beside(paths[stage.outputs[0]], ".", ".checkpoint") if stage.checkpoint else None
     if stage.checkpoint:
-        arguments[stage.checkpoint] = checkpoint = finals[0].with_name(f".{finals[0].name}.checkpoint")
-    started, is_main = time.monotonic(), read_launch().is_main
-    with (whole_or_not_at_all if is_main else dropped)(finals) as partial:
-        outputs = dict(zip(stage.outputs, partial, strict=True))
-        _call(stage, stage, arguments | outputs)
-    if stage.checkpoint and is_main:
-        remove(checkpoint)
+        arguments[stage.checkpoint] = checkpoint
+    if read_launch().is_main:
+        inputs = {port: paths[port] for port in stage.inputs}
+        for section in stage.sections.values():
+            inputs |= {f"{section}.{key}": path for key, path in input_paths(getattr(params, section)).items()}
+        writing = whole_or_not_at_all(outputs, inputs, checkpoint=checkpoint)
+    else:
+        writing = dropped(len(outputs))
+    with writing as partial:
+        _call(stage, stage, arguments | dict(zip(outputs, partial, strict=True)))
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
 
 
@@ -151,7 +158,7 @@ def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Pa
 
 def _arguments(stage: Stage, interface: Interface, paths: Mapping[str, Path], params: Params) -> dict[str, Any]:
     for port in interface.inputs:
-        if not paths[port].exists():
+        if not os.path.exists(paths[port]):  # Path.exists raises for a name that is too long
             raise ArtifactError(
                 f"{stage.name} needs {port} at {paths[port]}, which does not exist: run its stage first"
             )

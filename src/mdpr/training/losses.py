@@ -149,7 +149,7 @@ class Objective(nn.Module):
         assert outputs.weights_BCV is not None
         assert outputs.true_Bd is not None
         assert self.model.align is not None
-        strength = ramp(epoch, self.epochs)
+        strength = ramp(epoch, self.epochs) if weights.ramp else 1.0
         semantic = compensated_cross_entropy(outputs.routed_BC, label_B, self.log_prior_C, weights.tau)
         alignment = knowledge_alignment(outputs.true_Bd, self.summary_Cd[label_B], self.model.align)
         if self.model.fusion.learns:

@@ -192,7 +192,7 @@ def test_folders_without_splits_and_a_csv_without_the_column(make_csv: MakeSourc
     (root / "images.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
     card = read_card(prepare("csv", root, tmp_path / "listed", test_share=0.5))
     assert (card.test, card.images_per_class["test"]) == ("share", (17, 12, 9))
-    folder = read_card(prepare("folder", root / "train", tmp_path / "folder", test_share=0.5))
+    folder = read_card(prepare("folder", root / "train", tmp_path / "unsplit", test_share=0.5))
     assert folder.images_per_class == {"train": (12, 8, 7), "val": (3, 2, 1), "test": (15, 10, 7)}
 
 

@@ -120,12 +120,13 @@ def test_without_a_dimension_its_sentences_do_not_matter(
 
 def test_shuffling_leaves_no_class_its_own_sentences() -> None:
     sentences_CVd = torch.arange(C * V * D, dtype=torch.float32).reshape(C, V, D)
-    mixed = shuffled(sentences_CVd, torch.ones(C, V))
+    mixed = shuffled(sentences_CVd, torch.ones(C, V))["sentences_CVd"]
     assert sorted(mixed[:, 0, 0].tolist()) == sentences_CVd[:, 0, 0].tolist()
     assert not (mixed[:, 0, 0] == sentences_CVd[:, 0, 0]).any()
-    assert torch.equal(uniform(sentences_CVd, torch.ones(C, V)), sentences_CVd.mean(1, keepdim=True))
-    torch.testing.assert_close(prior_only(sentences_CVd, torch.ones(C, V)), sentences_CVd.mean(1, keepdim=True))
-    assert prior_only(sentences_CVd, -torch.ones(C, V)).isfinite().all()
+    even_CV = torch.full((C, V), 1 / V)
+    torch.testing.assert_close(uniform(sentences_CVd, torch.ones(C, V))["weights_CV"], even_CV)
+    torch.testing.assert_close(prior_only(sentences_CVd, torch.ones(C, V))["weights_CV"], even_CV)
+    torch.testing.assert_close(prior_only(sentences_CVd, -torch.ones(C, V))["weights_CV"], even_CV)
 
 
 def test_every_setting_of_ablations_is_one_there_is() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mdpr.errors import Diverged, Interrupted
+from mdpr.model.routing import ROUTERS
 from mdpr.training.checkpoint import Snapshot, StopRequest
 from mdpr.training.loop import TrainContext, fit
 
@@ -36,11 +37,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bench: Any
 
 
 @pytest.mark.parametrize(
-    ("prompting", "routing"),
-    [("none", True), *((name, routing) for name in ("coop", "vpt", "ivlp", "maple") for routing in (True, False))],
+    ("prompting", "router"),
+    [
+        ("none", "attention"),
+        *((name, router) for name in ("coop", "vpt", "ivlp", "maple") for router in (*ROUTERS, None)),
+    ],
 )
-def test_every_tuner_trains_with_and_without_the_router(bench: Any, prompting: str, routing: bool) -> None:
-    objective = bench.objective(prompting=prompting, routing=routing, epochs=1)
+def test_every_tuner_trains_with_every_router_and_without(bench: Any, prompting: str, router: str | None) -> None:
+    routing = router is not None
+    objective = bench.objective(prompting=prompting, routing=routing, router=router, epochs=1)
     before = {name: value.clone() for name, value in objective.model.learned_state().items()}
     fitted = fit(objective.model, objective, bench.data)
     changed = {name for name, value in fitted.state.items() if not torch.equal(value, before[name])}
@@ -73,13 +78,15 @@ SPLIT = {
 }
 
 
-def test_going_on_from_any_snapshot_ends_with_the_same_bits(bench: Any) -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_resuming_from_any_snapshot_ends_with_the_same_bits(bench: Any, router: str) -> None:
     kept: list[Snapshot] = []
-    whole = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), **SPLIT)
+    settings = {**SPLIT, "router": router}
+    whole = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), **settings)
     places = {(snapshot.record["epoch"], snapshot.record["step"]) for snapshot in kept}
     assert {(0, 2), (1, 0), (1, 2), (2, 0)} <= places
     for snapshot in (kept[0], kept[-1]):
-        resumed = bench.fit(TrainContext(resume=snapshot), **SPLIT)
+        resumed = bench.fit(TrainContext(resume=snapshot), **settings)
         assert resumed.history == whole.history
         assert resumed.epoch == whole.epoch
         assert all(torch.equal(value, whole.state[name]) for name, value in resumed.state.items())

@@ -32,7 +32,10 @@ def tune(**values: object) -> TuneParams:
             "tune: micro_batch_size = 64 is more than batch_size = 32: lower it",
         ),
         ({"warmup_epochs": 5, "epochs": 5}, "tune: warmup_epochs = 5 leaves nothing of epochs = 5: lower it"),
-        ({"loss": "papre"}, "tune.loss: 'papre' is no preset: there are paper, command_line, or give the group's keys"),
+        (
+            {"loss": "papre"},
+            "tune.loss: 'papre' is no preset: there are paper, command_line, paired_gate, or give the group's keys",
+        ),
         ({"sampling": "balanced"}, "tune.sampling = 'balanced': must be one of instance, class_balanced"),
         ({"precision": "fp8"}, "tune.precision = 'fp8': must be one of fp32, bf16, fp16"),
         ({"early_stopping_patience": 0}, "tune.early_stopping_patience = 0: must be greater than or equal to 1"),
@@ -48,7 +51,9 @@ def test_loss_takes_a_published_preset_by_name() -> None:
     assert tune(loss="paper").loss == tune().loss
     off = tune(loss="command_line").loss
     assert (off.base, off.semantic, off.prior_alignment, off.knowledge_alignment) == (1.0, 0.1, 0.0, 0.0)
-    assert list(LOSS_PRESETS) == ["paper", "command_line"]
+    gate = tune(loss="paired_gate").loss
+    assert (gate.semantic, gate.prior_alignment, gate.ramp) == (1.0, 0.0, False)
+    assert list(LOSS_PRESETS) == ["paper", "command_line", "paired_gate"]
 
 
 def test_fp16_without_a_gpu_is_refused_with_both_values() -> None:

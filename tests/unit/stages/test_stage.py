@@ -11,6 +11,7 @@ import pytest
 
 from mdpr.errors import ArtifactError, CheckFailed, ConfigError, MdprError
 from mdpr.params import Params, TuneParams, parse_params
+from mdpr.stages.outputs import MARKER
 from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
 
 
@@ -41,18 +42,21 @@ def test_an_output_is_renamed_into_place(paths: dict[str, Path], params: Params)
 
 
 def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: Params) -> None:
-    paths["made"].mkdir(parents=True)
-    (paths["made"] / "stale").write_text("old")
+    def writes_more(source: Path, made: Path, params: TuneParams) -> None:
+        write(source, made, params)
+        (made / "stale").write_text("old")
+
+    run_stage(stage(writes_more), paths, params)
     run_stage(stage(write), paths, params)
-    assert [path.name for path in paths["made"].iterdir()] == ["file"]
+    assert sorted(path.name for path in paths["made"].iterdir()) == [MARKER, "file"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MdprError("no"), ZeroDivisionError])
 def test_a_stage_that_stops_leaves_the_old_output_and_nothing_else(
     paths: dict[str, Path], params: Params, error: BaseException
 ) -> None:
-    paths["made"].mkdir(parents=True)
-    (paths["made"] / "good").write_text("old")
+    run_stage(stage(write), paths, params)
+    paths["source"].write_text("new")
 
     def stops(source: Path, made: Path, params: TuneParams) -> None:
         write(source, made, params)
@@ -61,7 +65,7 @@ def test_a_stage_that_stops_leaves_the_old_output_and_nothing_else(
     with pytest.raises(error if isinstance(error, type) else type(error)):
         run_stage(stage(stops), paths, params)
     assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
-    assert [path.name for path in paths["made"].iterdir()] == ["good"]
+    assert (paths["made"] / "file").read_text() == "in"
 
 
 def test_what_a_failed_check_wrote_is_kept_beside_the_output(paths: dict[str, Path], params: Params) -> None:
@@ -78,11 +82,12 @@ def test_what_a_failed_check_wrote_is_kept_beside_the_output(paths: dict[str, Pa
 
 
 def test_what_a_killed_run_left_does_not_stop_the_next(paths: dict[str, Path], params: Params) -> None:
-    left = paths["made"].with_name(".made.partial")
+    left = paths["made"].with_name(".made.mdpr") / "0123abcd.new"
     left.mkdir(parents=True)
     (left / "half").write_text("half")
+    (left.parent / "lock").write_text("")
     run_stage(stage(write), paths, params)
-    assert [path.name for path in paths["made"].iterdir()] == ["file"]
+    assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
 
 
 @pytest.fixture
@@ -119,12 +124,10 @@ def test_of_several_processes_the_one_that_leads_writes(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     kept = paths["made"].with_name(".made.checkpoint")
-    partial = paths["made"].with_name(".made.partial")
-    for path in (kept, partial):
-        path.mkdir(parents=True)
+    kept.mkdir(parents=True)
     monkeypatch.setenv("RANK", "1")
     run_stage(resumable, paths, params)
-    assert sorted(path.name for path in kept.parent.iterdir()) == [kept.name, partial.name]
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     monkeypatch.setenv("RANK", "0")
     run_stage(resumable, paths, params)
     assert [path.name for path in kept.parent.iterdir()] == ["made"]
