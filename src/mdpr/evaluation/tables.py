@@ -134,13 +134,13 @@ def reliability_table(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def routing_table(predictions: pd.DataFrame, shots: Sequence[str]) -> pd.DataFrame:
-    """`mean_routing` as rows dimension, shot, weight."""
+    """`mean_routing` as rows dimension, shot, weight, and `row`, a name of its own for a chart."""
     rows = [
-        {"dimension": dimension, "shot": shot, "weight": float(weight)}
+        {"dimension": dimension, "shot": shot, "weight": float(weight), "row": f"{dimension}, {shot}"}
         for shot, weight_V in mean_routing(predictions, shots).items()
         for dimension, weight in zip(DIMENSIONS, weight_V, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["dimension", "shot", "weight"])
+    return pd.DataFrame(rows, columns=["dimension", "shot", "weight", "row"])
 
 
 def mean_routing(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, np.ndarray]:
