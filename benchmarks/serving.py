@@ -35,6 +35,7 @@ from benchmarks.servers import running
 from benchmarks.serving_crowd import count_winners
 from mdpr.artifacts import read_run
 from mdpr.mlops.gate import compare
+from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import Registry
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import connect
@@ -90,7 +91,7 @@ def registered_model(params_path: Path, folder: Path, tracking: TrackingParams) 
     model_id, _ = log_served_model(store, run, parts, Path(params.register.pyfunc))
     registry = Registry(store, tracking.model_name)
     version = registry.create(model_id, run.run_id, parts.digest(), {})
-    registry.move_champion(version.number, expected=None)
+    move_champion(registry, version.number, expected=None)
     table = pd.read_parquet(paths["prepared"] / "test.parquet")
     return parts, [item["bytes"] for item in table["image"]]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.servers import START_TIMEOUT_S, running
 from mdpr.errors import TrackingError
+from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import Registry
 from mdpr.mlops.store import connect
 
@@ -54,7 +55,7 @@ def promote_when_told(environment: dict[str, str], name: str, number: str, start
     registry.get_by_alias("champion")
     start.wait()
     try:
-        registry.move_champion(number, expected=None)
+        move_champion(registry, number, expected=None)
     except TrackingError as error:
         answers.put((number, str(error)))
     else:

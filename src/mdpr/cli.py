@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     "compare": "Compare runs on the same test images: paired tests, corrected by Holm's method.",
     "registry": "Look into the MLflow model registry: versions, aliases, test figures.",
     "serve": "Serve the champion over HTTP.",
-    "tracking": "Deliver to MLflow what could not be delivered while it was away.",
+    "tracking": "Publish to MLflow what it could not take while it was down.",
     "recipe": "List, show or use the settings of a known benchmark.",
     "pipeline": "Compile the Kubeflow pipeline, run it here, or start it on a cluster.",
     "data": "Bring a data set that DVC keeps elsewhere into data/.",

@@ -24,7 +24,7 @@ import pytest
 import requests
 
 from mdpr import artifacts
-from mdpr.mlops.runs import add_results, open_run
+from mdpr.mlops.runs import add_results, open_run, result_metrics
 from mdpr.mlops.served_model import Parts
 from mdpr.mlops.store import Store, connect
 from mdpr.params import BackboneParams, EncodeParams, RegisterParams, TrackingParams, TuneParams
@@ -282,8 +282,9 @@ def evaluated() -> Callable[..., Path]:
         artifacts.write_json(folder / "metrics.json", metrics)
         shots = ["many"] * 5 + ["few"] * 5
         pd.DataFrame({"index": range(CLASSES), "shot": shots}).to_csv(folder / "per_class.csv", index=False)
-        here = add_results(run, tracking, {"test.fused.all": accuracy}, sorted(folder.iterdir()))
-        artifacts.write_json(folder / "run.json", here.model_copy(update={"test_sha256": "t"}))
+        files = {f"evaluation/{path.name}": path for path in folder.iterdir()}
+        add_results(run, tracking, result_metrics(metrics), files)
+        artifacts.write_json(folder / "run.json", run.model_copy(update={"test_sha256": "t"}))
         return folder
 
     return evaluate

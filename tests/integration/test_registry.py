@@ -73,8 +73,8 @@ def test_from_the_first_model_to_a_rollback(
     assert [str(item.version) for item in store.client.search_model_versions("name = 'shoes'")] == ["1"]
     version = store.client.get_model_version_by_alias("shoes", "challenger")
     assert version.tags["mdpr.model_digest"] == parts.digest() == registered.model_digest
-    assert version.tags["mdpr.test.fused.all"] == "0.8000"
-    assert float(version.tags["mdpr.latency_ms"]) > 0
+    assert json.loads(version.tags["mdpr.test.fused"])["all"] == 0.8
+    assert json.loads(version.tags["mdpr.latency"])["ms"] > 0
     assert "| fused | 80.0 | 80.0 | - | 80.0 |" in version.description
     assert "Not judged yet" in version.description
 
@@ -95,7 +95,9 @@ def test_from_the_first_model_to_a_rollback(
     logged = store.client.download_artifacts(registered.run_id, "evaluation/promotion.json", str(tmp_path))
     assert artifacts.read_promotion(Path(logged)) == outcome
     releases.register(parts, first, TRACKING, register_params)
-    assert store.client.get_model_version("shoes", "1").description == version.description  # the gate's words survive
+    assert (
+        store.client.get_model_version("shoes", "1").description == version.description
+    )  # the gate's decision survives
 
     # --- a worse one, one of other classes, a better one
     other = retrained(tmp_path / "model")
@@ -128,7 +130,7 @@ def test_from_the_first_model_to_a_rollback(
     assert aliases(store) == {"challenger": "2", "champion": "1", "previous": "2"}
     with pytest.raises(TrackingError, match="was itself rolled back"):
         promotions.rollback("shoes")
-    assert "was rolled back: take its tag" in promotions.promote(registered, better, policy).reason
+    assert "was rolled back: remove its tag" in promotions.promote(registered, better, policy).reason
     assert aliases(store)["champion"] == "1"
 
 
@@ -140,7 +142,7 @@ def test_a_model_from_elsewhere_brings_its_results(
     artifacts.write_json(evaluation / "run.json", foreign)
     registered = releases.register(parts, evaluation, TRACKING, register_params)
     assert registered.run_id != foreign.run_id
-    assert store.client.get_run(registered.run_id).data.metrics["test.fused.all"] == 0.8
+    assert store.client.get_run(registered.run_id).data.metrics["test/fused/all"] == 0.8
     assert promotions.promote(registered, evaluation, policy).decision == "promoted"
 
 

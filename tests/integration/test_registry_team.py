@@ -26,6 +26,7 @@ from mdpr import artifacts
 from mdpr.errors import TrackingError
 from mdpr.mlops import promotions, releases
 from mdpr.mlops.gate import read_policy
+from mdpr.mlops.promotions import move_champion, open_log
 from mdpr.mlops.registry import CHAMPION, Registry
 from mdpr.mlops.served_model import Parts
 from mdpr.mlops.store import Store, connect
@@ -185,25 +186,19 @@ def test_of_twenty_promoting_processes_one_wins_and_the_others_are_told(store: S
 def test_a_promoter_that_died_halfway_is_finished_by_the_next(store: Store) -> None:
     first, second = make_versions(store, "halfway", 2)
     registry = Registry(store, "halfway")
-    ledger = promotions_ledger(registry)
-    assert ledger.claim(None, first, None) is not None  # and here its process ends
-    assert ledger.claim(None, second, None) is None
+    log = open_log(registry)
+    assert log.reserve(None, first, None) is not None  # and here its process ends
+    assert log.reserve(None, second, None) is None
     assert registry.get_by_alias(CHAMPION) is None
     with pytest.raises(TrackingError, match="the champion of halfway is version 1, not none"):
-        registry.move_champion(second, expected=None)
+        move_champion(registry, second, expected=None)
     champion = registry.get_by_alias(CHAMPION)
     assert champion is not None
     assert champion.number == first
-    registry.move_champion(second, expected=first)
+    move_champion(registry, second, expected=first)
     registry.set_alias(CHAMPION, first)  # by hand, in MLflow's user interface: that counts
-    registry.move_champion(second, expected=first)
+    move_champion(registry, second, expected=first)
     assert registry.aliases() == {"champion": second, "previous": first}
-
-
-def promotions_ledger(registry: Registry) -> Any:
-    from mdpr.mlops.registry import open_ledger
-
-    return open_ledger(registry.store, registry.name)
 
 
 def test_registering_the_same_digest_at_once_gives_one_version(store: Store) -> None:
@@ -309,19 +304,19 @@ def test_the_server_dies_during_training_and_register(
     assert len(Registry(store, "team").versions()) == len(before) + 1
 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"tracking": {"outbox": "outbox"}}))
-    flush = [sys.executable, "-m", "mdpr", "tracking", "publish"]
-    for delivered in ("delivered 3 entries", "delivered 0 entries"):  # two epochs and the end; then nothing
+    publish = [sys.executable, "-m", "mdpr", "tracking", "publish"]
+    for published in ("items published: 1", "items published: 0"):  # two epochs and the end; then nothing
         done = subprocess.run(
-            flush,
+            publish,
             cwd=tmp_path,
             env={**os.environ, **client_environment(server)},
             capture_output=True,
             text=True,
             timeout=60,
         )
-        assert delivered in done.stdout, done.stderr
+        assert published in done.stdout, done.stderr
     run_id = (tmp_path / "run_id").read_text()
-    history = store.client.get_metric_history(run_id, "loss")
+    history = store.client.get_metric_history(run_id, "train/loss")
     assert sorted((item.step, item.value) for item in history) == [(0, 10.0), (1, 9.0), (2, 8.0)]
     assert store.client.get_run(run_id).info.status == "KILLED"
     assert not (tmp_path / "outbox").exists()

@@ -143,7 +143,9 @@ def test_killed_and_stopped_at_several_steps_the_result_is_that_of_an_undisturbe
     assert not list(workplace.glob(".*.partial"))
     with sqlite3.connect(workplace / "mlflow.db") as store:
         runs = dict(store.execute("select run_uuid, status from runs"))
-        logged = store.execute("select run_uuid, count(*) from metrics where key = 'loss' group by run_uuid").fetchall()
+        logged = store.execute(
+            "select run_uuid, count(*) from metrics where key = 'train/loss' group by run_uuid"
+        ).fetchall()
     assert list(runs.values()) == ["FINISHED"], "the run that was killed is the one that ended"
     assert dict(logged) == dict.fromkeys(runs, SETTINGS["epochs"])
 

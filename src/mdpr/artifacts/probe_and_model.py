@@ -5,12 +5,13 @@ model/: the configuration beside the learned weights, the history, and the MLflo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mdpr.artifacts.formats import Format, class_digest, parse, read_json, read_tensors, write_json
 from mdpr.errors import ArtifactError
@@ -102,11 +103,20 @@ def read_model_config(model: Path) -> ModelConfig:
     return parse(path, ModelConfig, read_json(path))
 
 
+def _run_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", text):
+        raise ValueError("not the id of an MLflow run")
+    return text
+
+
+RunId = Annotated[str, AfterValidator(_run_id)]
+
+
 class TrackedRun(Format):
     """The MLflow run that a folder of results belongs to; `digests` of what its model comes from (`model_digests`)."""
 
     format: Literal["mdpr-run/1"] = "mdpr-run/1"
-    run_id: str
+    run_id: RunId
     experiment: str
     test_sha256: str | None = None  # of the test split behind the results; model/run.json has none
     digests: dict[str, str] = Field(default_factory=dict)

@@ -9,16 +9,16 @@ import click
 
 @click.group("tracking")
 def command() -> None:
-    """Deliver to MLflow what could not be delivered while it was away."""
+    """Publish to MLflow what it could not take while it was down."""
 
 
 @command.command("publish")
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
-def publish_outbox(params: Path) -> None:
-    """Send what waits in tracking.outbox to the store it was meant for. Every later stage does so too."""
-    from mdpr.mlops.delivery import flush
+def publish(params: Path) -> None:
+    """Publish what waits in tracking.outbox to the store that it is for. Every later stage does so, too."""
+    from mdpr.mlops.publishing import publish_outbox
     from mdpr.mlops.store import connect
     from mdpr.params import load_params
 
-    tracking = load_params(params).tracking
-    click.echo(f"delivered {flush(connect(), Path(tracking.outbox))} entries from {tracking.outbox}")
+    outbox = load_params(params).tracking.outbox
+    click.echo(f"items published: {publish_outbox(connect(), Path(outbox))} (from {outbox})")

@@ -73,7 +73,7 @@ def close_runs(state: str) -> None:
     run_id = os.environ.get("KFP_RUN_ID")
     if state == "SUCCEEDED" or not run_id:
         return
-    from mdpr.mlops.delivery import fail_open_runs
+    from mdpr.mlops.runs import fail_open_runs
 
     with one_line_errors():
         for closed in fail_open_runs("kfp.run_id", run_id):

@@ -1,40 +1,38 @@
-"""The registry and the gate's checks for people: tables for a terminal, and the same as plain data."""
+"""The registry and the gate's checks as tables for a terminal, and as plain data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mdpr.artifacts import Promotion
-from mdpr.mlops.registry import CHAMPION, Registry
-from mdpr.mlops.releases import LATENCY_TAG, TEST_SET_TAG
+from mdpr.mlops.registry import CHAMPION, Registry, Version
+from mdpr.mlops.releases import DECISION_TAG, FIGURES_TAG, LATENCY_TAG, TEST_SET_TAG
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-ACCURACY_TAG = "mdpr.test.fused."
 NUMBERS = ("version", "all", "few", "ece", "latency_ms")
 COLUMNS = ("version", "aliases", "registered", "all", "few", "ece", "latency_ms", "gate")
 
 
 def registry_rows(registry: Registry) -> list[dict[str, Any]]:
-    """One row a version, the newest first; a figure that was not recorded is None. Raises `TrackingError`."""
+    """One row per version, the newest first; a figure that was not recorded is None. Raises `TrackingError`."""
     aliases = registry.aliases()
     rows = []
     for version in registry.versions():
-        tags = version.tags
-        figures = {key: tags.get(ACCURACY_TAG + key) for key in ("all", "few", "ece")} | {
-            "latency_ms": tags.get(LATENCY_TAG)
-        }
+        figures, latency = _json_tag(version, FIGURES_TAG), _json_tag(version, LATENCY_TAG)
         rows.append(
             {
                 "version": version.number,
                 "aliases": sorted(alias for alias, number in aliases.items() if number == version.number),
                 "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
-                **{key: None if text is None else float(text) for key, text in figures.items()},
-                "gate": tags.get("mdpr.gate.decision"),
+                **{key: figures.get(key) for key in ("all", "few", "ece")},
+                "latency_ms": latency.get("ms"),
+                "gate": version.tags.get(DECISION_TAG),
                 "run_id": version.run_id,
             }
         )
@@ -51,16 +49,20 @@ class ChampionFigures:
 
 
 def champion_figures(registry: Registry) -> ChampionFigures | None:
-    """Read from the champion's tags; None where there is no champion. Raises `TrackingError`."""
+    """Read from the champion's tags; None if there is no champion. Raises `TrackingError`."""
     champion = registry.get_by_alias(CHAMPION)
     if champion is None:
         return None
-    figures = {
-        key.removeprefix(ACCURACY_TAG): float(value)
-        for key, value in champion.tags.items()
-        if key.startswith(ACCURACY_TAG)
-    }
-    return ChampionFigures(champion.number, figures, champion.tags.get(TEST_SET_TAG))
+    return ChampionFigures(champion.number, _json_tag(champion, FIGURES_TAG), champion.tags.get(TEST_SET_TAG))
+
+
+def _json_tag(version: Version, tag: str) -> dict[str, Any]:
+    """The content of a tag; nothing if the version has none, or a person edited it."""
+    try:
+        content = json.loads(version.tags.get(tag, "{}"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def registry_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:

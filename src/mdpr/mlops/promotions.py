@@ -1,36 +1,49 @@
-"""From a version in the registry to the champion, and back."""
+"""From a version in the registry to the champion, and back.
+
+The promotion log says which version follows which as champion. MLflow has no compare-and-set for aliases, but a run's
+parameter can be written once and by one writer only. So every change of champion is reserved first: parameter
+`champion.000007` of one run (the log, named by a tag of the registered model) belongs to whoever writes it, and
+everybody else is refused. The alias follows the reservation; a reservation whose process died before that is carried
+out by the next promotion.
+"""
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mdpr.artifacts import Promotion, Registration, read_metrics, read_predictions, read_shots, sha256
+from mdpr.artifacts import Promotion, Registration, read_metrics, read_predictions, read_shots
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.gate import Candidate, Decision, Latency, Policy, should_promote
-from mdpr.mlops.registry import CHAMPION, PREVIOUS, Registry, Version
+from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry, Version
 from mdpr.mlops.releases import (
+    DECISION_TAG,
+    GATE_INPUTS_TAG,
     LABEL_SET_TAG,
-    LATENCY_DEVICE_TAG,
     LATENCY_TAG,
-    PREDICTIONS_FILE,
-    PREDICTIONS_TAG,
     RESULTS_RUN_TAG,
     TEST_SET_TAG,
+    gate_inputs,
+    gate_inputs_folder,
     with_gate,
 )
 from mdpr.mlops.runs import RESULTS_FOLDER
-from mdpr.mlops.store import Store, connect, translate_errors
+from mdpr.mlops.store import Refused, Store, connect
 
 ROLLED_BACK_TAG = "mdpr.rolled_back"
+CHECKS_TAG = "mdpr.gate.checks"
+
+
+# --- the gate -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the gate says about a version, and the champion it said so against. Nothing has been changed yet."""
+    """The gate's decision about a version, and the champion it was compared with. Nothing has been changed yet."""
 
     registry: Registry
     challenger: Version
@@ -53,22 +66,25 @@ class Judgement:
 
 
 def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judgement:
-    """Ask the gate about the registered version; changes nothing.
+    """The gate's decision about the registered version; changes nothing.
 
-    Raises `TrackingError` where the registry lacks what it should hold, `ArtifactError` where `evaluation` is
-    another model's.
+    Raises `TrackingError` if the registry lacks what it should hold, `ArtifactError` if a file of `evaluation` that
+    the gate reads is not the one that was registered.
     """
     store = connect()
     registry = Registry(store, registration.model_name)
     challenger = registry.get(registration.version)
-    if challenger.tags.get(PREDICTIONS_TAG) != sha256(evaluation / PREDICTIONS_FILE):
-        raise ArtifactError(f"{evaluation} is not what version {challenger.number} was registered with: run register")
+    if changed := _changed(challenger, evaluation):
+        raise ArtifactError(
+            f"{evaluation / changed} is not what version {challenger.number} was registered with: run evaluate and "
+            "register again"
+        )
     champion = registry.get_by_alias(CHAMPION)
     before = champion.number if champion else None
     if before == challenger.number:
         decision = Decision(False, f"version {before} is the champion already")
     elif ROLLED_BACK_TAG in challenger.tags:
-        reason = f"version {challenger.number} was rolled back: take its tag {ROLLED_BACK_TAG} off to let it try again"
+        reason = f"version {challenger.number} was rolled back: remove its tag {ROLLED_BACK_TAG} to let it try again"
         decision = Decision(False, reason)
     else:
         decision = should_promote(
@@ -81,23 +97,23 @@ def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judge
 
 
 def promote(registration: Registration, evaluation: Path, policy: Policy) -> Promotion:
-    """Ask the gate and do as it says; the verdict goes onto the version and into the run of its results, too.
+    """Carry out the gate's decision; it is written onto the version and into the run of its results, too.
 
-    Raises as `judge` does, and `TrackingError` where someone else promoted meanwhile.
+    Raises as `judge` does, and `TrackingError` if someone else promoted meanwhile.
     """
     judgement = judge(registration, evaluation, policy)
     promotion = judgement.promotion()
     if judgement.decision.promote:
-        judgement.registry.move_champion(judgement.challenger.number, expected=judgement.champion_before)
+        move_champion(judgement.registry, judgement.challenger.number, expected=judgement.champion_before)
     if not judgement.already_champion:
         _record(judgement, promotion)
     return promotion
 
 
 def rollback(model_name: str) -> tuple[str, str]:
-    """The champion back to the version behind `previous`: (the version that went, the one that is champion now).
+    """The champion back to the version with the alias `previous`: (the version that went, the champion now).
 
-    Raises `TrackingError` where there is no champion, none before it, or that one was rolled back itself.
+    Raises `TrackingError` if there is no champion, none before it, or that one was rolled back itself.
     """
     registry = Registry(connect(), model_name)
     champion, previous = registry.get_by_alias(CHAMPION), registry.get_by_alias(PREVIOUS)
@@ -109,7 +125,7 @@ def rollback(model_name: str) -> tuple[str, str]:
             f"version {previous.number} of {model_name} ({PREVIOUS}) was itself rolled back or is the champion: "
             f"move the alias {CHAMPION} by hand"
         )
-    registry.move_champion(previous.number, expected=champion.number)
+    move_champion(registry, previous.number, expected=champion.number)
     reason = f"rolled back to version {previous.number}"
     registry.annotate(champion.number, {ROLLED_BACK_TAG: previous.number}, with_gate(champion.card, reason))
     return champion.number, previous.number
@@ -123,49 +139,149 @@ def shot_groups(shots: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _candidate(version: Version, evaluation: Path) -> Candidate:
+def _changed(version: Version, folder: Path) -> str | None:
+    """The first file in `folder` that is not the one that `version` was registered with."""
+    registered = json.loads(version.tags.get(GATE_INPUTS_TAG, "{}"))
+    return next((name for name, digest in gate_inputs(folder).items() if registered.get(name) != digest), None)
+
+
+def _candidate(version: Version, folder: Path) -> Candidate:
     tags = version.tags
-    ece = read_metrics(evaluation)["fused"].get("ece")
+    ece = read_metrics(folder)["fused"].get("ece")
     if ece is None:
-        raise ArtifactError(f"{evaluation / 'metrics.json'} has no fused.ece: run evaluate again")
-    measured = LATENCY_TAG in tags and LATENCY_DEVICE_TAG in tags
+        raise ArtifactError(f"{folder / 'metrics.json'} has no fused.ece: run evaluate again")
     return Candidate(
-        predictions=read_predictions(evaluation),
+        predictions=read_predictions(folder),
         label_set=tags.get(LABEL_SET_TAG, "not recorded"),
         test_set=tags.get(TEST_SET_TAG, "not recorded"),
         ece=ece,
-        latency=Latency(float(tags[LATENCY_TAG]), tags[LATENCY_DEVICE_TAG]) if measured else None,
+        latency=Latency(**json.loads(tags[LATENCY_TAG])) if LATENCY_TAG in tags else None,
     )
 
 
 def _load_champion(store: Store, champion: Version) -> Candidate:
-    """The champion's predictions and metrics, from the artifacts of the run that holds its results."""
+    """The champion's predictions and metrics, as `register` stored them with its version."""
     run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
     with TemporaryDirectory(prefix="mdpr-") as folder:
         try:
-            with translate_errors(store.uri):
-                for name in (PREDICTIONS_FILE, "metrics.json"):
-                    file = store.client.download_artifacts(run_id, f"{RESULTS_FOLDER}/{name}", folder)
-            if sha256(Path(file).with_name(PREDICTIONS_FILE)) != champion.tags.get(PREDICTIONS_TAG):
-                raise TrackingError("they are not what it was registered with")
+            stored = gate_inputs_folder(champion.tags.get(GATE_INPUTS_TAG, ""))
+            files = Path(store.client.download_artifacts(run_id, stored, folder))
+            if changed := _changed(champion, files):
+                raise TrackingError(f"{changed} is not what it was registered with")
         except TrackingError as error:
             raise TrackingError(
-                f"the predictions of champion version {champion.number} cannot be used from run {run_id} "
-                f"({error}): register that model again, or take the alias {CHAMPION} off it"
+                f"the results of champion version {champion.number} cannot be used from run {run_id} "
+                f"({error}): register that model again, or remove its alias {CHAMPION}"
             ) from None
-        return _candidate(champion, Path(file).parent)
+        return _candidate(champion, files)
 
 
 def _record(judgement: Judgement, promotion: Promotion) -> None:
-    """The verdict as tags and on the card of the version, and beside the report in the run's artifacts."""
+    """The decision as tags and on the card of the version, and beside the report in the run's artifacts."""
     registry, version = judgement.registry, judgement.challenger
     checks = json.dumps([check.model_dump() for check in promotion.checks])
-    tags = {
-        "mdpr.gate.decision": promotion.decision,
-        "mdpr.gate.reason": promotion.reason,
-        "mdpr.gate.checks": checks,
-    }
-    registry.annotate(version.number, tags, with_gate(version.card, f"{promotion.decision}: {promotion.reason}"))
-    with translate_errors(registry.store.uri):
-        run_id = version.tags.get(RESULTS_RUN_TAG, version.run_id)
-        registry.store.client.log_dict(run_id, promotion.model_dump(mode="json"), f"{RESULTS_FOLDER}/promotion.json")
+    card = with_gate(version.card, f"{promotion.decision}: {promotion.reason}")
+    registry.annotate(version.number, {DECISION_TAG: promotion.decision, CHECKS_TAG: checks}, card)
+    run_id = version.tags.get(RESULTS_RUN_TAG, version.run_id)
+    registry.store.client.log_dict(run_id, promotion.model_dump(mode="json"), f"{RESULTS_FOLDER}/promotion.json")
+
+
+# --- the promotion log --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A change of champion. `finished` once the alias has been set: from then on the alias itself counts."""
+
+    generation: int
+    number: str
+    before: str | None
+    finished: bool
+
+    @property
+    def key(self) -> str:
+        return f"champion.{self.generation:06d}"
+
+
+@dataclass(frozen=True)
+class PromotionLog:
+    """The run that holds the reservations of one registered model. Every method raises `TrackingError`."""
+
+    store: Store
+    run_id: str
+
+    def last(self) -> Reservation | None:
+        params = self.store.client.get_run(self.run_id).data.params
+        keys = [key for key in params if key.removeprefix("champion.").isdigit()]
+        if not keys:
+            return None
+        key = max(keys)
+        content = json.loads(params[key])
+        generation = int(key.removeprefix("champion."))
+        return Reservation(generation, content["to"], content["from"], finished=f"{key}.done" in params)
+
+    def reserve(self, after: Reservation | None, number: str, before: str | None) -> Reservation | None:
+        """The reservation that follows `after`; None if someone else was faster."""
+        reservation = Reservation(after.generation + 1 if after else 1, number, before, finished=False)
+        mine = json.dumps({"to": number, "from": before, "by": uuid.uuid4().hex})
+        try:
+            self.store.client.log_param(self.run_id, reservation.key, mine)
+        except Refused:
+            # Taken; by ourselves, if an answer was lost and the request sent again.
+            run = self.store.client.get_run(self.run_id)
+            if run.info.lifecycle_stage != "active":
+                raise TrackingError(f"run {self.run_id} (the promotion log) is deleted: restore it") from None
+            return reservation if run.data.params.get(reservation.key) == mine else None
+        return reservation
+
+    def finish(self, reservation: Reservation) -> None:
+        self.store.client.log_param(self.run_id, f"{reservation.key}.done", "true")
+
+
+def open_log(registry: Registry) -> PromotionLog:
+    """The promotion log of the registered model."""
+    run_id = registry.store.client.get_registered_model(registry.name).tags.get(PROMOTION_LOG_TAG)
+    if not run_id:
+        raise TrackingError(f"the registered model {registry.name} has no tag {PROMOTION_LOG_TAG}: run register again")
+    return PromotionLog(registry.store, run_id)
+
+
+def move_champion(registry: Registry, number: str, expected: str | None) -> None:
+    """`champion` to `number`, if it is still at `expected`; the old champion becomes `previous`.
+
+    Raises `TrackingError` that names the other version if someone else has moved it meanwhile.
+    """
+    with registry.locked():
+        log = open_log(registry)
+        last = log.last()
+        if last and not last.finished:  # its process is about to set the alias, or died before it could
+            _carry_out(registry, log, last)
+        champion = registry.get_by_alias(CHAMPION)
+        now = champion.number if champion else None
+        if now != expected:
+            raise _overtaken(registry, now, expected)
+        reservation = log.reserve(last, number, expected)
+        if reservation is None:
+            winner = log.last()
+            raise _overtaken(registry, winner.number if winner else None, expected)
+        _carry_out(registry, log, reservation)
+
+
+def _carry_out(registry: Registry, log: PromotionLog, reservation: Reservation) -> None:
+    """The aliases as the reservation says, and as a later one says if this process was overtaken meanwhile."""
+    while True:
+        if reservation.before:
+            registry.set_alias(PREVIOUS, reservation.before)
+        registry.set_alias(CHAMPION, reservation.number)
+        log.finish(reservation)
+        newest = log.last()
+        if newest is None or newest.generation == reservation.generation:
+            return
+        reservation = newest
+
+
+def _overtaken(registry: Registry, found: str | None, expected: str | None) -> TrackingError:
+    return TrackingError(
+        f"the champion of {registry.name} is version {found or 'none'}, not {expected or 'none'}: "
+        "someone else promoted at the same time, run promote again"
+    )

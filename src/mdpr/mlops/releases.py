@@ -1,29 +1,42 @@
-"""The model card: a version's description in the registry, as Markdown.
-
-From a tuned model to a version in the registry.
-"""
+"""From a tuned model to a version in the registry, with its card: results, data, settings, and the gate's decision."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from mdpr.artifacts import (
     SHOT_GROUPS,
     ModelConfig,
     Registration,
+    TrackedRun,
     class_digest,
     read_metrics,
     read_predictions,
     read_run,
+    read_shots,
     sha256,
 )
-from mdpr.mlops.delivery import adopt, flush
-from mdpr.mlops.registry import Registry, ensure_model
-from mdpr.mlops.runs import add_results, flatten, lineage_tags
+from mdpr.errors import ArtifactError
+from mdpr.mlops.publishing import mirror_run
+from mdpr.mlops.registry import Registry
+from mdpr.mlops.runs import RESULTS_FOLDER, add_results, lineage_tags, publish_waiting, result_metrics
 from mdpr.mlops.served_model import Parts, log_served_model
-from mdpr.mlops.store import connect
+from mdpr.mlops.store import Store, connect
 from mdpr.params import RegisterParams, TrackingParams
+
+LABEL_SET_TAG = "mdpr.label_set"
+TEST_SET_TAG = "mdpr.test_sha256"
+GATE_INPUTS_TAG = "mdpr.gate.inputs"  # JSON: file -> sha256
+DECISION_TAG = "mdpr.gate.decision"
+RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the files that the gate reads
+LATENCY_TAG = "mdpr.latency"  # JSON: ms, device
+FIGURES_TAG = "mdpr.test.fused"  # JSON: figure -> value
+GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
+RANKED_BY = ("all", *SHOT_GROUPS, "ece")
 
 BRANCHES = ("zero_shot", "base", "routed", "fused")
 GROUPS = ("all", *SHOT_GROUPS)
@@ -32,7 +45,7 @@ NOT_JUDGED = "Not judged yet."
 
 
 def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], test_images: int) -> str:
-    """Results, data and settings of a model, with a place for the gate's words at the end.
+    """Results, data and settings of a model, with a section for the gate's decision at the end.
 
     `metrics` maps a branch to its accuracies (fractions) by group, as in metrics.json.
     """
@@ -61,12 +74,12 @@ def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], 
 
 
 def with_gate(card: str, words: str) -> str:
-    """`card` with its last section, the gate's, saying `words`."""
+    """`card` with `words` as its last section, the gate's."""
     return card.partition(GATE_HEADING)[0] + GATE_HEADING + words + "\n"
 
 
 def gate_of(card: str) -> str:
-    """What the gate has said on `card`."""
+    """The gate's section of `card`."""
     return card.partition(GATE_HEADING)[2].strip() or NOT_JUDGED
 
 
@@ -79,50 +92,53 @@ def _points(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
-LABEL_SET_TAG = "mdpr.label_set"
-TEST_SET_TAG = "mdpr.test_sha256"
-PREDICTIONS_TAG = "mdpr.predictions_sha256"
-RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the version's predictions
-LATENCY_TAG, LATENCY_DEVICE_TAG = "mdpr.latency_ms", "mdpr.latency_device"
-PREDICTIONS_FILE = "predictions.parquet"
+def gate_inputs(evaluation: Path) -> dict[str, str]:
+    """sha256 of every file that the gate reads: what it decides on is what was registered. Raises `ArtifactError`."""
+    for name in GATE_INPUTS:
+        if not (evaluation / name).is_file():
+            raise ArtifactError(f"{evaluation / name} is missing: run evaluate first")
+    return {name: sha256(evaluation / name) for name in GATE_INPUTS}
+
+
+def gate_inputs_folder(tag: str) -> str:
+    """Where the run's artifacts hold the files of this tag; a later evaluation of the run has a folder of its own."""
+    return f"gate/{hashlib.sha256(tag.encode()).hexdigest()[:12]}"
 
 
 def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: RegisterParams) -> Registration:
     """A version of the model in `parts` with its results, its card and the alias `params.alias`.
 
     The version that the same model digest already has is used again: its results, card and alias are renewed.
-    Raises `TrackingError`, and `ArtifactError` where a part is missing.
+    Raises `TrackingError`, and `ArtifactError` if a part is missing.
     """
     digest, config, run = parts.digest(), parts.config, read_run(evaluation)
-    metrics, predictions = read_metrics(evaluation), read_predictions(evaluation)
+    metrics, predictions, inputs = read_metrics(evaluation), read_predictions(evaluation), gate_inputs(evaluation)
+    read_shots(evaluation)
     store = connect()
-    flush(store, Path(tracking.outbox))
-    here = adopt(store, run, tracking.experiment)
-    if here != run:  # neither training nor evaluation happened in this store: their results come along now
-        files = sorted(path for path in evaluation.iterdir() if path.is_file())
-        here = add_results(here, tracking, flatten({"test": metrics}), files, tags=run.digests)
-    registry = Registry(store, tracking.model_name)
+    publish_waiting(store, tracking)
+    here = mirror_run(store, run.model_copy(update={"experiment": tracking.experiment}))
+    _ensure_results(store, here, run, evaluation, metrics, tracking)
+    registry, gate_tag = Registry(store, tracking.model_name), json.dumps(inputs)
     with registry.locked():
         version = registry.find_by_digest(digest)
         if version is None:
-            inputs = (parts.knowledge, parts.features, parts.model, evaluation)
+            folders = (parts.knowledge, parts.features, parts.model, evaluation)
             model_id, latency = log_served_model(store, here, parts, Path(params.pyfunc))
-            origin = {
-                LABEL_SET_TAG: class_digest(config.class_names),
-                "mdpr.backbone": config.fingerprint,
-                "mdpr.knowledge_digest": config.knowledge_digest,
-            }
+            _rank_model(store, here.run_id, model_id)
+            origin = {LABEL_SET_TAG: class_digest(config.class_names), **run.digests, **lineage_tags(folders)}
             if latency:
-                origin |= {LATENCY_TAG: f"{latency.ms:.3f}", LATENCY_DEVICE_TAG: latency.device}
-            version = registry.create(model_id, here.run_id, digest, run.digests | origin | lineage_tags(inputs))
-        ensure_model(store, tracking.model_name, here.run_id)
-        card = model_card(config, metrics, test_images=len(predictions))
+                origin[LATENCY_TAG] = json.dumps(asdict(latency))
+            version = registry.create(model_id, here.run_id, digest, origin)
+        registry.ensure_model()
+        for name in inputs:
+            store.client.log_artifact(here.run_id, str(evaluation / name), gate_inputs_folder(gate_tag))
         results = {
             RESULTS_RUN_TAG: here.run_id,
-            PREDICTIONS_TAG: sha256(evaluation / PREDICTIONS_FILE),
+            GATE_INPUTS_TAG: gate_tag,
             TEST_SET_TAG: run.test_sha256 or "not recorded",
-            **{f"mdpr.test.fused.{key}": f"{value:.4f}" for key, value in metrics["fused"].items()},
+            FIGURES_TAG: json.dumps({key: round(value, 4) for key, value in metrics["fused"].items()}),
         }
+        card = model_card(config, metrics, test_images=len(predictions))
         registry.annotate(version.number, results, with_gate(card, gate_of(version.card)))
         registry.set_alias(params.alias, version.number)
     return Registration(
@@ -134,3 +150,32 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
         source=version.source,
         digests=run.digests,
     )
+
+
+def _ensure_results(
+    store: Store,
+    here: TrackedRun,
+    run: TrackedRun,
+    evaluation: Path,
+    metrics: Mapping[str, Mapping[str, float]],
+    tracking: TrackingParams,
+) -> None:
+    """The results in the run, if neither evaluate nor the outbox brought them: they were made beside another store."""
+    if "test/fused/all" in store.client.get_run(here.run_id).data.metrics:
+        return
+    files = {f"{RESULTS_FOLDER}/{path.name}": path for path in evaluation.iterdir() if path.is_file()}
+    add_results(here, tracking, result_metrics(metrics), files, tags=run.digests)
+
+
+def _rank_model(store: Store, run_id: str, model_id: str) -> None:
+    """The run's test figures as the logged model's own, on the test set, so that MLflow ranks models by them."""
+    from mlflow.entities import Metric
+
+    run = store.client.get_run(run_id)
+    tested = [item.dataset for item in run.inputs.dataset_inputs if any(tag.value == "testing" for tag in item.tags)]
+    on = {"dataset_name": tested[0].name, "dataset_digest": tested[0].digest} if tested else {}
+    names = [f"test/fused/{figure}" for figure in RANKED_BY if f"test/fused/{figure}" in run.data.metrics]
+    latest = [store.client.get_metric_history(run_id, name)[-1] for name in names]
+    metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id, **on) for m in latest]
+    if metrics:
+        store.client.log_batch(run_id, metrics=metrics)

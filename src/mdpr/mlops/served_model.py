@@ -24,10 +24,12 @@ import mdpr
 from mdpr.artifacts import ModelConfig, TrackedRun, read_model_config, sha256
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.gate import Latency
-from mdpr.mlops.registry import Registry
+from mdpr.mlops.registry import DIGEST_TAG, Registry
 from mdpr.mlops.store import DEFAULT_URI, Store, connect, translate_errors
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.models import Model
 
 
@@ -95,9 +97,7 @@ def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) ->
     # Not pyfunc.log_model: it needs an active run, and would open the finished run again.
     with translate_errors(store.uri), TemporaryDirectory(prefix="mdpr-") as folder:
         experiment_id = client.get_run(run.run_id).info.experiment_id
-        logged = client.create_logged_model(
-            experiment_id, LOGGED_NAME, source_run_id=run.run_id, model_type="classifier"
-        )
+        logged = _open_logged_model(client, experiment_id, run, parts)
         form = Model(artifact_path=logged.artifact_location, run_id=run.run_id, model_id=logged.model_id)
         status, latency = "FAILED", None
         try:
@@ -111,6 +111,24 @@ def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) ->
         finally:
             client.finalize_logged_model(logged.model_id, status)
     return str(logged.model_id), latency
+
+
+def _open_logged_model(client: MlflowClient, experiment_id: str, run: TrackedRun, parts: Parts) -> LoggedModel:
+    """The logged model of these parts in `run`: the one that a killed `register` left unfinished, or a new one."""
+    digest, config = parts.digest(), parts.config
+    query = f"source_run_id = '{run.run_id}' AND tags.`{DIGEST_TAG}` = '{digest}'"
+    found = client.search_logged_models([experiment_id], query)
+    if found:
+        return found[0]
+    params = {f"tune.{key}": str(value) for key, value in config.tune.model_dump().items()}
+    return client.create_logged_model(
+        experiment_id,
+        LOGGED_NAME,
+        source_run_id=run.run_id,
+        tags={DIGEST_TAG: digest},
+        params={"backbone": config.fingerprint, "selected_epoch": str(config.selected_epoch), **params},
+        model_type="classifier",
+    )
 
 
 def _save(saved: Path, parts: Parts, code: Path, form: Model) -> None:

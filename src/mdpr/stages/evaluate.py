@@ -31,7 +31,7 @@ def evaluate(
     from mdpr.evaluation.results import Results
     from mdpr.evaluation.score_table import write_scores
     from mdpr.evaluation.scoring import evaluate_splits
-    from mdpr.mlops.runs import add_results, flatten, lineage_tags, split_inputs
+    from mdpr.mlops.runs import add_results, lineage_tags, result_metrics, split_inputs
     from mdpr.model.inference import Classifier
 
     classes = artifacts.read_classes(prepared)
@@ -65,20 +65,16 @@ def evaluate(
     content = gather(folders, f"{tracking.model_name}: evaluation on the test set", params.gallery_images)
     figures = make_figures(content)
     (evaluation / "report.html").write_text(render_report(content, figures), encoding="utf-8")
-    drawn = write_figures(evaluation / "figures", figures)
+    write_figures(evaluation / "figures", figures)
+    artifacts.write_json(evaluation / "run.json", run.model_copy(update={"test_sha256": test_sha256}))
 
-    files = sorted(path for path in evaluation.iterdir() if path.is_file())
-    metrics = flatten({"test": results.scores})
-    attachments = {f"evaluation/figures/{path.name}": path for path in drawn}
-    attachments |= {f"knowledge/{path.name}": path for path in sorted(knowledge.glob("*.json"))}
-    tracked = add_results(
+    files = {f"evaluation/{path.relative_to(evaluation)}": path for path in evaluation.rglob("*") if path.is_file()}
+    files |= {f"knowledge/{path.name}": path for path in knowledge.glob("*.json")}
+    add_results(
         run,
         tracking,
-        metrics,
+        result_metrics(results.scores),
         files,
-        attachments=attachments,
         datasets=split_inputs(prepared, ["test"]),
         tags={"mdpr.knowledge_digest": classifier.config.knowledge_digest, **run.digests},
     )
-    found = {"test_sha256": test_sha256, "digests": run.digests}
-    artifacts.write_json(evaluation / "run.json", tracked.model_copy(update=found))

@@ -21,13 +21,13 @@ def promote(
     """Compare the challenger with the champion, move the alias or keep it, and write promotion.json."""
     from mdpr.artifacts import read_registration, write_json
     from mdpr.mlops import promotions
-    from mdpr.mlops.delivery import flush
+    from mdpr.mlops.runs import publish_waiting
     from mdpr.mlops.store import connect
 
-    flush(connect(), Path(tracking.outbox))
+    publish_waiting(connect(), tracking)
     outcome = promotions.promote(read_registration(registration), evaluation, _policy(params))
-    verdict = "promoted" if outcome.decision == "promoted" else "not promoted"
-    logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, verdict, outcome.reason)
+    decision = "promoted" if outcome.decision == "promoted" else "not promoted"
+    logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, decision, outcome.reason)
     write_json(promotion, outcome)
 
 
@@ -43,8 +43,8 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
     outcome = judgement.promotion()
     console = Console()
     console.print(checks_table(outcome))
-    verdict = "would be promoted" if outcome.decision == "promoted" else "would not be promoted"
-    console.print(f"version {outcome.version} of {outcome.model_name} {verdict}: {outcome.reason}", markup=False)
+    decision = "would be promoted" if outcome.decision == "promoted" else "would not be promoted"
+    console.print(f"version {outcome.version} of {outcome.model_name} {decision}: {outcome.reason}", markup=False)
 
 
 def _policy(params: PromoteParams) -> Policy:

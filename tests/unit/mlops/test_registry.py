@@ -5,6 +5,7 @@ import pytest
 
 from mdpr.errors import TrackingError
 from mdpr.mlops import registry as registry_module
+from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import CHAMPION, PREVIOUS, Registry
 from mdpr.mlops.store import Store
 
@@ -52,17 +53,17 @@ def test_a_digest_has_one_version(registry: Registry) -> None:
 
 def test_the_champion_before_becomes_previous(registry: Registry) -> None:
     first, second = make_versions(registry, 2)
-    registry.move_champion(first, expected=None)
+    move_champion(registry, first, expected=None)
     assert (number_behind(registry, CHAMPION), number_behind(registry, PREVIOUS)) == (first, None)
-    registry.move_champion(second, expected=first)
+    move_champion(registry, second, expected=first)
     assert (number_behind(registry, CHAMPION), number_behind(registry, PREVIOUS)) == (second, first)
 
 
 def test_a_stale_promotion_changes_nothing(registry: Registry) -> None:
     first, second = make_versions(registry, 2)
-    registry.move_champion(first, expected=None)
+    move_champion(registry, first, expected=None)
     with pytest.raises(TrackingError, match=r"champion of shoes is version 1, not none.*run promote again"):
-        registry.move_champion(second, expected=None)
+        move_champion(registry, second, expected=None)
     assert (number_behind(registry, CHAMPION), number_behind(registry, PREVIOUS)) == (first, None)
 
 
@@ -73,7 +74,7 @@ def test_of_simultaneous_promotions_one_wins(registry: Registry) -> None:
     def promote(number: str) -> str:
         start.wait()
         try:
-            registry.move_champion(number, expected=None)
+            move_champion(registry, number, expected=None)
         except TrackingError as error:
             return str(error)
         return number
