@@ -58,7 +58,7 @@ def _render(
 ) -> Path:
     from mdpr.artifacts import read_promotion
     from mdpr.errors import ArtifactError
-    from mdpr.evaluation.report.page import Folders, gather, make_figures, render_report
+    from mdpr.evaluation.report.document import Folders, gather, make_figures, render_report
     from mdpr.params import load_params
     from mdpr.stages.outputs import write_whole
 

@@ -1,23 +1,13 @@
-"""The same model in other circumstances: rows of their own beside the main result, never mixed into it.
+"""Variants of the tuned model, never trained again: rows of their own beside the main result.
 
-    ablation   routing taken apart, without training again (`mdpr.evaluation.ablations`)
-    robust     test-time ensembling, post-hoc adjustment (`mdpr.evaluation.ablations`)
+    ablation   routing taken apart: the same learned weights with other sentences, or with some left out
+    robust     test-time ensembling, post-hoc adjustment
 
-Shapes: B images in a batch, C classes.
+An ablation changes only the router's table of the classes, so it costs a pass of the router and none of the image
+tower. What needs choosing is chosen on the validation images, by class-balanced accuracy; of equal choices the one that
+changes the model least.
 
-Routing taken apart without training again: the same learned weights with other sentences in the router's table.
-
-Every ablation is another table for the router (other sentences, fewer of them, or fixed weights), and costs one pass of
-the router, not one of the image tower.
-
-Shapes: B images in a batch, C classes, V dimensions, d joint width.
-
-Options that cost more time or a look at the validation set: reported as rows of their own.
-
-What is chosen is chosen on the validation images, by class-balanced accuracy; of equal choices the one that changes
-the model least. The test set chooses nothing.
-
-Shapes: N validation images, B images in a batch, C classes, W views of an image.
+Shapes: N validation images, B images in a batch, C classes, V dimensions, d joint width, W views of an image.
 """
 
 from __future__ import annotations
@@ -54,8 +44,8 @@ COLUMNS = ("variant", "kind", *FIGURES, "gain", "gain_low", "gain_high")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the main pass has of a batch: the images, every branch, and the debiased expert where the fusion has one."""
+class BatchOutputs:
+    """The main pass over a batch: the images, every branch, and the debiased expert if the fusion has one."""
 
     image_B3HW: Tensor
     outputs: Outputs
@@ -63,18 +53,18 @@ class Seen:
 
 
 class Variant(Protocol):
-    """Other answers to a batch that the main pass has seen."""
+    """Other answers to a batch of the main pass."""
 
     kind: str
 
-    def log_probabilities(self, seen: Seen) -> dict[str, Tensor]:
+    def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         """(B, C) log-probabilities by name; the same names for every batch."""
 
 
 def variant_table(
     predictions: pd.DataFrame, variants: pd.DataFrame, kinds: dict[str, str], shots: Sequence[str]
 ) -> pd.DataFrame:
-    """One row a variant: its figures, and its class-balanced accuracy minus the model's own with a paired interval.
+    """One row per variant: its figures, and its class-balanced accuracy minus the model's own with a paired interval.
 
     `variants` has a variant's columns as `predictions` has a branch's; `kinds` maps its names to ablation or robust.
     Figures of groups that do not exist are empty.
@@ -149,15 +139,15 @@ class RoutingAblations:
         with torch.no_grad():
             self._tables = {name: router.table(**ABLATIONS[name](sentences_CVd, prior)) for name in names}
 
-    def log_probabilities(self, seen: Seen) -> dict[str, Tensor]:
+    def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         """(B, C) for every ablation."""
         router = self._model.router
         assert router is not None
         scale = self._model.backbone.logit_scale
-        base_BC = seen.outputs.base_BC
+        base_BC = batch.outputs.base_BC
         return {
             name: self._model.fusion(
-                base_BC, scale * router(seen.outputs.image_Bd, table).similarity_BC, seen.expert_BC
+                base_BC, scale * router(batch.outputs.image_Bd, table).similarity_BC, batch.expert_BC
             )
             for name, table in self._tables.items()
         }
@@ -176,9 +166,9 @@ class Flipped:
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
-    def log_probabilities(self, seen: Seen) -> dict[str, Tensor]:
-        mirrored = self._classifier(seen.image_B3HW.flip(-1)).fused_BC
-        return {self.name: mean_probability(torch.stack([seen.outputs.fused_BC, mirrored]))}
+    def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
+        mirrored = self._classifier(batch.image_B3HW.flip(-1)).fused_BC
+        return {self.name: mean_probability(torch.stack([batch.outputs.fused_BC, mirrored]))}
 
 
 class PostHoc:
@@ -207,8 +197,8 @@ class PostHoc:
             weighted = [weigh(base_NC, routed_NC, weight) for weight in Validated.CANDIDATES]
             self.base_weight = choose(np.array(Validated.CANDIDATES), weighted, label_N, least=0.5)
 
-    def log_probabilities(self, seen: Seen) -> dict[str, Tensor]:
-        outputs = seen.outputs
+    def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
+        outputs = batch.outputs
         answers = {f"logit_adjusted (tau {self.tau:.1f})": self._adjust(outputs.fused_BC, self.tau)}
         if self.base_weight is not None and outputs.routed_BC is not None:
             name = f"fusion_weight (base {self.base_weight:.2f})"

@@ -25,7 +25,7 @@ from mdpr.artifacts import TEST_DIGEST, read_json, read_predictions, read_table
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.results import check_label_set
+from mdpr.evaluation.tables import check_label_set
 from mdpr.evaluation.uncertainty import paired_differences, percentile_interval
 
 LEVEL = 0.05

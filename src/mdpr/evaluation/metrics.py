@@ -1,15 +1,11 @@
-"""The figures of a branch, as pure functions of its predictions. Accuracies are fractions, 0..1.
+"""The figures of a branch, as pure functions of its predictions: accuracies (fractions, 0..1) and calibration.
 
-Long-tailed accuracy is class-balanced: `all` is the mean over classes of each class's recall, so that a test set
-which is long-tailed itself counts every class alike; many, medium and few are the same mean over the classes of a
-shot group. A class without a test image has no recall (NaN in arrays) and enters no mean; a group without such a
-recall is absent from the result, never 0.
+Long-tailed accuracy is class-balanced: `all` is the mean over classes of each class's recall, so that every class
+counts alike in a long-tailed test set; many, medium and few are that mean over the classes of a shot group. A class
+without a test image has no recall (NaN in arrays) and enters no mean; a group without such a recall is absent from the result,
+never 0. Calibration bins are of equal width, (a, b], the first one closed.
 
-Shapes: N test images, C classes, k best classes.
-
-How far stated probabilities are from frequencies: reliability, ECE, and the same for every class.
-
-Bins are of equal width, (a, b], the first one closed. Shapes: N images, B images in a batch, C classes, K bins.
+Shapes: N test images, B images in a batch, C classes, K bins, k best classes.
 """
 
 from __future__ import annotations
@@ -125,7 +121,7 @@ def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, 
 
 
 def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = CALIBRATION_BINS) -> pd.DataFrame:
-    """One row a bin that has an image: low, high, images, mean confidence, accuracy."""
+    """One row per bin that has an image: low, high, images, mean confidence, accuracy."""
     bin_N = bin_of(confidence_N, bins)
     image_K = np.bincount(bin_N, minlength=bins)
     used = np.flatnonzero(image_K)

@@ -1,6 +1,6 @@
-"""What the model said about each test image: the table that every figure of the evaluation is computed from.
+"""The model's answer to each test image: the table that every figure of the evaluation is computed from.
 
-One row a test image, in the order of test.parquet:
+One row per test image, in the order of test.parquet:
 
     index                       int64         row of test.parquet
     label                       int64         the image's class
@@ -23,6 +23,7 @@ Shapes: B images in a batch, C classes, V dimensions, k = min(5, C).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,22 @@ def recorded_branches(predictions: pd.DataFrame) -> list[str]:
 def final_branch(predictions: pd.DataFrame) -> str:
     """The branch whose answer is the model's answer: fused, or base where routing is off."""
     return "fused" if "fused_top1" in predictions.columns else "base"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers of one pass over the test set.
+
+    predictions     the table above
+    classwise_ece   of every recorded branch
+    variants        a variant's columns as predictions has a branch's; None without variants
+    kinds           variant -> ablation or robust, in order
+    """
+
+    predictions: pd.DataFrame
+    classwise_ece: Mapping[str, float]
+    variants: pd.DataFrame | None
+    kinds: dict[str, str]
 
 
 class PredictionRecorder:

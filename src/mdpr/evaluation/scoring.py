@@ -1,14 +1,12 @@
-"""One pass over the test set: every branch of the tuned model, the frozen model's zero-shot answer, and variants.
+"""The passes over images of an evaluation: validation to choose on, test to score, test again for other views.
 
 Shapes: B images in a batch, C classes, d joint width, W views of an image.
-
-The passes over images that an evaluation takes: validation to choose on, test to score, test again for views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,37 +19,21 @@ from mdpr.artifacts import Probe, read_images
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
     ABLATIONS,
+    BatchOutputs,
     Flipped,
     PostHoc,
     RoutingAblations,
-    Seen,
     Variant,
     five_crop_transform,
     mean_probability,
 )
 from mdpr.evaluation.metrics import ClasswiseCalibration
-from mdpr.evaluation.predictions import PredictionRecorder
+from mdpr.evaluation.predictions import PredictionRecorder, Predictions
 from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader
 from mdpr.model.fusion import GeneralizedLogitAdjustment
 from mdpr.model.inference import Classifier
 from mdpr.params import EvaluateParams
 from mdpr.progress import track
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What one pass gives.
-
-    predictions     the table of `mdpr.evaluation.predictions`
-    classwise_ece   of every recorded branch
-    variants        a variant's columns as predictions has a branch's; None without variants
-    kinds           variant -> ablation or robust, in order
-    """
-
-    predictions: pd.DataFrame
-    classwise_ece: Mapping[str, float]
-    variants: pd.DataFrame | None
-    kinds: dict[str, str]
 
 
 @torch.inference_mode()
@@ -60,7 +42,7 @@ def predict(
     probe: Probe,
     batches: Iterable[tuple[Tensor, Tensor]],
     variants: Sequence[Variant] = (),
-) -> Passed:
+) -> Predictions:
     """Answers to `batches` of images (B, 3, H, W) and labels (B,), in order.
 
     Zero-shot is s * x t^T with the frozen tower's image features x and the template ensemble t of `probe`. Raises
@@ -89,12 +71,12 @@ def predict(
             expert_BC = fusion.expert(frozen_Bd, classifier.backbone.logit_scale)
         answers: dict[str, Tensor] = {}
         for variant in variants:
-            given = variant.log_probabilities(Seen(image_on_device, outputs, expert_BC))
+            given = variant.log_probabilities(BatchOutputs(image_on_device, outputs, expert_BC))
             answers |= given
             kinds |= dict.fromkeys(given, variant.kind)
         if answers:
             others.add(label_B, answers)
-    return Passed(
+    return Predictions(
         recorder.table(),
         {branch: counts.error() for branch, counts in calibration.items()},
         others.table() if kinds else None,
@@ -114,7 +96,7 @@ def predict_views(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor
 
 def evaluate_splits(
     classifier: Classifier, probe: Probe, prior_CV: np.ndarray | None, prepared: Path, params: EvaluateParams
-) -> Passed:
+) -> Predictions:
     """Answers to prepared/test.parquet with the variants that `params` names.
 
     `prior_CV` is M of `mdpr.artifacts.Features`. Raises `ConfigError` where ablations are listed for a model without
@@ -130,16 +112,16 @@ def evaluate_splits(
     if params.test_time == "flip":
         variants.append(Flipped(classifier))
     test = make_loader(_table(prepared, "test", look), params.batch_size)
-    passed = predict(classifier, probe, track(test, "evaluate"), variants)
+    predicted = predict(classifier, probe, track(test, "evaluate"), variants)
     if params.test_time.startswith("five_crop"):
         views = five_crop_transform(classifier, flips=params.test_time == "five_crop_flip")
         loader = make_loader(_table(prepared, "test", views), params.batch_size)
         name = f"{params.test_time}_ensemble"
         table = predict_views(classifier, track(loader, params.test_time), name)
-        if passed.variants is not None:
-            table = passed.variants.join(table.drop(columns=["index", "label"]))
-        passed = replace(passed, variants=table, kinds=passed.kinds | {name: "robust"})
-    return passed
+        if predicted.variants is not None:
+            table = predicted.variants.join(table.drop(columns=["index", "label"]))
+        predicted = replace(predicted, variants=table, kinds=predicted.kinds | {name: "robust"})
+    return predicted
 
 
 def ablation_names(params: EvaluateParams, routed: bool) -> Sequence[str]:

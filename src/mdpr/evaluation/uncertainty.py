@@ -1,39 +1,28 @@
-"""Bootstrap over test images, stratified by class, for class-balanced means.
+"""Uncertainty over the choice of test images: the one bootstrap, and the intervals that are computed with it.
 
-Drawing n_c of a class's n_c images with replacement makes the counts of their outcomes (right or wrong; won,
-lost or alike) multinomial. So the counts are drawn and not the images: the same distribution, and no image is
-touched (percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+A resampling draws n_c of a class's n_c images with replacement, which makes the counts of their outcomes (right or
+wrong; won, lost or alike) multinomial. So counts are drawn, not images: the same distribution, and no image is touched
+(percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Intervals say nothing
+about other training seeds. Figures that count images one by one (top-1, macro F1, calibration, NLL) have none.
 
-Shapes: C classes, K outcomes, S resamplings.
-
-Confidence intervals of what is computed from the classes' recalls (see `mdpr.evaluation.uncertainty`).
-
-An interval speaks of the choice of test images alone, not of the training seed. It is the percentile interval;
-where every image of every class has the same outcome it has no width. Figures that count images one by one (top-1,
-top-5, macro F1, calibration, NLL) have none.
-
-Shapes: N test images, C classes, K outcomes, S resamplings.
-
-The two biases, measured: how a class's accuracy goes with its training count, and with what the frozen model knew.
+The two biases are slopes and rank correlations of a class's accuracy:
 
     by_count       per tenfold training images (log10 of the count, at least 1)
     by_prior       per tenfold estimated pre-training share (the probe's hidden prior)
-    by_zero_shot   per point of the frozen model's zero-shot accuracy on the same test images: 1 is a bias handed on
-                   whole, 0 none of it left
+    by_zero_shot   per point of the frozen model's zero-shot accuracy on the same test images: 1 hands its bias on
+                   unchanged, 0 leaves nothing of it
 
-A slope of 0 treats classes alike. Intervals are bootstrap over test images, stratified by class and centred on the
-estimate; both accuracies of by_zero_shot are drawn together. With few test images a class the estimates of correlations
-and of by_zero_shot are themselves too near 0: that is not corrected. A slope or correlation that does not exist (all
-counts equal, all recalls equal, one class) is None.
+A slope of 0 treats classes alike. Intervals are centred on the estimate; both accuracies of by_zero_shot are drawn
+together. With few test images per class the estimates of correlations and of by_zero_shot are too near 0; that is not
+corrected. A slope or correlation that does not exist (all counts equal, all recalls equal, one class) is None.
 
-Shapes: N test images, C tested classes, S resamplings.
+Shapes: N test images, C classes (tested ones only for the biases), K outcomes, S resamplings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -43,17 +32,11 @@ from mdpr.artifacts import Bias, Biases, Intervals
 from mdpr.evaluation.metrics import group_members
 from mdpr.evaluation.predictions import final_branch, recorded_branches
 
-if TYPE_CHECKING:
-    import numpy as np
-
-
 DRAWN_AT_ONCE = 3_000_000  # counts held in memory at one time, 8 bytes each; the result does not depend on it
 
 
 def drawn_counts(count_CK: np.ndarray, *, resamplings: int, seed: int) -> Iterator[np.ndarray]:
     """Resampled outcome counts in blocks (S', C, K) that make up `resamplings` S; every class must have an image."""
-    import numpy as np
-
     image_C = count_CK.sum(axis=1)
     share_CK = count_CK / image_C[:, None]
     rng = np.random.default_rng(seed)
@@ -75,8 +58,6 @@ def bootstrap_means(
     count_CK[c, k] is the number of class c's images with outcome k, worth value_K[k]; `members` maps a group
     to its class indices. Classes without an image do not count; a group without an image is left out.
     """
-    import numpy as np
-
     image_C = count_CK.sum(axis=1)
     tested = np.flatnonzero(image_C)
     of_group = {group: np.isin(tested, np.asarray(indices, dtype=np.int64)) for group, indices in members.items()}

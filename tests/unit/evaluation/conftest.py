@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from mdpr.artifacts import ClassInfo, ShotGroup
-from mdpr.evaluation.predictions import PredictionRecorder
+from mdpr.evaluation.predictions import PredictionRecorder, Predictions
+from mdpr.evaluation.report.document import AuditFinding, ReportContent, make_figures, render_report
 from mdpr.evaluation.report.gallery import make_gallery, pick_tail_images
-from mdpr.evaluation.report.page import AuditFinding, ReportContent, make_figures, render_report
-from mdpr.evaluation.results import Results
 from mdpr.evaluation.score_table import BRANCHES
-from mdpr.evaluation.scoring import Passed
+from mdpr.evaluation.tables import Results
 from mdpr.params import DIMENSIONS
 
 
@@ -50,13 +49,13 @@ def make_predictions(class_count: int, images_per_class: int, routing: bool = Tr
     return recorder.table()
 
 
-def make_passed(predictions: pd.DataFrame, variants: bool = True) -> Passed:
+def make_answers(predictions: pd.DataFrame, variants: bool = True) -> Predictions:
     """What `predict` would give: base and zero-shot answers stand in for two variants."""
     columns = ["index", "label", *(name for name in predictions if name.startswith(("base_", "zero_shot_")))]
     renamed = {
         name: name.replace("zero_shot_", "uniform_routing_").replace("base_", "flip_ensemble_") for name in columns
     }
-    return Passed(
+    return Predictions(
         predictions,
         dict.fromkeys(BRANCHES, 0.01),
         predictions[columns].rename(columns=renamed) if variants else None,
@@ -89,7 +88,7 @@ def make_content(
     return ReportContent(
         title="mdpr: evaluation on the test set",
         results=Results.of(
-            make_passed(predictions, variants=routing),
+            make_answers(predictions, variants=routing),
             classes,
             np.roll(np.arange(class_count), 1),
             np.log(prior_C),
@@ -129,8 +128,8 @@ def html_of() -> Callable[[ReportContent], str]:
 
 
 @pytest.fixture(scope="session")
-def passed() -> Callable[..., Passed]:
-    return make_passed
+def answers() -> Callable[..., Predictions]:
+    return make_answers
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from mdpr.artifacts import ClassInfo, write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.comparison import bootstrap_p, compare, holm, mcnemar_p, read_results
-from mdpr.evaluation.results import Results
-from mdpr.evaluation.scoring import Passed
+from mdpr.evaluation.predictions import Predictions
+from mdpr.evaluation.tables import Results
 
 Write = Callable[..., Path]
 
@@ -28,7 +28,7 @@ def write(
     tmp_path: Path,
     predictions: Callable[..., object],
     classes: Callable[..., list[ClassInfo]],
-    passed: Callable[..., Passed],
+    answers: Callable[..., Predictions],
 ) -> Write:
     def run(
         folder_name: str, class_count: int = 6, images: int = 40, seed: int = 0, test: str = "t", **options: object
@@ -36,7 +36,7 @@ def write(
         folder = tmp_path / folder_name
         folder.mkdir()
         made = classes(class_count, **options)
-        table = passed(predictions(class_count, images, seed=seed))
+        table = answers(predictions(class_count, images, seed=seed))
         Results.of(table, made, np.zeros(class_count, dtype=int), np.zeros(class_count), resamplings=50).write(folder)
         write_json(folder / "lineage.json", {"sha256 of test.parquet": test})
         return folder

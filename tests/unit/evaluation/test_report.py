@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from mdpr.artifacts import Check, ClassInfo, Promotion
-from mdpr.evaluation.report.page import ReportContent, make_figures
-from mdpr.evaluation.report.svg import write_figures
-from mdpr.evaluation.results import Results
+from mdpr.evaluation.predictions import Predictions
+from mdpr.evaluation.report.document import ReportContent, make_figures
+from mdpr.evaluation.report.figure import write_figures
 from mdpr.evaluation.score_table import points
-from mdpr.evaluation.scoring import Passed
+from mdpr.evaluation.tables import Results
 
 Render = Callable[[ReportContent], str]
 EVIL = "<script>alert(1)</script>"
@@ -172,13 +172,13 @@ def test_figures_are_drawn_as_files_that_stand_alone(made: ReportContent, tmp_pa
 def test_one_image_makes_a_report(
     predictions: Callable[..., pd.DataFrame],
     classes: Callable[..., list[ClassInfo]],
-    passed: Callable[..., Passed],
+    answers: Callable[..., Predictions],
     made: ReportContent,
     html_of: Render,
     images: int,
 ) -> None:
     table = predictions(3, 1).head(images)
-    results = Results.of(passed(table), classes(3), np.array([1, 2, 0]), np.zeros(3), resamplings=50)
+    results = Results.of(answers(table), classes(3), np.array([1, 2, 0]), np.zeros(3), resamplings=50)
     html = html_of(dataclasses.replace(made, results=results, gallery=[], prior_C=np.full(3, 1 / 3)))
     assert f"On {images} test image{'s' if images > 1 else ''} of 3 classes" in html
     assert "no test image" in html  # the classes without one

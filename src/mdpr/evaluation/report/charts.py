@@ -1,14 +1,6 @@
-"""Where the model is right: by training count, and by what the frozen model already knew.
+"""The charts of the report: accuracy by class, calibration, confusion, training, variants.
 
-Whether the model is right as often as it says.
-
-The confusion matrix: the whole of it, and a closer look at the block of the worst confusions.
-
-Shapes: C classes, K classes with a name on the axis, S cells a side where classes share cells.
-
-How the model came to be: accuracy on validation and loss, epoch by epoch.
-
-What each variant of the model gains or costs against the model itself.
+Shapes: C classes, K classes with a name on the axis, S cells per side if classes share cells.
 """
 
 from __future__ import annotations
@@ -24,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from mdpr.artifacts import SHOT_GROUPS
-from mdpr.evaluation.report.svg import (
+from mdpr.evaluation.report.figure import (
     FONT,
     HEAT_COLOR,
     NEUTRAL_COLOR,

@@ -1,4 +1,4 @@
-"""Test images of the tail, right and wrong, with the knowledge each one consulted.
+"""Test images of the tail, right and wrong, with the knowledge that each one consulted.
 
 Shapes: V dimensions.
 """

@@ -1,4 +1,4 @@
-"""What the model drew on: routing weights by dimension, and the bias that the frozen model brought along.
+"""The charts of what the model drew on: routing weights by dimension, and the bias that the frozen model brought along.
 
 Shapes: C classes, V dimensions.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mdpr.evaluation.report.charts import BINS, MAX_SINGLE_CLASSES
-from mdpr.evaluation.report.svg import (
+from mdpr.evaluation.report.figure import (
     WIDTH_PX,
     Figure,
     LegendEntry,

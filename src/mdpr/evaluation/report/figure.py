@@ -1,10 +1,8 @@
-"""Altair charts as static SVG for a page: offline, without scripts, in colours that work on light and dark.
+"""A chart of the report as static SVG: offline, without scripts, in colours that work on light and dark pages.
 
-Text takes the page's own colour (`currentColor`), grids are mid-grey and see-through, and the data colours are
-Okabe and Ito's, which people with colour-blindness can tell apart; a shape or a dash says the same once more.
-Legends are HTML: the page's font sets them, not a guess at its width made here.
-
-The report's charts as SVG files of their own, for MLflow and for slides: title, legend and picture in one.
+Text takes the page's own colour (`currentColor`), grids are grey and see-through, and the data colours are Okabe and
+Ito's, which people with colour-blindness can tell apart; a shape or a dash repeats the distinction. Legends are HTML:
+the page's font sets them. `write_figures` makes SVG files with title and legend, for MLflow and for slides.
 """
 
 from __future__ import annotations

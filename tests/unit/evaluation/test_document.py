@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mdpr.evaluation.report.page import read_audit
+from mdpr.evaluation.report.document import read_audit
 
 
 def finding(level: str, message: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The report's figures as people read them: cards, sentences, cells."""
+"""The report's figures as text: cards, sentences, cells."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 
 from mdpr.artifacts import SHOT_GROUPS, Bias, Biases, ClassInfo
 from mdpr.evaluation.report.charts import variant_title
-from mdpr.evaluation.results import Results
 from mdpr.evaluation.score_table import BRANCHES, points, signed_points
+from mdpr.evaluation.tables import Results
 
 GROUP_TITLES = {"all": "All classes", "many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
 OTHER_FIGURES = {

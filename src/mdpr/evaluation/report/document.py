@@ -1,10 +1,7 @@
-"""What the report shows, gathered from the folders of the pipeline: nothing is computed by a model here.
+"""report.html: what it shows, read from the folders of the pipeline, and the page rendered.
 
-The stage evaluate and `mdpr report` both come this way, so that a page made again shows the same.
-
-report.html: the results of an evaluation as one page.
-
-Class names and sentences are text to the template and to the charts (SVG text).
+Nothing is computed by a model here: the stage evaluate and `mdpr report` share this code, so that a page that is made
+again shows the same. Class names and sentences are text to the template and to the charts (SVG text).
 """
 
 from __future__ import annotations
@@ -22,19 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from mdpr import artifacts
 from mdpr.artifacts import Promotion, who_wrote
 from mdpr.artifacts.formats import parse
-from mdpr.evaluation.report.charts import (
-    accuracy_by_count,
-    accuracy_by_zero_shot,
-    labelled,
-    reliability_diagram,
-    training_curves,
-    variant_gains,
-    whole,
-)
-from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images
-from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
-from mdpr.evaluation.report.svg import Figure
-from mdpr.evaluation.report.wording import (
+from mdpr.evaluation.report.cells import (
     BIAS_TITLES,
     GROUP_TITLES,
     OTHER_FIGURES,
@@ -46,9 +31,27 @@ from mdpr.evaluation.report.wording import (
     summary_sentence,
     variant_rows,
 )
-from mdpr.evaluation.results import Results
+from mdpr.evaluation.report.charts import (
+    accuracy_by_count,
+    accuracy_by_zero_shot,
+    labelled,
+    reliability_diagram,
+    training_curves,
+    variant_gains,
+    whole,
+)
+from mdpr.evaluation.report.figure import Figure, write_figures
+from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images
+from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
 from mdpr.evaluation.score_table import BRANCHES, GROUPS, points
-from mdpr.evaluation.tables import confusion_block, confusion_density, display_names, mean_routing, worst_confusions
+from mdpr.evaluation.tables import (
+    Results,
+    confusion_block,
+    confusion_density,
+    display_names,
+    mean_routing,
+    worst_confusions,
+)
 from mdpr.images.decoding import decode_image
 from mdpr.pages import label, render_page
 from mdpr.params import DIMENSIONS
@@ -76,9 +79,9 @@ class Audit(BaseModel):
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What the report shows beside the results: where they come from, and what they look like.
+    """The results, and what the report shows beside them.
 
-    audit is None where the knowledge base was not audited, promotion where the gate has not decided yet.
+    audit is None if the knowledge base was not audited, promotion if the gate has not decided yet.
     """
 
     title: str
@@ -125,6 +128,18 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
         audit=read_audit(folders.knowledge, folders.features),
         promotion=promotion,
     )
+
+
+def write_report(folders: Folders, model_name: str, gallery_images: int) -> None:
+    """Write report.html and figures/ into evaluation/; raises as `gather` does."""
+    content = gather(folders, title_of(model_name), gallery_images)
+    figures = make_figures(content)
+    (folders.evaluation / "report.html").write_text(render_report(content, figures), encoding="utf-8")
+    write_figures(folders.evaluation / "figures", figures)
+
+
+def title_of(model_name: str) -> str:
+    return f"{model_name}: evaluation on the test set"
 
 
 def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:

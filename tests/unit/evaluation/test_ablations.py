@@ -19,8 +19,8 @@ from mdpr.artifacts import Features, ModelConfig, read_classes, read_features, r
 from mdpr.errors import ArtifactError, ConfigError
 from mdpr.evaluation.ablations import (
     ABLATIONS,
+    BatchOutputs,
     RoutingAblations,
-    Seen,
     choose,
     five_crop_transform,
     mean_probability,
@@ -29,8 +29,9 @@ from mdpr.evaluation.ablations import (
     uniform,
     weigh,
 )
-from mdpr.evaluation.results import Results, check_label_set
-from mdpr.evaluation.scoring import Passed, ablation_names, evaluate_splits
+from mdpr.evaluation.predictions import Predictions
+from mdpr.evaluation.scoring import ablation_names, evaluate_splits
+from mdpr.evaluation.tables import Results, check_label_set
 from mdpr.evaluation.uncertainty import biases, rank_correlations, slopes
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
@@ -69,10 +70,10 @@ def prior_CV(encoded: Mapping[str, Path], classifier: Classifier) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def seen(classifier: Classifier) -> Seen:
+def seen(classifier: Classifier) -> BatchOutputs:
     size = classifier.image_size_px
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
-    return Seen(images, classifier(images), None)
+    return BatchOutputs(images, classifier(images), None)
 
 
 def attention_cosines(classifier: Classifier, image_Bd: Tensor, weight_CV: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def attention_cosines(classifier: Classifier, image_Bd: Tensor, weight_CV: Tenso
 
 @torch.no_grad()
 def test_image_independent_ablations_are_fixed_attention_weights(
-    classifier: Classifier, prior_CV: np.ndarray, seen: Seen
+    classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
 ) -> None:
     found = RoutingAblations(classifier, prior_CV, ["uniform_routing", "prior_only"]).log_probabilities(seen)
     prior = torch.as_tensor(prior_CV).clamp_min(0)
@@ -102,7 +103,7 @@ def test_image_independent_ablations_are_fixed_attention_weights(
 
 @torch.no_grad()
 def test_without_a_dimension_its_sentences_do_not_matter(
-    classifier: Classifier, prior_CV: np.ndarray, seen: Seen
+    classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
 ) -> None:
     found = RoutingAblations(classifier, prior_CV, list(ABLATIONS)).log_probabilities(seen)
     assert list(found) == list(ABLATIONS)
@@ -221,9 +222,9 @@ def test_biases_hold_their_estimate_and_are_none_where_there_is_none(
 
 
 def test_predictions_for_another_label_set_are_refused(
-    predictions: Callable[..., pd.DataFrame], passed: Callable[..., Passed], classes: Callable[..., object]
+    predictions: Callable[..., pd.DataFrame], answers: Callable[..., Predictions], classes: Callable[..., object]
 ) -> None:
     with pytest.raises(ArtifactError, match="label set: label has class 5, there are 3 classes"):
-        Results.of(passed(predictions(6, 2)), classes(3), np.zeros(3, dtype=int), np.zeros(3))  # type: ignore[arg-type]
+        Results.of(answers(predictions(6, 2)), classes(3), np.zeros(3, dtype=int), np.zeros(3))  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="has no image"):
         check_label_set(predictions(3, 2).head(0), 3)
