@@ -18,6 +18,21 @@ A programmer's mistake is an assert, never one of these.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+
+def printable(text: str | Path) -> str:
+    r"""Text of others for a line, a chart or a page: control and invisible characters escaped, stray bytes as \\xNN."""
+    return "".join(map(_printable_letter, str(text)))
+
+
+def _printable_letter(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return ascii(letter)[1:-1]
+
 
 class MdprError(Exception):
     """A mistake the user can mend. The message is one line: what is wrong, then what to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from mdpr.artifacts.formats import Format, parse, read_json, write_json
-from mdpr.errors import ArtifactError
+from mdpr.errors import ArtifactError, printable
 
 Split = Literal["train", "val", "test"]
 ShotGroup = Literal["many", "medium", "few"]
@@ -29,6 +30,22 @@ class ClassInfo(Format):
     label: str | None = None
     train_images: int = Field(ge=0)
     shot: ShotGroup
+
+    @property
+    def display_name(self) -> str:
+        """The name that people read: with the disambiguation, without control and invisible characters."""
+        return printable(f"{self.name} ({self.disambiguation})" if self.disambiguation else self.name)
+
+
+def display_names(classes: Sequence[ClassInfo]) -> list[str]:
+    """A name for each class that no other class has: repeated names get their disambiguation, or their index."""
+    times = Counter(item.name for item in classes)
+    names = [
+        f"{item.display_name} ({item.index})" if times[item.name] > 1 and not item.disambiguation else item.display_name
+        for item in classes
+    ]
+    again = Counter(names)  # equal in all but what cannot be seen
+    return [f"{name} ({item.index})" if again[name] > 1 else name for name, item in zip(names, classes, strict=True)]
 
 
 class ClassList(Format):

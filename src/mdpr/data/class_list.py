@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mdpr.data.intake import printable, read_list
-from mdpr.errors import DataError
+from mdpr.data.intake import read_list
+from mdpr.errors import DataError, printable
 from mdpr.params import fault_line, parse_json
 
 logger = logging.getLogger(__name__)

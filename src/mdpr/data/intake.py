@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mdpr.artifacts import Tally
-from mdpr.errors import DataError
+from mdpr.errors import DataError, printable
 from mdpr.params.documents import read_text
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,6 @@ class IntakeLog:
 
 def _shown(reason: str, tally: Tally) -> str:
     return f"{reason} ({', '.join(tally.examples)}{', ...' if tally.count > EXAMPLES else ''})"
-
-
-def printable(name: str | Path) -> str:
-    r"""A name for a message or a page: bytes that are not UTF-8 as \xNN, control and invisible characters escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def utf8_name(name: str, where: str) -> str:

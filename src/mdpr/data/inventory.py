@@ -113,11 +113,6 @@ class Inspected(NamedTuple):
     thumbnail: bytes | None = None
 
 
-def display_name(item: ClassInfo) -> str:
-    """The name people see; with the disambiguation where two classes share a name."""
-    return f"{item.name} ({item.disambiguation})" if item.disambiguation else item.name
-
-
 def inspect_splits(prepared: Path) -> dict[Split, pd.DataFrame]:
     """A row an image, the fields of `Inspected` with the perceptual hash instead of the thumbnail.
 
@@ -136,7 +131,7 @@ def split_tables(
     near_duplicate_of one that looks like it, with the number of bits in which their hashes differ (missing throughout
     if `near_duplicate_bits` is None).
     """
-    names = dict(enumerate(map(display_name, classes)))
+    names = {item.index: item.display_name for item in classes}
     tables: dict[Split, pd.DataFrame] = {}
     seen: dict[str, str] = {}  # pixel hash -> where it was first met, in the splits before
     labels: dict[str, tuple[int, str]] = {}  # pixel hash -> its first label, and where that was
@@ -173,7 +168,7 @@ def class_table(classes: Sequence[ClassInfo], splits: Mapping[Split, pd.DataFram
         {
             "index": [item.index for item in classes],
             "name": [item.name for item in classes],
-            "display_name": [display_name(item) for item in classes],
+            "display_name": [item.display_name for item in classes],
             "train_images_declared": [item.train_images for item in classes],
         }
     )

@@ -24,11 +24,11 @@ from mdpr.artifacts import (
     write_json,
 )
 from mdpr.artifacts.truth import write_truth
-from mdpr.data.intake import IntakeLog, map_in_order, printable
+from mdpr.data.intake import IntakeLog, map_in_order
 from mdpr.data.sources import Source
 from mdpr.data.sources.source import IGNORE_INDEX, RelabelledSplit, SourceImage, SourceSplit
 from mdpr.data.splits import cut_pool, hold_out_test, planned_counts, shot_group
-from mdpr.errors import DataError
+from mdpr.errors import DataError, printable
 from mdpr.images.decoding import Verified, quiet_pillow, verify_image
 from mdpr.params import PrepareParams
 from mdpr.progress import track

@@ -2,8 +2,8 @@
 
 Long-tailed accuracy is class-balanced: `all` is the mean over classes of each class's recall, so that every class
 counts alike in a long-tailed test set; many, medium and few are that mean over the classes of a shot group. A class
-without a test image has no recall (NaN in arrays) and enters no mean; a group without such a recall is absent from the result,
-never 0. Calibration bins are of equal width, (a, b], the first one closed.
+without a test image has no recall (NaN in arrays) and enters no mean; a group without such a recall is absent from the
+result, never 0. Calibration bins are of equal width, (a, b], the first one closed.
 
 Shapes: N test images, B images in a batch, C classes, K bins, k best classes.
 """

@@ -7,7 +7,6 @@ Shapes: N test images, C classes, V dimensions.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from mdpr.artifacts import (
     Biases,
     ClassInfo,
     Intervals,
+    display_names,
     read_biases,
     read_intervals,
     read_metrics,
@@ -125,14 +125,6 @@ def check_label_set(predictions: pd.DataFrame, class_count: int) -> None:
                 f"the predictions are for another label set: {column} has class {outside}, "
                 f"there are {class_count} classes: run evaluate on this data"
             )
-
-
-def display_names(classes: Sequence[ClassInfo]) -> list[str]:
-    """A name a class that no other class has: repeated names get their disambiguation, or their index."""
-    times = Counter(item.name for item in classes)
-    return [
-        item.name if times[item.name] == 1 else f"{item.name} ({item.disambiguation or item.index})" for item in classes
-    ]
 
 
 def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], rival_C: np.ndarray) -> pd.DataFrame:

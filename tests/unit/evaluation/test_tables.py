@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from mdpr.artifacts import ClassInfo, read_intervals, read_metrics, read_predictions
+from mdpr.artifacts import ClassInfo, display_names, read_intervals, read_metrics, read_predictions
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.report.document import ReportContent
 from mdpr.evaluation.report.gallery import THUMBNAIL_SIDE_PX, pick_tail_images, thumbnail_uri
-from mdpr.evaluation.tables import Results, confusion_block, display_names, mean_routing
+from mdpr.evaluation.tables import Results, confusion_block, mean_routing
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 
 from mdpr.artifacts import Split
 from mdpr.data.class_list import CLASS_LIST, NAMES_FILE, name_labels
-from mdpr.data.intake import IntakeLog, check_link, printable, utf8_name
+from mdpr.data.intake import IntakeLog, check_link, utf8_name
 from mdpr.data.sources.source import FileSplit, Place, Source
-from mdpr.errors import DataError
+from mdpr.errors import DataError, printable
 from mdpr.images.decoding import IMAGE_SUFFIXES, is_image
 
 SPLIT_FOLDERS: tuple[Split, ...] = ("train", "val", "test")

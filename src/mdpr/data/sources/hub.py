@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdpr.data.class_list import name_labels
-from mdpr.data.intake import printable, read_file
+from mdpr.data.intake import read_file
 from mdpr.data.sources.source import Place, Source, SourceImage, checked_labels
-from mdpr.errors import DataError
+from mdpr.errors import DataError, printable
 from mdpr.images.decoding import MAX_BYTES
 
 if TYPE_CHECKING:

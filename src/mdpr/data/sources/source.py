@@ -20,8 +20,8 @@ from PIL import Image
 from mdpr.artifacts import Split, image_batches, open_images
 from mdpr.artifacts.truth import Truth
 from mdpr.data.class_list import ClassName
-from mdpr.data.intake import IntakeLog, check_link, printable, read_file
-from mdpr.errors import DataError
+from mdpr.data.intake import IntakeLog, check_link, read_file
+from mdpr.errors import DataError, printable
 from mdpr.images.decoding import MAX_BYTES
 from mdpr.params import PrepareParams
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mdpr.data.class_list import CLASS_LIST, ClassName, LabelReader, has_indices, read_class_list, shipped_class_list
-from mdpr.data.intake import printable, read_list
+from mdpr.data.intake import read_list
 from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source
-from mdpr.errors import DataError
+from mdpr.errors import DataError, printable
 from mdpr.params import parse_json
 
 COLUMNS = ("path", "label")

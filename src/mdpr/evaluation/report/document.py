@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from mdpr import artifacts
-from mdpr.artifacts import Promotion, who_wrote
+from mdpr.artifacts import Promotion, display_names, who_wrote
 from mdpr.artifacts.formats import parse
 from mdpr.evaluation.report.cells import (
     BIAS_TITLES,
@@ -48,7 +48,6 @@ from mdpr.evaluation.tables import (
     Results,
     confusion_block,
     confusion_density,
-    display_names,
     mean_routing,
     worst_confusions,
 )

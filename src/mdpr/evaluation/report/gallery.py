@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mdpr.artifacts import SHOT_GROUPS, ClassInfo, ShotGroup
+from mdpr.artifacts import SHOT_GROUPS, ClassInfo, ShotGroup, display_names
 from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.tables import display_names
 
 THUMBNAIL_SIDE_PX = 160
 LOSSLESS_SIDE_PX = 64  # up to this side PNG is small, and shows every pixel as the model saw it
