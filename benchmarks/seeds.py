@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -48,44 +48,61 @@ class Ground:
         return ImageTable(read_images(self.prepared / f"{split}.parquet"), transform)
 
     def score(self, tune: TuneParams, features: Features) -> dict[str, float]:
-        """Train one model, keep its best epoch on validation, score it once on the test set: group -> points."""
+        """Train one model and score its answer once on the test set: group -> points."""
+        return self.score_branches(self.train(tune, features))["fused"]
+
+    def train(self, tune: TuneParams, features: Features) -> MDPR:
+        """A trained model, of the epoch that is best on validation."""
         data = TrainingData.read(self.prepared, self.frozen, tune)
         seed_everything(tune.seed)
         model = MDPR(self.frozen, [item.name for item in self.classes], tune, features)
         model.load_learned_state(fit(model, Objective(model, data.counts, features), data).state)
-        scores = validate(model, make_loader(self.table("test"), BATCH_IMAGES), self.shots)["fused"]
-        return {group: 100 * value for group, value in scores.items()}
+        return model
+
+    def score_branches(self, model: MDPR) -> dict[str, dict[str, float]]:
+        """branch -> group -> points on the test set."""
+        scores = validate(model, make_loader(self.table("test"), BATCH_IMAGES), self.shots)
+        return {branch: {group: 100 * value for group, value in groups.items()} for branch, groups in scores.items()}
 
 
 def make_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
+    parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them; those reported start at 0")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
 
-def run_seeds(benchmark: str, arguments: argparse.Namespace, measure: Callable[[Ground], dict[str, float]]) -> None:
-    """Print what `measure` finds on each seed's ground, in points, and the means with their 95 % intervals."""
+def run_seeds(
+    benchmark: str,
+    arguments: argparse.Namespace,
+    measure: Callable[[Ground], dict[str, float]],
+    weights: Sequence[str] = (),
+) -> None:
+    """Print what `measure` finds on each seed's ground, in points, and the means with their 95 % intervals.
+
+    With `weights`, files of weights that take the place of backbone.weights, every seed is run with each of them.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("mdpr").setLevel(logging.WARNING)
-    frozen: Backbone | None = None
     rows: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
-        params = load_params(arguments.params, [*arguments.overrides, f"prepare.seed={seed}", f"tune.seed={seed}"])
-        if frozen is None:
-            frozen = Backbone.load(params.backbone)
-        with tempfile.TemporaryDirectory() as folder:
-            row = measure(lay_ground(Path(folder), params, frozen))
-        logging.info("seed %d: %s", seed, ", ".join(f"{name} {value:.1f}" for name, value in row.items()))
-        rows.append({"seed": seed} | row)
-    assert frozen is not None
-    figures = {name: mean(row[name] for row in rows) for name in rows[0] if name != "seed"}
+    for index, overrides in enumerate([[f"backbone.weights={file}"] for file in weights] or [[]]):
+        overrides = [*overrides, *arguments.overrides]
+        frozen = Backbone.load(load_params(arguments.params, overrides).backbone)
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            params = load_params(arguments.params, [*overrides, f"prepare.seed={seed}", f"tune.seed={seed}"])
+            with tempfile.TemporaryDirectory() as folder:
+                row = measure(lay_ground(Path(folder), params, frozen))
+            where = ({"backbone": index} if weights else {}) | {"seed": seed}
+            logging.info("%s: %s", where, ", ".join(f"{name} {value:.1f}" for name, value in row.items()))
+            rows.append(where | row)
+    figures = {name: mean(row[name] for row in rows) for name in rows[0] if name not in ("seed", "backbone")}
     half_widths = {f"{name}_ci95": interval_95([row[name] for row in rows]) for name in figures}
     table = [
         {"points": name, "mean": value, "± 95 %": half_widths[f"{name}_ci95"]}
-        | {f"seed {row['seed']}": row[name] for row in rows}
+        | {" ".join(f"{key} {row[key]}" for key in ("backbone", "seed") if key in row): row[name] for row in rows}
         for name, value in figures.items()
     ]
     known = {name: value for name, value in (figures | half_widths).items() if math.isfinite(value)}

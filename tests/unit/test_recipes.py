@@ -15,7 +15,16 @@ from mdpr.errors import ConfigError, MdprError
 from mdpr.params import SECTIONS, load_params, parse_params
 from mdpr.recipes import params_text, read_recipe, recipe_names
 
-NAMES = ("cifar10-lt", "cifar100-lt", "fashion-mnist-lt", "imagenet-lt", "inat2018", "own-data", "places-lt")
+NAMES = (
+    "cifar10-lt",
+    "cifar100-lt",
+    "emblems-lt",
+    "fashion-mnist-lt",
+    "imagenet-lt",
+    "inat2018",
+    "own-data",
+    "places-lt",
+)
 VARIANTS = [(name, variant) for name in NAMES for variant in (None, *read_recipe(name).variants)]
 
 

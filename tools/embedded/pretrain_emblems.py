@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ CAPTION_NAMES_ALONE = 0.3  # and of those that say nothing else
 CAPTION_CONTRASTS = 0.12
 EVALUATION_PICTURES = 1_000
 REPORT_STEPS = 100
+RECORDED = ("batch", "learning_rate", "weight_decay", "warmup_steps", "seed", "threads")
 PREPROCESS_MEAN, PREPROCESS_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
@@ -169,7 +170,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> None:
         "script": "python -m tools.embedded.pretrain_emblems",
         "license": "Apache-2.0",
         "steps": steps,
-        "recipe": asdict(recipe) | {"epochs": None, "captions_per_class": None},
+        "recipe": {key: getattr(recipe, key) for key in RECORDED},
         "images": PICTURES,
         "images_per_class": dict(zip(world.names, images_C.tolist(), strict=True)),
         "zero_shot_accuracy_percent": zero_shot(model, world, np.random.default_rng(0)),

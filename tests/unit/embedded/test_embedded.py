@@ -235,6 +235,7 @@ class TestWeights:
         (IMAGES / "pool.parquet", 7),
         (IMAGES / "test.parquet", 7),
         (MODEL / "mdpr-tiny.safetensors", 10),
+        (EMBEDDED / "emblems" / "emblem-tiny.safetensors", 8),
     ],
 )
 def test_file_sizes(path, limit_mb):
@@ -243,7 +244,7 @@ def test_file_sizes(path, limit_mb):
 
 def test_the_whole_default_is_small_and_whole():
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 25e6
+    assert sum(path.stat().st_size for path in files) < 32e6
     assert not [path for path in files if path.suffix == ".tmp"]
 
 
