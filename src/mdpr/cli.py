@@ -20,11 +20,14 @@ also a component of the Kubeflow pipeline in pipelines/."""
 
 # Name -> its line in `mdpr --help`; the command itself is in mdpr.commands.<name>.
 COMMANDS: dict[str, str] = {
+    "init": "Make a project of your own: Git, DVC, settings, policy, README, CI workflow.",
+    "demo": "Run the whole chain on the embedded data in a folder of its own: `mdpr demo`.",
     "knowledge": "Check a knowledge base, or merge one from shards: `mdpr knowledge audit FILE`.",
     "summary": "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
     "report": "Make the report again with the gate's decision, and open it.",
     "compare": "Compare runs on the same test images: paired tests, corrected by Holm's method.",
     "registry": "Look into the MLflow model registry: versions, aliases, test figures.",
+    "predict": "Classify image files, folders or a list of them with the champion or another model.",
     "serve": "Serve the champion over HTTP.",
     "tracking": "Publish to MLflow what it could not take while it was down.",
     "recipe": "List, show or use the settings of a known benchmark.",

@@ -1,7 +1,6 @@
-"""`mdpr pipeline`: the Kubeflow pipeline of the project in the working folder.
+"""`mdpr pipeline`: the Kubeflow pipeline, the project's own if the working folder has one, else the package's.
 
-The graph belongs to the project, not to this library: its package `pipelines` is imported from the working folder, and
-not before one of its commands is asked for.
+The graph is imported only when one of its commands is used.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from types import ModuleType
 
 import click
 
-from mdpr.errors import ConfigError, MdprError
+from mdpr.errors import MdprError
 
 PACKAGE = "pipelines"
 
@@ -36,10 +35,11 @@ class ProjectGroup(click.Group):
 
 
 def load(name: str) -> ModuleType:
-    """A module of the project's package; `MdprError` where the working folder has none, or a library is missing."""
-    folder = Path.cwd()
-    if not (folder / PACKAGE / "training.py").is_file():
-        raise ConfigError(f"{folder} holds no {PACKAGE}/training.py: run `mdpr pipeline` in the project's folder")
+    """A module of the graph's package; raises `MdprError` if a library is missing."""
+    from mdpr.project import packaged
+
+    own = Path.cwd() / PACKAGE / "__init__.py"
+    folder = Path.cwd() if own.is_file() else packaged(PACKAGE).parent
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # behind the libraries: a folder here must not stand in for one of them
     try:

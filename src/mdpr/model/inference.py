@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from mdpr.artifacts import ModelConfig, read_features, read_model_config
-from mdpr.errors import ArtifactError
+from mdpr.errors import ArtifactError, DataError, TrackingError
+from mdpr.images.decoding import decode_image, to_rgb
 from mdpr.images.loading import eval_transform
 from mdpr.model.backbone import Backbone, load_weights
 from mdpr.model.classifier import MDPR, Outputs
-from mdpr.params import DIMENSIONS, BackboneParams
+from mdpr.params import DIMENSIONS, BackboneParams, read_yaml
 
-if TYPE_CHECKING:
-    from PIL import Image
+ImageLike = str | Path | bytes | Image.Image | Tensor
 
 # Seconds of time.monotonic() after which `Classifier.predict` stops between two batches: nobody waits for it any more.
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=float("inf"))
@@ -43,8 +46,8 @@ class Prediction:
 class Classifier:
     """A tuned model ready for use, its class features and router table computed once.
 
-    >>> classifier = Classifier.load(Path("data/model"), Path("data/features"))
-    >>> classifier.predict([Image.open("shoe.png")])[0].class_name
+    >>> classifier = Classifier.load("models:/mdpr@champion")
+    >>> classifier.predict("shoe.png")[0].class_name
     """
 
     def __init__(self, model: MDPR, config: ModelConfig) -> None:
@@ -61,21 +64,28 @@ class Classifier:
             self.constants = model.constants()
 
     @classmethod
-    def load(cls, model: Path, features: Path, backbone: BackboneParams | None = None) -> Classifier:
-        """Open the folders `model/` and `features/`; `backbone` overrides where the frozen model is found.
+    def load(
+        cls, model: str | Path, features: str | Path | None = None, backbone: BackboneParams | None = None
+    ) -> Classifier:
+        """Open a tuned model: the folder that tune wrote, a model of MLflow's, or its address in the registry.
 
-        Raises `ArtifactError` where the pieces do not belong together and `BackboneError` where the frozen model
-        is not there.
+        model       data/model, models:/mdpr@champion, models:/mdpr/3, or a folder that holds an MLmodel file
+        features    the folder that encode wrote; by default `features` beside the folder `model`
+        backbone    overrides which frozen model is used and on which device
+
+        Raises `ArtifactError` if the pieces do not belong together, `BackboneError` if the frozen model is not there,
+        `TrackingError` if the registry does not have the model.
         """
-        config = read_model_config(model)
-        frozen = Backbone.load(backbone or config.backbone)
-        frozen.check_fingerprint(model, config.fingerprint)
-        encoded = read_features(features, config.class_names) if config.tune.routing else None
-        if encoded is not None and encoded.knowledge_digest != config.knowledge_digest:
-            raise ArtifactError(f"{model} was tuned with another knowledge base than {features} holds: rerun tune")
-        tuned = MDPR(frozen, config.class_names, config.tune, encoded)
-        tuned.load_learned_state(load_weights(model / "model.safetensors"))
-        return cls(tuned, config)
+        with _opened(model, features, backbone) as (folder, beside, chosen):
+            config = read_model_config(folder)
+            frozen = Backbone.load(chosen or config.backbone)
+            frozen.check_fingerprint(folder, config.fingerprint)
+            encoded = read_features(beside, config.class_names) if config.tune.routing else None
+            if encoded is not None and encoded.knowledge_digest != config.knowledge_digest:
+                raise ArtifactError(f"{folder} was tuned with another knowledge base than {beside} holds: rerun tune")
+            tuned = MDPR(frozen, config.class_names, config.tune, encoded)
+            tuned.load_learned_state(load_weights(folder / "model.safetensors"))
+            return cls(tuned, config)
 
     @torch.inference_mode()
     def __call__(self, image_B3HW: Tensor) -> Outputs:
@@ -88,16 +98,22 @@ class Classifier:
         assert outputs.weights_BCV is not None, "this model has no router"
         return outputs.weights_BCV[torch.arange(len(class_B), device=class_B.device), class_B]
 
-    def predict(self, images: Sequence[Image.Image | Tensor], top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Fused predictions, in order, for decoded pictures or what `transform` made of them (3, H, W).
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], top_k: int = 5, batch_size: int = 64
+    ) -> list[Prediction]:
+        """Fused predictions, in order, for one image or many.
 
-        Raises `TimeoutError` between two batches once `DEADLINE` has passed.
+        An image is a path, the bytes of a file, a Pillow picture, or what `transform` made of one (3, H, W). All but
+        the last are decoded as training decodes them (EXIF orientation, 16 bit, transparency).
+        Raises `DataError` for an image that cannot be read, and `TimeoutError` between two batches once `DEADLINE` has
+        passed.
         """
+        many = [images] if isinstance(images, ImageLike) else images
         predictions: list[Prediction] = []
-        for start in range(0, len(images), batch_size):
+        for start in range(0, len(many), batch_size):
             if time.monotonic() > DEADLINE.get():
                 raise TimeoutError
-            batch = [self._as_tensor(image) for image in images[start : start + batch_size]]
+            batch = [self.preprocess(image) for image in many[start : start + batch_size]]
             outputs = self(torch.stack(batch))
             probability_BC = outputs.fused_BC.exp()
             best = probability_BC.topk(min(top_k, len(self.class_names)), dim=-1)
@@ -106,11 +122,66 @@ class Classifier:
                 predictions.append(self._prediction(best.values[row], best.indices[row], routing, row))
         return predictions
 
-    def _as_tensor(self, image: Image.Image | Tensor) -> Tensor:
-        return image if isinstance(image, Tensor) else self.transform(image.convert("RGB"))
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """One image as the model takes it: float32 (3, H, W). Raises `DataError` if it cannot be read."""
+        if isinstance(image, Tensor):
+            return image
+        if isinstance(image, str | Path):
+            return self.transform(decode_image(_read(Path(image)), str(image)))
+        if isinstance(image, bytes):
+            return self.transform(decode_image(image, "the image"))
+        return self.transform(to_rgb(ImageOps.exif_transpose(image)))
 
     def _prediction(self, values_k: Tensor, indices_k: Tensor, routing_BV: Tensor | None, row: int) -> Prediction:
         pairs = zip(indices_k.tolist(), values_k.tolist(), strict=True)
         top = tuple((self.class_names[index], value) for index, value in pairs)
         weights = None if routing_BV is None else dict(zip(DIMENSIONS, routing_BV[row].tolist(), strict=True))
         return Prediction(int(indices_k[0]), top[0][0], top[0][1], top, weights)
+
+
+@contextmanager
+def _opened(
+    model: str | Path, features: str | Path | None, backbone: BackboneParams | None
+) -> Iterator[tuple[Path, Path, BackboneParams | None]]:
+    """The folders of the model and of its features, and the backbone if it comes with them, until they are loaded."""
+    if str(model).startswith("models:/"):
+        with TemporaryDirectory(prefix="mdpr-") as scratch:
+            downloaded = _download(str(model), scratch)
+            with _opened(downloaded, None, backbone) as opened:
+                yield opened
+        return
+    folder = Path(model)
+    if (folder / "MLmodel").is_file():
+        parts = _parts(folder)
+        shipped: dict[str, Any] = {key: str(parts[key]) for key in ("architecture", "weights") if key in parts}
+        if backbone is None and shipped:
+            backbone = read_model_config(parts["model"]).backbone.model_copy(update={**shipped, "device": "auto"})
+        yield parts["model"], parts["features"], backbone
+        return
+    yield folder, Path(features) if features else folder.with_name("features"), backbone
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The artifacts of a model of MLflow's, as its file MLmodel names them."""
+    flavors = read_yaml(folder / "MLmodel").get("flavors", {})
+    named = flavors.get("python_function", {}).get("artifacts") or {}
+    if missing := [part for part in ("model", "features") if part not in named]:
+        raise ArtifactError(f"{folder} is not a model of mdpr: MLmodel names no artifact {missing[0]}")
+    return {name: folder / item["path"] for name, item in named.items()}
+
+
+def _download(address: str, scratch: str) -> str:
+    """The model at an address of the registry, in a folder below `scratch`."""
+    import mlflow
+
+    try:
+        return str(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
+    except mlflow.MlflowException as error:
+        raise TrackingError(f"{address}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,168 @@
+"""`mdpr predict`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from mdpr.model.inference import Classifier, Prediction
+
+BATCH_IMAGES = 64
+
+
+@click.command("predict")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
+@click.option("--model", help="data/model, or an address like models:/mdpr@champion  [default: the champion]")
+@click.option(
+    "--features", type=click.Path(path_type=Path), help="the folder that encode wrote  [default: beside --model]"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("predictions.csv"), show_default=True, help="- to print"
+)
+@click.option("--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="how many classes to name")
+@click.option("--routing", is_flag=True, help="Add a column per dimension: how much the image relied on that sentence.")
+@click.option(
+    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), help="names the model's registry entry"
+)
+def command(
+    images: tuple[str, ...],
+    model: str | None,
+    features: Path | None,
+    out: Path,
+    top_k: int,
+    routing: bool,
+    params: Path,
+) -> None:
+    """Classify images: files, folders (searched whole), or a CSV file with a column `path`.
+
+    Writes one row per image, in order. An image that cannot be read has its reason in the column `error`.
+
+    Example: mdpr predict photos/ --model models:/mdpr@champion --top-k 3 --out predictions.csv
+    """
+    from mdpr.errors import DataError
+    from mdpr.mlops.store import connect
+    from mdpr.model.inference import Classifier
+    from mdpr.progress import track
+
+    paths = [path for name in images for path in _paths(name)]
+    if not paths:
+        raise DataError(f"no image in {', '.join(images)}: name image files, or a folder that holds some")
+    columns = _columns(top_k, routing)
+    with _output(out, columns) as stream:
+        address = model or _champion(params)
+        if address.startswith("models:/"):
+            connect()
+        classifier = Classifier.load(address, features)
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        bad = 0
+        starts = range(0, len(paths), BATCH_IMAGES)
+        for start in track(starts, "images, in batches"):
+            for row in _rows(classifier, paths[start : start + BATCH_IMAGES], top_k, routing):
+                bad += "error" in row
+                writer.writerow(row)
+        if bad == len(paths):
+            raise DataError(f"none of the {bad} images could be read; the first: {row['error']}")
+    where = "" if str(out) == "-" else f", written to {out}"
+    unread = f", {bad} could not be read (column error)" if bad else ""
+    click.echo(f"{len(paths)} images{unread}{where}", err=True)
+
+
+def _paths(name: str) -> list[Path]:
+    """The images that an argument names, in a stable order."""
+    from mdpr.errors import DataError
+    from mdpr.images.decoding import IMAGE_SUFFIXES
+
+    path = Path(name)
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if path.suffix.lower() == ".csv":
+        return _listed(path)
+    if not path.exists():
+        raise DataError(f"{name} does not exist: name image files, a folder or a CSV file with a column path")
+    return [path]
+
+
+def _listed(table: Path) -> list[Path]:
+    from mdpr.errors import DataError
+
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} cannot be read as CSV: {error}") from None
+    if rows and "path" not in rows[0]:
+        raise DataError(f"{table} has no column path")
+    return [table.parent / row["path"] for row in rows]
+
+
+def _columns(top_k: int, routing: bool) -> list[str]:
+    from mdpr.params import DIMENSIONS
+
+    further = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("class", "probability")]
+    return ["path", "class", "probability", *further, *(DIMENSIONS if routing else ()), "error"]
+
+
+def _rows(classifier: Classifier, paths: list[Path], top_k: int, routing: bool) -> Iterator[dict[str, Any]]:
+    """A row per image, in order; one that cannot be read costs only itself."""
+    from mdpr.errors import DataError
+
+    tensors, errors = {}, {}
+    for path in paths:
+        try:
+            tensors[path] = classifier.preprocess(path)
+        except DataError as error:
+            errors[path] = str(error)
+    predictions = dict(zip(tensors, classifier.predict(list(tensors.values()), top_k=top_k), strict=True))
+    for path in paths:
+        if path in errors:
+            yield {"path": str(path), "error": errors[path]}
+        else:
+            yield {"path": str(path), **_answer(predictions[path], routing)}
+
+
+def _answer(prediction: Prediction, routing: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = {"class": prediction.class_name, "probability": f"{prediction.probability:.6f}"}
+    for rank, (name, probability) in enumerate(prediction.top_k[1:], start=2):
+        answer |= {f"class_{rank}": name, f"probability_{rank}": f"{probability:.6f}"}
+    if routing and prediction.routing:
+        answer |= {dimension: f"{weight:.6f}" for dimension, weight in prediction.routing.items()}
+    return answer
+
+
+def _champion(params: Path) -> str:
+    """The champion's address, under the name that params.yaml gives the model."""
+    from mdpr.params import TrackingParams, load_params
+
+    name = load_params(params).tracking.model_name if params.exists() else TrackingParams().model_name
+    return f"models:/{name}@champion"
+
+
+@contextmanager
+def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
+    """A stream that becomes `out` once all of it is written. Only an earlier table of this command is replaced."""
+    from mdpr.errors import DataError
+
+    if str(out) == "-":
+        yield sys.stdout
+        return
+    if out.exists():
+        start = "path,class,probability"
+        if not out.is_file() or not out.read_bytes().startswith(start.encode()):
+            raise DataError(f"{out} exists and was not written by mdpr predict: name another file with --out")
+    if not out.parent.is_dir():
+        raise DataError(f"{out.parent} does not exist: make it, or name another file with --out")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

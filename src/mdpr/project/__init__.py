@@ -1,0 +1,202 @@
+"""A team's own project, made from the installed package: `mdpr init`.
+
+The files of this repository that a project starts from (dvc.yaml, the gate's policy, the Kubeflow graph, the embedded
+data) are in the wheel below `mdpr/project/files`; in a checkout they are the repository's own.
+
+What was written is remembered by digest in `.mdpr.json`, so that an update can tell a file the team has changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from mdpr import __version__
+from mdpr.errors import ConfigError, MdprError
+from mdpr.params import apply_overrides, parse_params
+from mdpr.recipes import params_text, read_recipe
+
+RECORD = ".mdpr.json"
+VERSION_FILE = "mdpr.version"  # a dependency of every stage: a new version of the package runs them again
+EMBEDDED = "data/embedded"
+PIPELINE = ("pipelines", "components")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a project starts from: a recipe, a folder of images, and whether it keeps a Kubeflow graph of its own."""
+
+    recipe: str = "own-data"
+    images: str = ""
+    with_pipeline: bool = False
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the recipe runs on data that come with the package."""
+        settings = read_recipe(self.recipe).settings
+        return str(settings.get("backbone", {}).get("architecture", "")).startswith(EMBEDDED)
+
+    def overrides(self) -> list[str]:
+        return [f"prepare.root={json.dumps(self.images)}"] if self.images else []
+
+
+@dataclass
+class Update:
+    """What `update` did: files that are current, files written anew, and the difference for those the team changed."""
+
+    current: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    differences: dict[str, str] = field(default_factory=dict)
+
+
+def packaged(name: str) -> Path:
+    """A file or folder that comes with the package; raises `MdprError` if this installation lacks it."""
+    for root in (Path(__file__).parent / "files", Path(__file__).parents[3]):
+        if (root / name).exists():
+            return root / name
+    raise MdprError(f"{name} did not come with this installation of mdpr: install it from its wheel")
+
+
+def create(folder: Path, choices: Choices) -> list[str]:
+    """Make a project in `folder`, with Git and DVC; returns the files written.
+
+    Raises `ConfigError` if the folder holds anything or lies in another repository, and `MdprError` if Git or DVC is
+    not installed. Nothing is left behind then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty: name a new folder; --update shows what a new version would change")
+    above = next((parent for parent in folder.absolute().parents if (parent / ".git").exists()), None)
+    if above:
+        raise ConfigError(f"{folder} lies in the repository {above}: name a folder outside of it")
+    for program in ("git", "dvc"):
+        if shutil.which(program) is None:
+            raise MdprError(f"{program} is not on the path: install it, or activate the environment that has it")
+    files = dict(project_files(choices))
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, files)
+        if choices.embedded:
+            shutil.copytree(packaged(EMBEDDED), folder / EMBEDDED)
+        _run(folder, "git", "init", "--quiet")
+        _run(folder, "dvc", "init", "--quiet")
+        for key in ("core.analytics", "core.check_update", "core.autostage"):
+            _run(folder, "dvc", "config", "--quiet", key, "false")
+    except BaseException:
+        for path in folder.iterdir():  # it was empty before
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if made:
+            folder.rmdir()
+        raise
+    _remember(folder, choices, files)
+    return sorted([*files, RECORD])
+
+
+def update(folder: Path) -> Update:
+    """Bring the files of a project to this version; a file that the team has changed is never touched.
+
+    Raises `ConfigError` if the folder is not a project that `create` made.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        choices, digests = Choices(**record["choices"]), dict(record["files"])
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no {RECORD}: it was not made by mdpr init") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{folder / RECORD} is damaged: restore it from Git") from None
+    report, written = Update(), {}
+    for name, text in project_files(choices):
+        path = folder / name
+        present = path.read_text(encoding="utf-8") if path.is_file() else None
+        if present == text:
+            report.current.append(name)
+        elif present is not None and digests.get(name) != _digest(present):
+            lines = difflib.unified_diff(present.splitlines(), text.splitlines(), f"{name} (yours)", name, lineterm="")
+            report.differences[name] = "\n".join(lines)
+        else:
+            written[name] = text
+    _write(folder, written)
+    report.written = sorted(written)
+    _remember(folder, choices, written, digests)
+    return report
+
+
+def project_files(choices: Choices) -> Iterator[tuple[str, str]]:
+    """Name and text of every file of a project."""
+    recipe = read_recipe(choices.recipe)
+    params = params_text(recipe, None, choices.overrides())
+    settings = parse_params(apply_overrides(recipe.settings, choices.overrides()))
+    yield "params.yaml", params
+    yield (
+        "dvc.yaml",
+        project_dvc_yaml(
+            packaged("dvc.yaml").read_text(encoding="utf-8"),
+            embedded_backbone=choices.embedded,
+            knowledge_file=settings.describe.provider in ("curated", "completed"),
+        ),
+    )
+    yield VERSION_FILE, f"{__version__}\n"
+    yield "mlflow/promotion.yaml", packaged("mlflow/promotion.yaml").read_text(encoding="utf-8")
+    yield "mlflow/model.py", packaged("mlflow/model.py").read_text(encoding="utf-8")
+    for name, template in {
+        "README.md": "README.md",
+        ".gitignore": "gitignore",
+        ".dvcignore": "dvcignore",
+        ".github/workflows/train.yml": "train.yml",
+    }.items():
+        text = (resources.files(__name__) / "templates" / template).read_text(encoding="utf-8")
+        yield name, text.replace("@RECIPE@", choices.recipe).replace("@VERSION@", __version__)
+    if choices.with_pipeline:
+        for package in PIPELINE:
+            root = packaged(package)
+            for path in sorted(root.rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    yield f"{package}/{path.relative_to(root).as_posix()}", path.read_text(encoding="utf-8")
+
+
+def project_dvc_yaml(text: str, *, embedded_backbone: bool, knowledge_file: bool) -> str:
+    """The repository's dvc.yaml for a project: the package's version is watched in place of its source."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        path = re.sub(r"^      - ", "", line).split("  #")[0]
+        if path.startswith("src/mdpr/"):
+            if f"- {VERSION_FILE}" not in lines[-1]:
+                lines.append(f"      - {VERSION_FILE}")
+        elif not (
+            (path.startswith(EMBEDDED) and not embedded_backbone) or (path == "${describe.path}" and not knowledge_file)
+        ):
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _remember(
+    folder: Path, choices: Choices, files: Mapping[str, str], before: Mapping[str, str] | None = None
+) -> None:
+    digests = {**(before or {}), **{name: _digest(text) for name, text in files.items()}}
+    record = {"version": __version__, "choices": vars(choices), "files": dict(sorted(digests.items()))}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise MdprError(f"{' '.join(command)} failed: {' '.join((done.stderr or done.stdout).split())[:300]}")

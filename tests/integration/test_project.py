@@ -1,0 +1,175 @@
+"""A team's own project, made by `mdpr init` from a wheel in an empty folder, run to a champion on own pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mdpr import project
+from mdpr.errors import MdprError
+from mdpr.params import DIMENSIONS
+
+pytestmark = pytest.mark.integration
+Run = Callable[..., str]
+COUNTS = {9: 40, 6: 20, 8: 12}  # label of Fashion-MNIST -> pictures
+
+
+@pytest.fixture(scope="module")
+def wheel(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked: nothing of the checkout is on the path of what runs from it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder]
+    subprocess.run([*command, str(project_root)], check=True, capture_output=True)
+    (file,) = folder.glob("mdpr-*.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "GIT_"))}
+    scripts = Path(sys.executable).parent
+    return kept | {"PYTHONPATH": str(wheel), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def run(environment: dict[str, str]) -> Run:
+    def call(folder: Path, *command: str, code: int = 0) -> str:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def knowledge(project_root: Path) -> list[dict[str, Any]]:
+    """The sentences of the embedded classes that the pictures show, in order of their names."""
+    content = json.loads((project_root / "data/embedded/knowledge/fashion-mnist.json").read_text())
+    return sorted((item for item in content["classes"] if item["index"] in COUNTS), key=lambda item: str(item["name"]))
+
+
+@pytest.fixture(scope="module")
+def pictures(project_root: Path, knowledge: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody's own pictures, one folder per class, of uneven size."""
+    folder = tmp_path_factory.mktemp("pictures")
+    table = pq.read_table(project_root / "data/embedded/fashion-mnist/pool.parquet").to_pylist()
+    for item in knowledge:
+        rows = [row for row in table if row["label"] == item["index"]][: COUNTS[item["index"]]]
+        (folder / item["name"]).mkdir()
+        for number, row in enumerate(rows):
+            (folder / item["name"] / f"{number}.png").write_bytes(row["image"]["bytes"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def team(
+    pictures: Path, wheel: Path, knowledge: list[dict[str, Any]], run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The project after `dvc repro`, on the embedded backbone."""
+    above = tmp_path_factory.mktemp("team")
+    run(above, "mdpr", "init", "shoes", "--images", str(pictures))
+    folder = above / "shoes"
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    tiny = wheel / "mdpr/project/files/data/embedded/mdpr-tiny/mdpr-tiny"
+    params["backbone"] = {"architecture": f"{tiny}.json", "weights": f"{tiny}.safetensors", "device": "cpu"}
+    params["prepare"] |= {"val_images_per_class": 3, "short_side_px": 0}
+    params["tune"] |= {"epochs": 2, "context_tokens": 4, "prompt_depth": 2, "augment": "none"}
+    params["evaluate"] |= {"gallery_images": 2}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    base = json.loads((wheel / "mdpr/project/files/data/embedded/knowledge/fashion-mnist.json").read_text())
+    base["classes"] = [{**item, "index": index, "rival": None} for index, item in enumerate(knowledge)]
+    path = folder / params["describe"]["path"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(base))
+    run(folder, "dvc", "repro", "evaluate")
+    run(folder, "dvc", "repro", "--single-item", "register")
+    return folder
+
+
+def test_an_empty_folder_becomes_a_project_with_a_registered_model(team: Path, run: Run) -> None:
+    assert json.loads((team / "data/registration.json").read_text())["version"] == "1"
+    assert "up to date" in run(team, "dvc", "status", "evaluate")
+    assert run(team, "git", "status", "--porcelain", "data").strip() == ""  # nothing of the data is to be committed
+
+
+def test_predict_classifies_a_folder_and_says_what_it_could_not_read(team: Path, pictures: Path, run: Run) -> None:
+    photos = team / "photos"
+    shutil.copytree(pictures / "bag", photos)
+    (photos / "broken.png").write_bytes(b"not a picture")
+    printed = run(team, "mdpr", "predict", "photos", "--model", "models:/mdpr@challenger", "--top-k", "2", "--routing")
+    assert "13 images, 1 could not be read" in printed
+    with (team / "predictions.csv").open(encoding="utf-8") as stream:
+        rows = {row["path"]: row for row in csv.DictReader(stream)}
+    assert "not an image" in rows["photos/broken.png"]["error"]
+    good = [row for name, row in rows.items() if "broken" not in name]
+    assert {row["class"] for row in good} <= {item.name for item in pictures.iterdir()}
+    assert all(float(row["probability"]) >= float(row["probability_2"]) for row in good)
+    assert all(0 <= float(row[dimension]) <= 1 for row in good for dimension in DIMENSIONS)
+    run(team, "mdpr", "predict", "photos", "--model", "data/model", "--top-k", "2", "--routing", "--out", "local.csv")
+    assert (team / "local.csv").read_text() == (team / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.png"], "does not exist"),
+        (["data/prepared"], "no image in"),
+        (["photos/broken.png", "--model", "data/model"], "none of the 1 images"),
+        (["photos", "--model", "data/model", "--out", "params.yaml"], "was not written by mdpr predict"),
+        (["photos", "--model", "models:/nobody@champion"], "nobody"),
+    ],
+)
+def test_predict_refuses_in_one_line(arguments: list[str], words: str, team: Path, run: Run) -> None:
+    before = (team / "params.yaml").read_bytes()
+    printed = run(team, "mdpr", "predict", *arguments, code=2)
+    assert words in printed.strip().splitlines()[-1]
+    assert (team / "params.yaml").read_bytes() == before
+
+
+def test_the_graph_compiles_in_a_project_without_one(team: Path, run: Run, tmp_path: Path) -> None:
+    run(team, "mdpr", "pipeline", "compile", "--output", str(tmp_path))
+    assert list(tmp_path.glob("*.yaml"))
+
+
+def test_update_writes_what_is_untouched_and_shows_the_rest(team: Path, run: Run) -> None:
+    (team / "README.md").write_text("ours\n")
+    (team / ".dvcignore").unlink()
+    printed = run(team, "mdpr", "init", "--update", ".")
+    assert "-ours" in printed
+    assert "it stays as it is" in printed
+    assert (team / "README.md").read_text() == "ours\n"
+    assert (team / ".dvcignore").exists()
+    assert "params.yaml: you changed it" in printed
+
+
+def test_init_refuses_where_something_is(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    assert "is not empty" in run(tmp_path, "mdpr", "init", "full", code=2)
+    assert (tmp_path / "full/notes.txt").read_text() == "mine"
+    subprocess.run(["git", "init", "--quiet", tmp_path / "other"], check=True)
+    assert "lies in the repository" in run(tmp_path, "mdpr", "init", "other/inner", code=2)
+    assert not (tmp_path / "other/inner").exists()
+    assert "there is no recipe" in run(tmp_path, "mdpr", "init", "new", "--recipe", "nothing", code=2)
+    assert not (tmp_path / "new").exists()
+
+
+def test_init_without_git_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MdprError, match="git is not on the path"):
+        project.create(tmp_path / "new", project.Choices())
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,68 @@
+"""The files of a team's project; tests/integration/test_project.py runs one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mdpr import project
+from mdpr.errors import ConfigError
+from mdpr.project import Choices, packaged, project_dvc_yaml, project_files
+from mdpr.stages.stage import STAGES
+
+
+@pytest.fixture(scope="module")
+def repository() -> str:
+    return packaged("dvc.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("knowledge", [True, False])
+def test_a_project_watches_the_package_instead_of_its_source(repository: str, embedded: bool, knowledge: bool) -> None:
+    content = yaml.safe_load(project_dvc_yaml(repository, embedded_backbone=embedded, knowledge_file=knowledge))
+    assert list(content["stages"]) == list(STAGES)
+    for stage in content["stages"].values():
+        assert stage["deps"].count(project.VERSION_FILE) == 1
+        assert not [path for path in stage["deps"] if path.startswith("src/")]
+    paths = [path for stage in content["stages"].values() for path in stage["deps"]]
+    assert any(path.startswith("data/embedded") for path in paths) is embedded
+    assert ("${describe.path}" in paths) is knowledge
+
+
+def test_images_become_the_source_in_the_settings() -> None:
+    files = dict(project_files(Choices(images="/data/set #2")))
+    params = yaml.safe_load(files["params.yaml"])
+    assert params["prepare"] | {"source": "folder", "root": "/data/set #2"} == params["prepare"]
+
+
+def test_a_graph_of_its_own_comes_only_if_it_is_wanted() -> None:
+    assert not [name for name, _ in project_files(Choices()) if name.startswith("pipelines/")]
+    own = [name for name, _ in project_files(Choices(with_pipeline=True))]
+    assert "pipelines/__init__.py" in own
+    assert any(name.startswith("components/tune/") for name in own)
+
+
+def test_an_update_needs_the_record_that_init_wrote(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="was not made by mdpr init"):
+        project.update(tmp_path)
+    (tmp_path / project.RECORD).write_text("{}")
+    with pytest.raises(ConfigError, match="damaged"):
+        project.update(tmp_path)
+
+
+def test_an_update_never_writes_over_a_change(tmp_path: Path) -> None:
+    project.create(tmp_path / "team", Choices())
+    folder = tmp_path / "team"
+    record = json.loads((folder / project.RECORD).read_text())
+    (folder / "dvc.yaml").write_text("ours\n")
+    (folder / "mlflow/promotion.yaml").write_text("an older version\n")
+    record["files"]["mlflow/promotion.yaml"] = project._digest("an older version\n")
+    (folder / project.RECORD).write_text(json.dumps(record))
+    report = project.update(folder)
+    assert report.written == ["mlflow/promotion.yaml"]
+    assert list(report.differences) == ["dvc.yaml"]
+    assert (folder / "dvc.yaml").read_text() == "ours\n"
+    assert project.update(folder).written == []
