@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 def printable(text: str | Path) -> str:
-    r"""Text of others for a line, a chart or a page: control and invisible characters escaped, stray bytes as \\xNN."""
+    r"""Text of others for a line, a chart or a page: control and invisible characters escaped, stray bytes as \xNN."""
     return "".join(map(_printable_letter, str(text)))
 
 

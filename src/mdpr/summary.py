@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdpr.artifacts import Promotion, read_metrics, read_promotion
-from mdpr.errors import ArtifactError
+from mdpr.errors import ArtifactError, printable
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
 from mdpr.params import TrackingParams
 
@@ -67,4 +67,4 @@ def render(summary: Summary) -> RenderableType:
         "gate": f"version {decision.version} {VERDICTS[decision.decision]}: {decision.reason}",
         "report": str(summary.report),
     }
-    return Group(table, *(Text(f"{key}: {fact}", overflow="fold") for key, fact in facts.items()))
+    return Group(table, *(Text(printable(f"{key}: {fact}"), overflow="fold") for key, fact in facts.items()))

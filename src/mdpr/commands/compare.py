@@ -30,7 +30,7 @@ def command(runs: tuple[str, ...], resamplings: int, as_json: bool) -> None:
     """
     import json
 
-    from mdpr.evaluation.comparison import compare, table_of
+    from mdpr.evaluation.comparison import compare, score_table
 
     if len(runs) < 2:
         raise click.UsageError("name at least two runs to compare")
@@ -41,7 +41,7 @@ def command(runs: tuple[str, ...], resamplings: int, as_json: bool) -> None:
     differences = compare(read, resamplings)
     if as_json:
         content = {
-            "runs": table_of(read).to_dict("records"),
+            "runs": [{"run": name, **figures} for name, figures in score_table(read).rows.items()],
             "differences": [{**asdict(item), "significant": item.significant} for item in differences],
         }
         click.echo(json.dumps(content, allow_nan=False))
@@ -57,16 +57,18 @@ def render(runs: Sequence[Run], differences: Sequence[Difference]) -> Renderable
     from rich.markup import escape
     from rich.table import Table
 
-    from mdpr.evaluation.comparison import table_of
-    from mdpr.evaluation.score_table import points, signed_points
+    from mdpr.errors import printable
+    from mdpr.evaluation.comparison import score_table
+    from mdpr.evaluation.score_table import signed_points
 
-    scores = table_of(runs)
+    scores = score_table(runs)
+    shown = {name: escape(printable(name)) for name in scores.rows}
     accuracies = Table(title="Class-balanced accuracy, percent")
     accuracies.add_column("run", overflow="fold")
-    for group in scores.columns[1:]:
+    for group in scores.groups:
         accuracies.add_column(group, justify="right")
-    for name, *values in scores.itertuples(index=False):
-        accuracies.add_row(escape(name), *(points(value) for value in values))
+    for name in scores.rows:
+        accuracies.add_row(shown[name], *scores.cells(name))
     pairs = Table(title="Differences in points (bold: significant at 5 % after Holm's correction)")
     for title in ("second", "minus first", "figure"):
         pairs.add_column(title, overflow="fold")
@@ -77,8 +79,8 @@ def render(runs: Sequence[Run], differences: Sequence[Difference]) -> Renderable
             pairs.add_section()
         interval = f"{signed_points(item.interval[0])} to {signed_points(item.interval[1])}" if item.interval else ""
         pairs.add_row(
-            escape(item.second),
-            escape(item.first),
+            shown[item.second],
+            shown[item.first],
             item.figure,
             signed_points(item.difference),
             interval,

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy.stats import binomtest
 
 from mdpr.artifacts import TEST_DIGEST, read_json, read_predictions, read_table
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
+from mdpr.evaluation.score_table import ScoreTable
 from mdpr.evaluation.tables import check_label_set
 from mdpr.evaluation.uncertainty import paired_differences, percentile_interval
 
@@ -137,9 +137,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def table_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """Class-balanced accuracy of every run, one row a run; the groups are the first run's."""
-    return pd.DataFrame([{"run": run.name, **_accuracy(run, runs[0].shots)} for run in runs])
+def score_table(runs: Sequence[Run]) -> ScoreTable:
+    """Class-balanced accuracy, one row per run; the groups are the first run's."""
+    rows = {run.name: _accuracy(run, runs[0].shots) for run in runs}
+    return ScoreTable(list(rows[runs[0].name]), rows)
 
 
 def _accuracy(run: Run, shots: Sequence[str]) -> dict[str, float]:

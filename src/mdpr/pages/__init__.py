@@ -15,6 +15,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mdpr.errors import printable
+
 Filters = Mapping[str, Callable[..., Any]]
 
 
@@ -29,6 +31,7 @@ def render_page(package: str, template: str, script: str, *, filters: Filters | 
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
     )
     environment.filters |= {"label": label, **(filters or {})}
     code = _asset("mdpr.pages", "search.js") + _asset(package, script)
@@ -40,6 +43,11 @@ def render_page(package: str, template: str, script: str, *, filters: Filters | 
         script=Markup(code),  # noqa: S704 - our own file
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
+
+
+def _visible(value: Any) -> Any:
+    """Text from data without control and invisible characters: a name cannot turn the line around it."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def label(key: str) -> str:

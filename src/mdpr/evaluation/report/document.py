@@ -40,7 +40,7 @@ from mdpr.evaluation.report.charts import (
     variant_gains,
     whole,
 )
-from mdpr.evaluation.report.figure import Figure, write_figures
+from mdpr.evaluation.report.figure import Figure, draw, write_figures
 from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images
 from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
 from mdpr.evaluation.score_table import BRANCHES, GROUPS, points
@@ -196,16 +196,22 @@ def make_figures(content: ReportContent) -> list[Figure]:
     shown = shown_branches(results.scores)
     branches = [branch for branch in shown if branch != "routed"]
     routing = mean_routing(results.predictions, [item.shot for item in results.classes])
-    return [
-        accuracy_by_count(results.per_class, branches),
-        accuracy_by_zero_shot(results.per_class),
-        hidden_prior(names, [item.train_images for item in results.classes], content.prior_C),
-        reliability_diagram(results.reliability, shown, results.scores),
-        confusion_figure(results, names),
-        *([routing_by_dimension(routing, DIMENSIONS)] if routing else []),
-        *([] if results.variants.empty else [variant_gains(results.variants)]),
-        training_curves(content.history, content.selected_epoch),
-    ]
+    counts = [item.train_images for item in results.classes]
+    charts = {
+        ("accuracy_by_count", "Accuracy by training count"): lambda: accuracy_by_count(results.per_class, branches),
+        ("accuracy_by_zero_shot", "Accuracy against the frozen model's own"): lambda: accuracy_by_zero_shot(
+            results.per_class
+        ),
+        ("hidden_prior", "Two biases"): lambda: hidden_prior(names, counts, content.prior_C),
+        ("reliability", "Reliability"): lambda: reliability_diagram(results.reliability, shown, results.scores),
+        ("confusion", "Confusion"): lambda: confusion_figure(results, names),
+        ("training", "Training"): lambda: training_curves(content.history, content.selected_epoch),
+    }
+    if routing:
+        charts["routing", "Which knowledge was consulted"] = lambda: routing_by_dimension(routing, DIMENSIONS)
+    if not results.variants.empty:
+        charts["variants", "The same model, otherwise"] = lambda: variant_gains(results.variants)
+    return [draw(name, title, chart) for (name, title), chart in charts.items()]
 
 
 def confusion_figure(results: Results, names: Sequence[str]) -> Figure:

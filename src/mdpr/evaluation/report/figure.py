@@ -7,18 +7,22 @@ the page's font sets them. `write_figures` makes SVG files with title and legend
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import altair as alt
 import vl_convert
 
+from mdpr.errors import printable
 from mdpr.evaluation.score_table import BRANCHES
+
+logger = logging.getLogger(__name__)
 
 Mark = Literal["circle", "square", "diamond", "triangle", "bar", "line", "dashed"]
 
@@ -136,11 +140,30 @@ def render(chart: alt.TopLevelMixin, name: str) -> str:
         rule=alt.MarkConfig(color=NEUTRAL_COLOR),
         legend=alt.LegendConfig(disable=True),
     )
-    svg: str = vl_convert.vegalite_to_svg(themed.to_dict())
+    svg: str = vl_convert.vegalite_to_svg(_without_control_characters(themed.to_dict()))
     # The page gives every chart one text alternative; what Vega says of each mark is a tooltip or nothing.
     svg = re.sub(rf'<(\w+) aria-label="{TIP}([^"]*)"([^>]*)/>', r"<\1\3><title>\2</title></\1>", svg)
     svg = re.sub(r' (?:aria-label|aria-roledescription|role)="[^"]*"', "", svg)
     return re.sub(r'(\bid="|url\(#)', rf"\g<1>{name}-", svg)
+
+
+def _without_control_characters(value: Any) -> Any:
+    """`value` with every text printable: the renderer ends the whole process on some characters that XML lacks."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_without_control_characters(key): _without_control_characters(item) for key, item in value.items()}
+    return [_without_control_characters(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def draw(name: str, title: str, chart: Callable[[], Figure]) -> Figure:
+    """The figure that `chart` makes; a chart that fails becomes a line that says so."""
+    try:
+        return chart()
+    except Exception as error:  # a chart is worth less than the evaluation it belongs to
+        logger.warning("the chart %r could not be drawn: %s", title, printable(str(error)))
+        text = f"This chart could not be drawn ({type(error).__name__})."
+        return Figure(name=name, title=title, caption=text, alternative=text, svg="")
 
 
 HEADER_PX = 26
@@ -154,7 +177,7 @@ def write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
     written = []
     for figure in figures:
         for suffix, part in (("", figure), ("_zoom", figure.zoom)):
-            if part is not None:
+            if part is not None and part.svg:
                 written.append(folder / f"{figure.name}{suffix}.svg")
                 written[-1].write_text(standalone(part), encoding="utf-8")
     return written
