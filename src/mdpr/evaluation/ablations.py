@@ -31,6 +31,7 @@ from mdpr.evaluation.score_table import GROUPS
 from mdpr.evaluation.uncertainty import gain_intervals
 from mdpr.images.loading import ImageTransform
 from mdpr.model.classifier import Outputs
+from mdpr.model.fusion import Validated, weigh
 from mdpr.model.inference import Classifier
 from mdpr.params import DIMENSIONS
 
@@ -153,7 +154,6 @@ class RoutingAblations:
 
 
 TAUS = np.linspace(0, 2, 21)  # 0: no adjustment
-BASE_WEIGHTS = np.linspace(0, 1, 21)  # 1/2: the paper's mean
 FIVE_CROP_RESIZE = 8 / 7  # 256 to 224, as for ImageNet
 
 
@@ -194,8 +194,8 @@ class PostHoc:
         self.base_weight: float | None = None
         if routed[0] is not None:
             base_NC, routed_NC = torch.cat(base), torch.cat([part for part in routed if part is not None])
-            weighted = [weigh(base_NC, routed_NC, weight) for weight in BASE_WEIGHTS]
-            self.base_weight = choose(BASE_WEIGHTS, weighted, label_N, least=0.5)
+            weighted = [weigh(base_NC, routed_NC, weight) for weight in Validated.CANDIDATES]
+            self.base_weight = choose(np.array(Validated.CANDIDATES), weighted, label_N, least=0.5)
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         outputs = batch.outputs
@@ -207,11 +207,6 @@ class PostHoc:
 
     def _adjust(self, log_probability_NC: Tensor, tau: float) -> Tensor:
         return F.log_softmax(log_probability_NC - tau * self._log_share_C, dim=-1)
-
-
-def weigh(base_BC: Tensor, routed_BC: Tensor, base_weight: float) -> Tensor:
-    """softmax(w base + (1 - w) routed), as log-probabilities."""
-    return F.log_softmax(base_weight * base_BC + (1 - base_weight) * routed_BC, dim=-1)
 
 
 def choose(values: np.ndarray, answers: Sequence[Tensor], label_N: np.ndarray, least: float) -> float:

@@ -1,18 +1,19 @@
-"""From the branches' logits to one answer, by name.
+"""From the branches' logits to one answer, by name (`tune.fusion`).
 
-    mean      softmax((base + routed) / 2): the paper's
-    weighted  softmax(w base + (1 - w) routed), one learned scalar w, 1/2 at the start
-    entropy   as weighted, with w of each image from how sure each branch is of it
-    gla       base, routed and the debiased zero-shot expert: softmax of the sum of their log-softmaxes
-              (Zhu et al., Generalized Logit Adjustment, NeurIPS 2023, for the expert)
+    mean       softmax((base + routed) / 2): the paper's
+    validated  softmax(w base + (1 - w) routed), w chosen on the validation images at the end of every epoch
+    weighted   the same with a w that is learned on the training images, 1/2 at the start
+    entropy    the same with a w for each image, from how sure each branch is of it
+    gla        base, routed and the debiased zero-shot expert: softmax of the sum of their log-softmaxes
+               (Zhu et al., Generalized Logit Adjustment, NeurIPS 2023, for the expert)
 
-Every fusion gives log-probabilities (B, C). Where there is no router, base stands alone (for gla: with the expert).
+Every fusion gives log-probabilities (B, C). Without a router the answer is base's (for gla: with the expert).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,44 @@ from mdpr.artifacts import Probe
 from mdpr.model.backbone import Backbone
 
 
+def weigh(base_BC: Tensor, routed_BC: Tensor | None, base_weight: Tensor | float) -> Tensor:
+    """softmax(w base + (1 - w) routed), as log-probabilities; without routed, base's."""
+    if routed_BC is None:
+        return F.log_softmax(base_BC, dim=-1)
+    return F.log_softmax(base_weight * base_BC + (1 - base_weight) * routed_BC, dim=-1)
+
+
 class Mean(nn.Module):
     """The paper's fusion."""
 
     learns = False
 
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
-        return F.log_softmax(base_BC if routed_BC is None else (base_BC + routed_BC) / 2, dim=-1)
+        return weigh(base_BC, routed_BC, 0.5)
+
+
+class Validated(Mean):
+    """One scalar for all images, kept with the learned weights: the answer follows the better branch.
+
+    At 1 the knowledge base has no say: sentences that are wrong cost next to nothing.
+    """
+
+    CANDIDATES = tuple(step / 20 for step in range(21))
+    base_weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("base_weight", torch.tensor(0.5))
+
+    def choose(self, accuracies: Sequence[float]) -> int:
+        """Take the candidate with the best accuracy, of equal ones the nearest to 1/2; returns its place."""
+        places = range(len(self.CANDIDATES))
+        best = max(places, key=lambda place: (accuracies[place], -abs(self.CANDIDATES[place] - 0.5)))
+        self.base_weight.fill_(self.CANDIDATES[best])
+        return best
+
+    def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
+        return weigh(base_BC, routed_BC, self.base_weight)
 
 
 class Weighted(Mean):
@@ -41,10 +73,7 @@ class Weighted(Mean):
         self.logit_weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
-        if routed_BC is None:
-            return F.log_softmax(base_BC, dim=-1)
-        weight = self.logit_weight.sigmoid()
-        return F.log_softmax(weight * base_BC + (1 - weight) * routed_BC, dim=-1)
+        return weigh(base_BC, routed_BC, self.logit_weight.sigmoid())
 
 
 class Entropy(Mean):
@@ -52,12 +81,11 @@ class Entropy(Mean):
 
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
         if routed_BC is None:
-            return F.log_softmax(base_BC, dim=-1)
+            return weigh(base_BC, None, 1.0)
         branches_2BC = torch.stack([base_BC, routed_BC])
         log_p_2BC = F.log_softmax(branches_2BC, dim=-1)
         sureness_2B = 1 + (log_p_2BC.exp() * log_p_2BC).sum(dim=-1) / math.log(base_BC.shape[-1])
-        weight_2B = sureness_2B.softmax(dim=0)
-        return F.log_softmax((weight_2B[..., None] * branches_2BC).sum(dim=0), dim=-1)
+        return weigh(base_BC, routed_BC, sureness_2B.softmax(dim=0)[0, :, None])
 
 
 class GeneralizedLogitAdjustment(Mean):
@@ -87,6 +115,7 @@ class GeneralizedLogitAdjustment(Mean):
 
 FUSIONS: dict[str, Callable[[Probe | None, int, Backbone], Mean]] = {
     "mean": lambda probe, classes, backbone: Mean(),
+    "validated": lambda probe, classes, backbone: Validated(),
     "weighted": lambda probe, classes, backbone: Weighted(),
     "entropy": lambda probe, classes, backbone: Entropy(),
     "gla": GeneralizedLogitAdjustment,
@@ -94,7 +123,7 @@ FUSIONS: dict[str, Callable[[Probe | None, int, Backbone], Mean]] = {
 
 
 def build_fusion(name: str, probe: Probe | None, classes: int, backbone: Backbone) -> Mean:
-    """The fusion called `name`. `probe` feeds gla's expert; without one its buffers wait for a saved state.
+    """The fusion called `name`. `probe` feeds gla's expert; without it a saved state must fill the expert's buffers.
 
     Raises `ArtifactError` if the probe belongs to another backbone.
     """

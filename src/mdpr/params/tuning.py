@@ -72,8 +72,10 @@ class TuneParams(Section):
     router_init: Literal["random", "identity"] = Field(
         "random", description="of the attention; identity: routed text starts as the mean of the class's sentences"
     )
-    fusion: Literal["mean", "weighted", "entropy", "gla"] = Field(
-        "mean", description="how the branches become one answer; gla adds the debiased zero-shot expert"
+    fusion: Literal["mean", "validated", "weighted", "entropy", "gla"] = Field(
+        "mean",
+        description="how the branches become one answer; validated: their weight is chosen on validation; "
+        "gla adds the debiased zero-shot expert",
     )
     base_loss: Literal["ce", "logit_adjusted", "balanced_softmax", "ldam", "focal", "class_balanced"] = Field(
         "ce",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from mdpr.images.loading import (
 )
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.model.fusion import Validated, weigh
 from mdpr.params import TuneParams
 from mdpr.progress import track
 from mdpr.training.checkpoint import Snapshot, StopRequest, seed_step
@@ -115,40 +117,43 @@ def make_row(epoch: int, learning_rate: float, terms: Row, accuracy: Mapping[str
     return row | {f"val_{branch}_{group}": v for branch, groups in accuracy.items() for group, v in groups.items()}
 
 
-def is_better(overall: Mapping[str, float], best: Mapping[str, float] | None, branch: str) -> bool:
-    """Whether an epoch's accuracy by branch beats the best one before it; of two equal epochs the earlier stays.
-
-    `branch` decides, or base if the model has no such branch (no router).
-    """
-    if best is None:
-        return True
-    return overall.get(branch, overall["base"]) > best.get(branch, best["base"])
-
-
 @torch.no_grad()
 def validate(
-    model: MDPR, loader: DataLoader, shots: Sequence[ShotGroup], distributed: DistributedContext = SINGLE_PROCESS
+    model: MDPR,
+    loader: DataLoader,
+    shots: Sequence[ShotGroup],
+    distributed: DistributedContext = SINGLE_PROCESS,
+    choose_fusion: bool = False,
 ) -> dict[str, dict[str, float]]:
     """branch -> group -> class-balanced accuracy (0..1) for base, fused and, with a router, routed.
 
     Class features and the router's table are computed once. Each process counts the images of its own loader; the
-    counts are summed, so that every process gets the same result. Leaves the model in evaluation mode.
+    counts are summed, so that every process gets the same result. `choose_fusion` sets the weight of a `Validated`
+    fusion to the one that is best on these images. Leaves the model in evaluation mode.
     """
     model.eval()
     constants = model.constants()
     classes = len(shots)
     branches = ("base", "fused") if model.router is None else ("base", "routed", "fused")
+    candidates = Validated.CANDIDATES if choose_fusion and isinstance(model.fusion, Validated) else ()
     images_C = torch.zeros(classes, dtype=torch.int64)
-    hits_KC = torch.zeros(len(branches), classes, dtype=torch.int64)
+    hits_KC = torch.zeros(len(branches) + len(candidates), classes, dtype=torch.int64)
     for image_B3HW, label_B in loader:
         outputs = model(image_B3HW.to(model.backbone.device), constants=constants)
         images_C += torch.bincount(label_B, minlength=classes)
-        for hits_C, branch in zip(hits_KC, branches, strict=True):
-            logits_BC: Tensor = getattr(outputs, f"{branch}_BC")
+        answers = (getattr(outputs, f"{branch}_BC") for branch in branches)
+        weighed = (weigh(outputs.base_BC, outputs.routed_BC, weight) for weight in candidates)
+        for hits_C, logits_BC in zip(hits_KC, chain(answers, weighed), strict=True):
             hits_C += torch.bincount(label_B[logits_BC.argmax(dim=-1).cpu() == label_B], minlength=classes)
     images_C, *hits = distributed.sum(torch.cat([images_C[None], hits_KC])).numpy()
     recalls = (np.divide(hits_C, images_C, out=np.full(classes, np.nan), where=images_C > 0) for hits_C in hits)
-    return {branch: group_means(recall_C, shots) for branch, recall_C in zip(branches, recalls, strict=True)}
+    groups = [group_means(recall_C, shots) for recall_C in recalls]
+    accuracy = dict(zip(branches, groups, strict=False))
+    if candidates:
+        assert isinstance(model.fusion, Validated)
+        of_candidates = groups[len(branches) :]
+        accuracy["fused"] = of_candidates[model.fusion.choose([group["all"] for group in of_candidates])]
+    return accuracy
 
 
 def accumulate_gradients(
@@ -337,7 +342,7 @@ def fit(model: MDPR, objective: Objective, data: TrainingData, context: TrainCon
 
     Epochs are compared by class-balanced validation accuracy of the branch `tune.select_by` (of base without a
     router); the earlier of two equal ones wins. A row of the history holds epoch, learning_rate, loss, the terms of
-    the loss, and val_{branch}_{group}.
+    the loss, val_{branch}_{group}, and base_weight of a `Validated` fusion.
     The same seed gives the same numbers on the same machine, also if the run was stopped and resumed: everything
     random in a step depends only on (seed, epoch, step) and on places in the step's batch.
     Raises `Diverged` if a term of the loss is no longer finite, with the step and the term, and `Interrupted` after a
@@ -406,15 +411,17 @@ def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext
     start, stop = shard(len(data.val), distributed.rank, distributed.world)
     batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
     loader = make_loader(data.val, batches, workers=params.workers, pin_memory=_is_cuda(state))
-    accuracy = validate(state.model, loader, data.shots, distributed)
+    accuracy = validate(state.model, loader, data.shots, distributed, choose_fusion=True)
     terms = mean_terms(state.terms, state.term_names, len(data.train), params.batch_size)
     row = make_row(epoch, state.learning_rate, terms, accuracy)
+    if isinstance(state.model.fusion, Validated):
+        row["base_weight"] = state.model.fusion.base_weight.item()
     overall = {branch: groups["all"] for branch, groups in accuracy.items()}
     percent = ", ".join(f"{branch} {100 * value:.1f}" for branch, value in overall.items())
     logger.info("epoch %d/%d: loss %.4f, validation %s", epoch + 1, params.epochs, row["loss"], percent)
 
-    best = state.best
-    if best is None or is_better(overall, best.val_accuracy, params.select_by):
+    best, branch = state.best, params.select_by if params.select_by in overall else "base"
+    if best is None or overall[branch] > best.val_accuracy[branch]:  # of two equal epochs the earlier stays
         weights = {name: value.clone() for name, value in state.model.learned_state().items()}
         best = Best(weights, epoch, overall)
     state.begin_next_epoch(row, best)

@@ -16,6 +16,7 @@ from mdpr.errors import ConfigError
 from mdpr.model import classifier
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.model.routing import ROUTERS
 from mdpr.params import Params, parse_params
 
 
@@ -69,6 +70,20 @@ def test_a_context_for_each_class_starts_as_the_shared_one_and_learns_apart(buil
     (gradient_Cnw,) = torch.autograd.grad(own.constants().text_Cd[1].sum(), context_Cnw)
     touched = gradient_Cnw.abs().amax(dim=(1, 2)) > 0
     assert touched.tolist() == [index == 1 for index in range(len(touched))]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_serving_computes_what_validation_does(build: Any, router: str) -> None:
+    """Constants made once and without gradients, as a server holds them, against those of a step."""
+    model = build(router=router).eval()
+    with torch.no_grad():
+        for value in model.router.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+        constants = model.constants()
+        served = model(image(model), constants=constants)
+    step = model(image(model))
+    for name in ("base_BC", "routed_BC", "fused_BC", "weights_BCV"):
+        torch.testing.assert_close(getattr(served, name), getattr(step, name), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("prompting", ["none", "vpt", "maple"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from mdpr.artifacts import Probe
 from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
-from mdpr.model.fusion import FUSIONS, GeneralizedLogitAdjustment, build_fusion
+from mdpr.model.fusion import FUSIONS, GeneralizedLogitAdjustment, Validated, build_fusion
 
 C, D = 4, 8
 
@@ -43,6 +43,25 @@ def test_mean_is_the_papers_and_weighted_starts_there(logits: tuple[Tensor, ...]
     expected = ((base + routed) / 2).softmax(dim=-1)
     torch.testing.assert_close(build_fusion("mean", None, C, backbone)(base, routed).exp(), expected)
     torch.testing.assert_close(build_fusion("weighted", None, C, backbone)(base, routed).exp(), expected)
+
+
+def test_validated_takes_the_best_candidate_of_equal_ones_the_nearest_to_the_mean(
+    logits: tuple[Tensor, ...], backbone: Backbone
+) -> None:
+    base, routed, _ = logits
+    fusion = build_fusion("validated", None, C, backbone)
+    assert isinstance(fusion, Validated)
+    torch.testing.assert_close(fusion(base, routed).exp(), ((base + routed) / 2).softmax(dim=-1))
+    for accuracies, weight in (
+        ([0.5] * 21, 0.5),
+        ([0.1] * 20 + [0.2], 1.0),
+        ([0.9, 0.9, 0.9] + [0.2] * 18, 0.1),
+    ):
+        assert fusion.CANDIDATES[fusion.choose(accuracies)] == weight
+        assert fusion.base_weight.item() == pytest.approx(weight)
+    expected = (0.1 * base + 0.9 * routed).log_softmax(dim=-1)
+    torch.testing.assert_close(fusion(base, routed), expected, rtol=1e-6, atol=1e-6)
+    assert "base_weight" in dict(fusion.named_buffers()), "kept with the learned weights"
 
 
 def test_entropy_leans_on_the_surer_branch_of_each_image(backbone: Backbone) -> None:

@@ -54,6 +54,18 @@ def test_every_tuner_trains_with_every_router_and_without(bench: Any, prompting:
     assert ("val_routed_all" in fitted.history[0]) == routing
 
 
+def test_the_fusion_weight_chosen_on_validation_belongs_to_the_best_epoch_and_resumes(bench: Any) -> None:
+    kept: list[Snapshot] = []
+    fitted = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), fusion="validated")
+    weights = [row["base_weight"] for row in fitted.history]
+    assert fitted.state["fusion.base_weight"].item() == weights[fitted.epoch]
+    for row in fitted.history:  # the weights 0 and 1 are among the candidates
+        assert row["val_fused_all"] >= max(row["val_base_all"], row["val_routed_all"])
+    resumed = bench.fit(TrainContext(resume=kept[0]), fusion="validated")
+    assert resumed.history == fitted.history
+    assert torch.equal(resumed.state["fusion.base_weight"], fitted.state["fusion.base_weight"])
+
+
 def test_the_frozen_model_is_not_touched(bench: Any) -> None:
     before = {name: value.clone() for name, value in bench.backbone.state_dict().items()}
     bench.fit(epochs=1)
