@@ -36,7 +36,7 @@ from mdpr.params import DIMENSIONS, RegisterParams, TrackingParams
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)
 ORIENTATION = 0x0112  # EXIF
-MEMORY_LIMIT_MB = 2048  # as mlflow/kubernetes/inference-service.yaml has it, per worker
+MEMORY_LIMIT_MB = 3072  # as mlflow/kubernetes/inference-service.yaml has it, per worker
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
