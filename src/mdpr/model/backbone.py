@@ -1,6 +1,6 @@
-"""Learned weights on disk: safetensors, never pickle.
+"""The frozen CLIP model: built by open_clip, never trained here; with learned weights and encoded sentences on disk.
 
-The frozen CLIP model: open_clip builds it, nothing here trains it.
+Weights are safetensors, never pickle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mdpr.artifacts import Features, Knowledge
 from mdpr.errors import ArtifactError, BackboneError
 from mdpr.model.towers import prompted_image_features
 from mdpr.params import BackboneParams
@@ -30,7 +31,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Raises `ArtifactError` where the file is missing or damaged."""
+    """Raises `ArtifactError` if the file is missing or damaged."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: run tune first")
     try:
@@ -43,7 +44,7 @@ LOGIT_SCALE_MAX = 100.0  # CLIP's own bound on exp(logit_scale)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; raises `BackboneError` for a GPU that is not there."""
+    """`auto` is the GPU if there is one; raises `BackboneError` for a GPU that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
     def load(cls, params: BackboneParams) -> Backbone:
         """Build the model `params` names, with its weights, on its device.
 
-        Raises `BackboneError` where open_clip does not know the architecture or the weights are not there.
+        Raises `BackboneError` if open_clip does not know the architecture or the weights are not there.
         """
         device = choose_device(params.device)
         name = _register_architecture(params.architecture)
@@ -95,7 +96,7 @@ class Backbone(nn.Module):
         return cls(clip, name, tokenizer)
 
     def train(self, mode: bool = True) -> Backbone:
-        """The frozen model never leaves evaluation mode, whatever its owner does."""
+        """The frozen model always stays in evaluation mode."""
         return super().train(False)
 
     def check_fingerprint(self, what: str | Path, fingerprint: str) -> None:
@@ -118,7 +119,7 @@ class Backbone(nn.Module):
 
     @property
     def text(self) -> TextTransformer:
-        """The text tower; raises `BackboneError` where prompts cannot enter it."""
+        """The text tower; raises `BackboneError` if prompts cannot enter it."""
         if not isinstance(self.clip.text, TextTransformer):
             raise BackboneError(
                 f"{self.architecture} has a {type(self.clip.text).__name__} text tower, which takes no context tokens: "
@@ -128,7 +129,7 @@ class Backbone(nn.Module):
 
     @property
     def visual(self) -> VisionTransformer:
-        """The image tower; raises `BackboneError` where prompts cannot enter it."""
+        """The image tower; raises `BackboneError` if prompts cannot enter it."""
         if not isinstance(self.clip.visual, VisionTransformer):
             raise BackboneError(
                 f"{self.architecture} has a {type(self.clip.visual).__name__} image tower, which takes no visual "
@@ -170,6 +171,29 @@ class Backbone(nn.Module):
         return F.normalize(self.clip.encode_image(image_B3HW).float(), dim=-1)
 
 
+def encode_knowledge(
+    backbone: Backbone, knowledge: Knowledge, *, digest: str, normalize: bool, batch_size: int
+) -> Features:
+    """P (C, V, d), m (C, d) and M (C, V) of a complete knowledge base.
+
+    `normalize` gives P unit-length rows before m is taken as their mean; the published code takes both as they leave
+    the encoder. M is a cosine either way. Raises `BackboneError` for a sentence longer than the text tower.
+    Source: Jia et al., Findings of EMNLP 2025, section 3.
+    """
+    sentences_CV = knowledge.sentences_CV()
+    flat = [sentence for sentences in sentences_CV for sentence in sentences]
+    sentences_CVd = backbone.encode_text(flat, batch_size, normalize).unflatten(0, (len(sentences_CV), -1))
+    names_Cd = backbone.encode_text([item.name for item in knowledge.classes], batch_size)
+    prior_CV = (F.normalize(sentences_CVd, dim=-1) @ names_Cd[:, :, None]).squeeze(-1)
+    return Features(
+        sentences_CVd=sentences_CVd.cpu().numpy(),
+        summary_Cd=sentences_CVd.mean(dim=1).cpu().numpy(),
+        prior_CV=prior_CV.cpu().numpy(),
+        fingerprint=backbone.fingerprint,
+        knowledge_digest=digest,
+    )
+
+
 def _register_architecture(architecture: str) -> str:
     """The open_clip name of an architecture given by name or by the path of its JSON configuration."""
     if architecture.endswith(".json"):
@@ -198,7 +222,7 @@ def _weights_digest(clip: nn.Module) -> str:
 
 
 class _quiet_open_clip:  # noqa: N801 - reads as a statement
-    """open_clip reports every step of loading on the root logger; errors still come as exceptions."""
+    """open_clip logs every step of loading on the root logger; errors are still raised."""
 
     def __enter__(self) -> None:
         self._level = logging.root.level

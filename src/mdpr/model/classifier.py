@@ -22,7 +22,7 @@ ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (pu
 
 @dataclass(frozen=True)
 class Constants:
-    """What depends on the classes alone: computed once a step while training, once for all in evaluation."""
+    """What depends only on the classes: computed once per step while training, once for all batches in evaluation."""
 
     text_Cd: Tensor
     table: RouterTable | None
@@ -30,7 +30,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Outputs:
-    """One batch. Logits are scaled by s; routed parts are None where routing is off.
+    """One batch. Logits are scaled by s; routed parts are None if routing is off.
 
     image_Bd     unit-length image features
     base_BC      logits of the prompt tuner
@@ -52,8 +52,8 @@ class MDPR(nn.Module):
     """Base branch (any tuner) and routing branch over the same image features.
 
     Arguments: the frozen backbone; class names in order of index; the parameters of `tune`; the encoded knowledge
-    base (needed where routing is on); the probe (needed to train with tune.fusion = gla). Raises `ArtifactError`
-    where features or probe belong to another backbone.
+    base (needed if routing is on); the probe (needed to train with tune.fusion = gla). Raises `ArtifactError` if
+    features or probe belong to another backbone.
     Source: Jia et al., Findings of EMNLP 2025, section 3.
     """
 
@@ -95,19 +95,19 @@ class MDPR(nn.Module):
             self.router = ROUTERS[params.router](params, width, dimensions)
             self.align = nn.Linear(width, ALIGNMENT_WIDTH)
         self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone)
-        # Compiled where asked; held as plain functions, so the learned weights keep their names.
+        # Held as plain functions, compiled or not, so the learned weights keep their names.
         compiled = torch.compile if params.compile else _as_it_is
         self._image_features = compiled(prompted_image_features)
         self._text_features = compiled(PromptedText.forward)
         self.to(backbone.device)
 
     def learned_state(self) -> dict[str, Tensor]:
-        """The learned parameters and what the fusion keeps, by name; the backbone's weights stay out."""
+        """The learned parameters and the fusion's buffers, by name, without the backbone's weights."""
         learned = {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
         return learned | {f"fusion.{name}": value for name, value in self.fusion.named_buffers()}
 
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        """Copy learned parameters in; raises `ArtifactError` that names the first one that does not fit."""
+        """Copy learned parameters in; raises `ArtifactError` with the name of the first one that does not fit."""
         own = self.learned_state()
         for name in sorted(own.keys() | state.keys()):
             ours, theirs = own.get(name), state.get(name)
@@ -127,7 +127,7 @@ class MDPR(nn.Module):
         return Constants(text_Cd, self.router.table(self.sentences_CVd) if self.router is not None else None)
 
     def forward(self, image_B3HW: Tensor, label_B: Tensor | None = None, constants: Constants | None = None) -> Outputs:
-        """Both branches of a batch. `label_B` adds what the losses need; `constants` spares computing them again."""
+        """Both branches of a batch. `label_B` adds what the losses need; `constants` are computed if not given."""
         prompts = self.tuner()
         if prompts.visual:
             image_Bd = self._image_features(self.backbone.visual, image_B3HW, prompts.visual, self._checkpoints())
@@ -135,7 +135,7 @@ class MDPR(nn.Module):
             image_Bd = self.backbone.encode_image(image_B3HW)
         constants = constants or self.constants(prompts)
         scale = self.backbone.logit_scale
-        with torch.autocast(image_Bd.device.type, enabled=False):  # s is up to 100: half precision would round logits
+        with torch.autocast(image_Bd.device.type, enabled=False):  # s is up to 100, half precision would round logits
             base_BC = scale * image_Bd @ constants.text_Cd.T
         expert_BC = None
         if isinstance(self.fusion, GeneralizedLogitAdjustment) and not self.training:
@@ -146,7 +146,7 @@ class MDPR(nn.Module):
         assert constants.table is not None
         routed = self.router(image_Bd, constants.table, label_B)
         routed_BC = scale * routed.similarity_BC
-        # Detached: the fused answer trains its own weight at most, never the branches.
+        # Detached: the fused answer trains only its own weight, never the branches.
         fused_BC = self.fusion(base_BC.detach(), routed_BC.detach(), expert_BC)
         return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd)
 

@@ -1,7 +1,7 @@
 """Prompt tuners by name. Each owns the learned tokens of the two towers and nothing else.
 
-none    no learned tokens: frozen features, the router alone learns
-coop    text context (Zhou et al., IJCV 2022), deep where prompt_depth > 1
+none    no learned tokens: frozen features, only the router learns
+coop    text context (Zhou et al., IJCV 2022), deep if prompt_depth > 1
 vpt     visual tokens (Jia et al., ECCV 2022)
 ivlp    both, independent of each other (Rasheed et al., CVPR 2023)
 maple   both, the visual tokens a linear map of the text tokens at each depth (Khattak et al., CVPR 2023)
@@ -24,9 +24,9 @@ INIT_STD = 0.02  # of random tokens, as in CoOp and MaPLe
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokens a layer for each tower; empty where the tower has none.
+    """Tokens for each layer of each tower; empty for a tower without learned tokens.
 
-    Shapes (n, w of that tower); text tokens of a context a class (C, n, w).
+    Shapes (n, w of that tower); with a context per class, text tokens are (C, n, w).
     """
 
     text: tuple[Tensor, ...] = ()
@@ -48,7 +48,7 @@ class Tuner(nn.Module):
 
 
 class Tokens(nn.Module):
-    """n tokens at each of J layers: J parameters of shape (n, w), or (C, n, w) where each class has its own."""
+    """n tokens at each of J layers: J parameters of shape (n, w), or (C, n, w) if each class has its own."""
 
     def __init__(
         self, depth: int, tokens: int, width: int, first: Tensor | None = None, classes: int | None = None
@@ -65,7 +65,7 @@ class Tokens(nn.Module):
 
 
 class Coupled(Tuner):
-    """MaPLe: one linear map a depth turns text tokens into visual tokens."""
+    """MaPLe: one linear map per depth turns text tokens into visual tokens."""
 
     def __init__(self, text: Tokens, text_width: int, visual_width: int) -> None:
         super().__init__(text)
@@ -80,8 +80,8 @@ class Coupled(Tuner):
 def build_tuner(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     """The tuner `params.prompting` names, for so many classes; its tokens come from the global torch generator.
 
-    Raises `BackboneError` where a tower cannot take the prompts asked for, `ConfigError` where the initial words do
-    not fit into the context.
+    Raises `BackboneError` if a tower cannot take these prompts, `ConfigError` if the initial words do not fit into the
+    context.
     """
     return TUNERS[params.prompting](backbone, params, classes)
 

@@ -1,24 +1,20 @@
-"""One residual block of open_clip, run by its own sub-modules on the tokens that are needed and no others.
+"""The frozen towers with learned tokens in them, walked through open_clip's own blocks. Every token is computed once.
 
-The image tower, with learned tokens (VPT, MaPLe) or without, walked through open_clip's own blocks.
+Image tower (VPT, MaPLe). A learned token that the next layer replaces is only attended to: its keys and values are
+needed, and they are the same for every image. In the last block only the tokens that are pooled go on; in most towers
+that is the class token.
 
-Nothing is computed that no later layer reads. A learned token that the next layer replaces is only seen, never asked:
-its keys and values are needed, and they are the same for every image. In the last block, of the tokens only those that
-are pooled go on; in most towers that is the class token alone.
-
-Learned context in the text tower, every token computed once.
-
-A class's text is `<start> c_1 ... c_n name . <end>`. Three exact savings over 77 tokens for every class:
+Text tower. A class's text is `<start> c_1 ... c_n name . <end>`. Three exact savings over 77 tokens for every class:
 
 - Crop. Under a causal mask no token sees what follows it, so nothing after the last end token is needed.
 - Prefix. With a context shared by all classes, the start token and the n context tokens see only each other: their
-  states are the same for every class at every layer, deep prompts included. They run once, and each class runs its
-  own name alone, attending to the shared keys and values. Names are of different length: outside the attention their
-  tokens run as one list, without padding. In the last block the end tokens alone go on, as nothing else is pooled.
-- Without learned context the features are constants; `backbone.encode_text` gives them once.
+  states are the same for every class at every layer, deep prompts included. They run once, and each class runs only
+  its own name, attending to the shared keys and values. Names differ in length: outside the attention their tokens run
+  as one list, without padding. In the last block only the end tokens go on, as nothing else is pooled.
+- Without learned context the features are constants; `backbone.encode_text` computes them once.
 
 Cropping needs a causal tower that pools at the end token; the prefix also needs a shared context and blocks made of
-`nn.MultiheadAttention`. `PromptedText` sees for itself which holds and falls back where one does not.
+`nn.MultiheadAttention`. `PromptedText` checks both and falls back to the full computation.
 """
 
 from __future__ import annotations
@@ -43,9 +39,8 @@ def is_plain(block: Any) -> TypeGuard[ResidualAttentionBlock]:
 def run_block(block: nn.Module, x_BLw: Tensor, shared_nw: Tensor | None = None, rows: int | None = None) -> Tensor:
     """The first `rows` tokens (default: all L of them) of x after `block`; every token attends to every one.
 
-    `shared_nw` are n further tokens, the same for the whole batch, that are seen and not asked for: their keys and
-    values are computed once, and nothing else of them is. A block that is not plain runs every token and drops the
-    rest. Returns (B, rows, w).
+    `shared_nw` are n further tokens, the same for the whole batch, that are only attended to: nothing but their keys
+    and values is computed, once. A block that is not plain runs every token and drops the rest. Returns (B, rows, w).
     """
     rows = rows or x_BLw.shape[1]
     if not is_plain(block):

@@ -1,11 +1,10 @@
-"""The zero-shot classifier: what the frozen model knows before anything is learned.
+"""The frozen model's own bias, measured on the training images: zero-shot confusion, most-confused classes, hidden prior.
 
-Zero-shot confusion of the frozen model and the rival of each class. N images, C classes, d joint width.
-
-The hidden prior: how often the frozen model's pre-training seems to have shown it each class.
-
-Source: Zhu et al., Generalized Logit Adjustment, NeurIPS 2023 (arXiv 2310.08106). The prior q is the one for which the
+The hidden prior is an estimate of how often pre-training showed the model each class: the prior q for which the
 zero-shot logits minus log q have the least class-balanced cross entropy on labelled images.
+Source: Zhu et al., Generalized Logit Adjustment, NeurIPS 2023 (arXiv 2310.08106).
+
+Shapes: N images, C classes, d joint embedding width.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from mdpr.model.backbone import Backbone
 def class_features(backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Unit-length class features (C, d): the mean over templates of each class's unit-length text features.
 
-    A template holds `{}` where the name goes (Radford et al., ICML 2021, section 3.1.4: ensembling in feature space).
+    A template holds `{}` in place of the name (Radford et al., ICML 2021, section 3.1.4: ensembling in feature space).
     """
     parts = [backbone.encode_text([template.replace("{}", name) for name in class_names]) for template in templates]
     return F.normalize(torch.stack(parts).mean(dim=0), dim=-1)
 
 
 def confusion_matrix(label_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
-    """Shares (C, C), float64: row c, of class c's images, how many were taken for each class. Rows sum to 1.
+    """Shares (C, C), float64: row c holds the share of class c's images predicted as each class. Rows sum to 1.
 
-    Normalised a row because the classes are imbalanced. A class without images is the caller's error.
+    Normalised per row because the classes are imbalanced. Every class must have images.
     """
     counts_CC = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts_CC, (label_N, predicted_N), 1)
@@ -44,8 +43,8 @@ def confusion_matrix(label_N: np.ndarray, predicted_N: np.ndarray, classes: int)
 def rivals(confusion_CC: np.ndarray, text_Cd: np.ndarray) -> np.ndarray:
     """The class (C,), int64, that each class is most confused with.
 
-    A class that is never confused takes its nearest neighbour by class features `text_Cd` (unit length); ties in the
-    confusion go to the nearer one too, so that the order of classes decides nothing.
+    A class that is never confused gets its nearest neighbour by class features `text_Cd` (unit length); ties in the
+    confusion go to the nearer class too, so that the order of classes has no effect.
     Source: Jia et al., Findings of EMNLP 2025 (differential features).
     """
     off_diagonal_CC = confusion_CC.astype(np.float64).copy()
