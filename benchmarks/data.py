@@ -214,7 +214,7 @@ def measure_validate(folder: Path, count: int) -> Mapping[str, float]:
         started = now
 
     from mdpr.data.checks import expectations, raise_for_errors, run_expectations, write_data_docs
-    from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables
+    from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables, thumbnails
 
     part("import_s")
     prepared = tiny_set(folder, count)
@@ -234,7 +234,7 @@ def measure_validate(folder: Path, count: int) -> Mapping[str, float]:
     docs = folder / "docs"
     docs.mkdir()
     write_json(docs / "result.json", findings)
-    write_data_docs(docs, findings, results, card)
+    write_data_docs(docs, findings, results, card, thumbnails(prepared))
     raise_for_errors(findings)
     part("data_docs_s")
     return parts

@@ -1,16 +1,15 @@
-"""What a usable data set looks like, as Great Expectations over the tables of `mdpr.data.inventory`.
+"""A usable data set as Great Expectations over the tables of `mdpr.data.inventory`, and Data Docs of the results.
 
-Importing Great Expectations takes seconds: only the stage `validate` loads this file.
-
-Data Docs that load nothing from a network: Great Expectations' own sections inside a page of ours.
-
-Great Expectations builds a site whose pages load style sheets and scripts from other hosts. Its section
-renderer gives the same content as plain HTML; page frame and style are here.
+Importing Great Expectations takes seconds: only the stage `validate` loads this file. The site that it builds loads
+style sheets and scripts from other hosts; its section renderer gives the same content as plain HTML, and page frame,
+style and the escaping of what comes from data are here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +29,11 @@ from great_expectations.render.view import DefaultJinjaSectionView
 from pydantic import Field
 
 from mdpr.artifacts import DataCard, Format
+from mdpr.data.intake import printable
 from mdpr.errors import CheckFailed
 from mdpr.params import ValidateParams
 
+logger = logging.getLogger(__name__)
 Level = Literal["error", "warning"]
 EXAMPLES = 5
 NO_TEXT = "[\\x00-\\x1f\\x7f\\ufffd]"  # control characters, and what a wrong decoding leaves behind
@@ -46,6 +47,7 @@ class Finding(Format):
     level: Level
     success: bool
     observed: str
+    rows: tuple[int, ...] = ()  # the first of the table's rows that are not as expected
 
 
 class Findings(Format):
@@ -76,7 +78,7 @@ def expectations(
         max_value=declared_ratio * (1 + params.profile_tolerance),
         meta=_meta("imbalance_ratio_as_declared"),
     )
-    return {**splits, "classes": _on_classes(), "profile": [ratio, balanced]}
+    return {**splits, "classes": _on_classes(card), "profile": [ratio, balanced]}
 
 
 def _across_splits(params: ValidateParams) -> list[gxe.Expectation]:
@@ -105,13 +107,18 @@ def _on_images(class_count: int, params: ValidateParams) -> list[gxe.Expectation
         gxe.ExpectColumnValuesToBeNull(column="fault", meta=_meta("decodes")),
         gxe.ExpectColumnValuesToBeBetween(column="width_px", **sides, meta=_meta("width_within_bounds")),
         gxe.ExpectColumnValuesToBeBetween(column="height_px", **sides, meta=_meta("height_within_bounds")),
+        gxe.ExpectColumnValuesToBeNull(column="one_colour", meta=_meta("not_blank", "warning")),
+        gxe.ExpectColumnValuesToBeNull(column="other_label", meta=_meta("one_label_for_an_image")),
         gxe.ExpectColumnValuesToBeNull(column="repeats_row", meta=_meta("no_repeated_image", "warning")),
     ]
 
 
-def _on_classes() -> list[gxe.Expectation]:
+def _on_classes(card: DataCard) -> list[gxe.Expectation]:
+    levels: dict[str, Level] = dict.fromkeys(("val", "test"), "warning" if card.train_only else "error")
     every_split = [
-        gxe.ExpectColumnValuesToBeBetween(column=f"{split}_images", min_value=1, meta=_meta(f"every_class_in_{split}"))
+        gxe.ExpectColumnValuesToBeBetween(
+            column=f"{split}_images", min_value=1, meta=_meta(f"every_class_in_{split}", levels.get(split, "error"))
+        )
         for split in ("train", "val", "test")
     ]
     return [
@@ -160,15 +167,19 @@ def run_expectations(
                     table=name,
                     level=meta["level"],
                     success=bool(result.success),
-                    observed=observed(result.result, result.exception_info),
+                    observed=observed(result.result, result.exception_info, tables[name]),
+                    rows=tuple(result.result.get("partial_unexpected_index_list") or ()),
                 )
             )
     failed = [finding for finding in findings if not finding.success and finding.level == "error"]
     return Findings(success=not failed, expectations=tuple(findings)), results
 
 
-def observed(result: Mapping[str, Any], exception_info: Mapping[str, Any]) -> str:
-    """In one line what an expectation saw: a value, or how many rows are unexpected and the first of them."""
+def observed(result: Mapping[str, Any], exception_info: Mapping[str, Any], table: pd.DataFrame) -> str:
+    """The result of an expectation in one line: a value, or how many rows are unexpected and the first of them.
+
+    Rows are named by the image's file or by the class, if the table has a column of them.
+    """
     if "observed_value" in result:
         return str(result["observed_value"])
     if "unexpected_count" not in result:
@@ -176,12 +187,22 @@ def observed(result: Mapping[str, Any], exception_info: Mapping[str, Any]) -> st
     count = f"{result['unexpected_count']} of {result['element_count']} unexpected"
     values = result.get("partial_unexpected_list", ())
     rows = result.get("partial_unexpected_index_list", ())
-    examples = [f"row {row}: {value}" for row, value in zip(rows, values, strict=False)]
+    names = next((table[column] for column in ("path", "display_name") if column in table), None)
+    examples = [
+        f"row {row}{_name(names, row)}: {printable(str(value))}" for row, value in zip(rows, values, strict=False)
+    ]
     return count + (f" ({'; '.join(examples)})" if examples else "")
 
 
+def _name(names: pd.Series | None, row: int) -> str:
+    return f", {printable(names[row])}" if names is not None and isinstance(names[row], str) else ""
+
+
 def raise_for_errors(findings: Findings) -> None:
-    """Raises `CheckFailed` that names the first failed expectation of level error and counts the others."""
+    """Log the warnings; raise `CheckFailed` that names the first failed expectation of level error."""
+    for item in findings.expectations:
+        if not item.success and item.level == "warning":
+            logger.warning("%s: %s in %s: %s", item.level, item.name, item.table, item.observed)
     failed = [item for item in findings.expectations if not item.success and item.level == "error"]
     if failed:
         first = failed[0]
@@ -210,9 +231,13 @@ def write_data_docs(
     findings: Findings,
     results: Mapping[str, ExpectationSuiteValidationResult],
     card: DataCard,
+    thumbnail: Callable[[str, int], bytes | None],
 ) -> None:
-    """index.html, all expectations in one list, and a page a table with Great Expectations' own wording."""
-    (folder / "index.html").write_text(_page("Data Docs", _overview(findings, card)), encoding="utf-8")
+    """index.html, all expectations in one list, and a page per table with Great Expectations' own wording.
+
+    `thumbnail` gives a row of a split as a small PNG: those of failed expectations are shown.
+    """
+    (folder / "index.html").write_text(_page("Data Docs", _overview(findings, card, thumbnail)), encoding="utf-8")
     for name, result in results.items():
         back = '<p><a href="index.html">All expectations</a></p>'
         (folder / f"{name}.html").write_text(_page(name, back + _sections(result)), encoding="utf-8")
@@ -222,35 +247,51 @@ def _sections(result: ExpectationSuiteValidationResult) -> str:
     """The body of Great Expectations' page, without its first section: load times change with every run."""
     document = ValidationResultsPageRenderer().render(result)
     view = DefaultJinjaSectionView()
-    sections = [section.to_json_dict() for section in document.sections[1:]]
+    sections = [_escaped(section.to_json_dict()) for section in document.sections[1:]]
     return "\n".join(
         view.render({"section": section, "section_loop": {"index": index}})
         for index, section in enumerate(sections, start=1)
     )
 
 
-def _overview(findings: Findings, card: DataCard) -> str:
-    verdict = '<b class="good">usable</b>' if findings.success else '<b class="bad">not usable</b>'
+def _escaped(content: Any, in_table: bool = False) -> Any:
+    """Section content with the texts in table cells escaped, as Great Expectations escapes those in sentences."""
+    if isinstance(content, dict):
+        return {key: _escaped(value, key == "table") for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_escaped(item, in_table) for item in content]
+    return escape(printable(content)) if in_table and isinstance(content, str) else content
+
+
+def _overview(findings: Findings, card: DataCard, thumbnail: Callable[[str, int], bytes | None]) -> str:
+    decision = '<b class="good">usable</b>' if findings.success else '<b class="bad">not usable</b>'
     counts = ", ".join(f"{images:,} {split}" for split, images in card.images.items())
     head = "".join(f"<th>{title}</th>" for title in ("", "Table", "Expectation", "Level", "Observed"))
-    rows = "\n".join(map(_row, findings.expectations))
+    rows = "\n".join(_row(finding, thumbnail) for finding in findings.expectations)
     return (
         f"<p>Source <b>{escape(card.source)}</b>, profile {card.profile}, seed {card.seed}: {counts} images. "
-        f"The data set is {verdict}.</p>\n"
+        f"The data set is {decision}.</p>\n"
         f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
     )
 
 
-def _row(finding: Finding) -> str:
+def _row(finding: Finding, thumbnail: Callable[[str, int], bytes | None]) -> str:
     style, mark = ("good", "✓") if finding.success else ("bad", "✗") if finding.level == "error" else ("warn", "!")
     cells = (
         f'<span class="{style}">{mark}</span>',
         f'<a href="{finding.table}.html">{finding.table}</a>',
         escape(finding.name.replace("_", " ")),
         finding.level,
-        escape(finding.observed),
+        escape(finding.observed) + ("" if finding.success else _thumbnails(finding, thumbnail)),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _thumbnails(finding: Finding, thumbnail: Callable[[str, int], bytes | None]) -> str:
+    shown = [(row, png) for row in finding.rows if (png := thumbnail(finding.table, row))]
+    return "".join(
+        f' <img alt="row {row}" src="data:image/png;base64,{base64.b64encode(png).decode()}">' for row, png in shown
+    )
 
 
 def _page(title: str, body: str) -> str:

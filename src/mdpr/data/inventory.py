@@ -1,16 +1,14 @@
-"""Pictures that look alike: a perceptual hash, and all pairs of hashes that differ in a few bits.
+"""The content of prepared/ as the tables that the expectations check: one per split, of the classes, of the profile.
 
-The hash is pHash: the 8 x 8 lowest frequencies of the cosine transform of the picture, grey and 32 x 32, each
-compared with their median (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
-
-What is really in prepared/: a pandas table a split, one of the classes and one of the profile.
-
-Every image is decoded once, a few at a time. These tables are what the expectations speak about.
+Every image is decoded once, a few at a time. Pictures that look alike are found by pHash: the 8 x 8 lowest frequencies
+of the cosine transform of the picture, grey and 32 x 32, each compared with their median (Zauner, Implementation and
+Benchmarking of Perceptual Image Hash Functions, 2010).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from mdpr.artifacts import SPLITS, ClassInfo, DataCard, Split, image_batches, open_images
+from mdpr.artifacts import SPLITS, ClassInfo, DataCard, ImageFile, Split, image_batches, open_images, read_images
 from mdpr.data.intake import map_in_order
 from mdpr.data.splits import PROFILES
 from mdpr.errors import ArtifactError, DataError
@@ -28,6 +26,7 @@ from mdpr.images.decoding import decode_image, pixel_digest, quiet_pillow
 from mdpr.progress import track
 
 SIDE_PX = 32
+THUMBNAIL_PX = 64
 FREQUENCIES = 8
 HASH_BITS = FREQUENCIES**2
 COMPARED_TOGETHER = 4_000_000  # candidate pairs in memory at one time
@@ -110,7 +109,7 @@ class Inspected(NamedTuple):
     width_px: int | None = None
     height_px: int | None = None
     pixel_sha256: str | None = None
-    blank: bool | None = None
+    one_colour: str | None = None
     thumbnail: bytes | None = None
 
 
@@ -125,27 +124,42 @@ def inspect_splits(prepared: Path) -> dict[Split, pd.DataFrame]:
 def split_tables(
     inspected: Mapping[Split, pd.DataFrame], classes: Sequence[ClassInfo], near_duplicate_bits: int | None
 ) -> dict[Split, pd.DataFrame]:
-    """The rows of `inspect_splits` with what they have to do with each other.
+    """The rows of `inspect_splits` with their relations to each other; pictures of one colour have none.
 
     repeats_row is the first row of the same split with the same pixels; duplicate_of an image with the same pixels
-    in an earlier split (train, val, test in this order); near_duplicate_of one that looks like it, with the
-    number of bits in which their hashes differ (missing throughout where `near_duplicate_bits` is None).
+    in an earlier split (train, val, test in this order); other_label an image with the same pixels and another label;
+    near_duplicate_of one that looks like it, with the number of bits in which their hashes differ (missing throughout
+    if `near_duplicate_bits` is None).
     """
     names = {item.index: item.display_name for item in classes}
     tables: dict[Split, pd.DataFrame] = {}
     seen: dict[str, str] = {}  # pixel hash -> where it was first met, in the splits before
+    labels: dict[str, tuple[int, str]] = {}  # pixel hash -> its first label, and where that was
+    hashes = {split: rows["hash"].where(rows["one_colour"].isna()) for split, rows in inspected.items()}
     for split, rows in inspected.items():
         table = rows.drop(columns="hash")
+        digests = table["pixel_sha256"].where(table["one_colour"].isna())
+        places = [_place(split, row, path) for row, path in enumerate(table["path"])]
         table["class_name"] = table["label"].map(names)
-        table["duplicate_of"] = table["pixel_sha256"].map(seen)
-        table["repeats_row"] = _first_rows(table["pixel_sha256"])
-        earlier = {name: inspected[name]["hash"] for name in tables}
-        table["near_duplicate_of"] = _near_duplicates(earlier, rows["hash"], near_duplicate_bits)
+        table["duplicate_of"] = digests.map(seen)
+        table["repeats_row"] = _first_rows(digests)
+        table["near_duplicate_of"] = _near_duplicates(
+            {name: (hashes[name], tables[name]["path"]) for name in tables}, hashes[split], near_duplicate_bits
+        )
         table.loc[table["duplicate_of"].notna(), "near_duplicate_of"] = None
-        for row, digest in table["pixel_sha256"].dropna().items():
-            seen.setdefault(digest, f"{split} row {row}")
+        other: list[str | None] = [None] * len(table)
+        for row, (digest, label) in enumerate(zip(digests, table["label"], strict=True)):
+            if isinstance(digest, str):
+                seen.setdefault(digest, places[row])
+                first, place = labels.setdefault(digest, (label, places[row]))
+                other[row] = place if first != label else None
+        table["other_label"] = pd.Series(other, dtype="object")
         tables[split] = table
     return tables
+
+
+def _place(split: Split, row: int, path: str | None) -> str:
+    return f"{split} row {row}{f', {path}' if path else ''}"
 
 
 def class_table(classes: Sequence[ClassInfo], splits: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
@@ -193,10 +207,12 @@ def _first_rows(digests: pd.Series) -> pd.Series:
     return rows.where(digests.duplicated() & digests.notna())
 
 
-def _near_duplicates(earlier: Mapping[Split, pd.Series], hashes: pd.Series, max_bits: int | None) -> pd.Series:
-    """Where the nearest image of the splits before lies, in words; missing where none is near."""
+def _near_duplicates(
+    earlier: Mapping[Split, tuple[pd.Series, pd.Series]], hashes: pd.Series, max_bits: int | None
+) -> pd.Series:
+    """Where the nearest image of the splits before (hashes, paths) lies, in words; missing if none is near."""
     found = pd.Series([None] * len(hashes), dtype="object")
-    known = [(split, row, value) for split, column in earlier.items() for row, value in column.dropna().items()]
+    known = [(split, row, value) for split, (column, _) in earlier.items() for row, value in column.dropna().items()]
     asked = hashes.dropna()
     if max_bits is None or not known or asked.empty:
         return found
@@ -205,7 +221,7 @@ def _near_duplicates(earlier: Mapping[Split, pd.Series], hashes: pd.Series, max_
     for row, nearest, bits in zip(asked.index, nearest_N.tolist(), bits_N.tolist(), strict=True):
         if nearest != NOTHING:
             split, place, _ = known[nearest]
-            found[row] = f"{split} row {place} ({bits} bits)"
+            found[row] = f"{_place(split, place, earlier[split][1][place])} ({bits} bits)"
     return found
 
 
@@ -251,5 +267,27 @@ def _inspect(row: tuple[bytes, bytes | None, int | None]) -> Inspected:
     width_px, height_px = picture.size
     extrema_3: Any = picture.getextrema()
     blank = all(low == high for low, high in extrema_3)
-    thumbnail = grey_thumbnail(picture)
-    return Inspected(path, path_fault, label, None, width_px, height_px, pixel_digest(picture), blank, thumbnail)
+    colour = f"#{bytes(low for low, _ in extrema_3).hex()}" if blank else None
+    digest, thumbnail = pixel_digest(picture), grey_thumbnail(picture)
+    return Inspected(path, path_fault, label, None, width_px, height_px, digest, colour, thumbnail)
+
+
+def thumbnails(prepared: Path) -> Callable[[str, int], bytes | None]:
+    """A function of split and row that gives the image as a PNG of at most 64 x 64, or None if it does not decode."""
+    files: dict[str, ImageFile] = {}
+
+    def thumbnail(split: str, row: int) -> bytes | None:
+        if split not in SPLITS:
+            return None
+        try:
+            if split not in files:
+                files[split] = read_images(prepared / f"{split}.parquet")
+            picture = decode_image(files[split].image(row), "the image")
+        except (ArtifactError, DataError):
+            return None
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        return stream.getvalue()
+
+    return thumbnail

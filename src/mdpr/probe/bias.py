@@ -1,4 +1,4 @@
-"""The frozen model's own bias, measured on the training images: zero-shot confusion, most-confused classes, hidden prior.
+"""The frozen model's own bias on the training images: zero-shot confusion, most-confused classes, hidden prior.
 
 The hidden prior is an estimate of how often pre-training showed the model each class: the prior q for which the
 zero-shot logits minus log q have the least class-balanced cross entropy on labelled images.

@@ -7,10 +7,10 @@ from mdpr.stages.stage import In, Out
 
 
 def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
-    """Write result.json and Data Docs (index.html); raises `CheckFailed` where an expectation is not met."""
+    """Write result.json and Data Docs (index.html); raises `CheckFailed` if an expectation is not met."""
     from mdpr.artifacts import read_card, read_classes, write_json
     from mdpr.data.checks import expectations, raise_for_errors, run_expectations, write_data_docs
-    from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables
+    from mdpr.data.inventory import class_table, inspect_splits, profile_table, split_tables, thumbnails
 
     classes, card = read_classes(prepared), read_card(prepared)
     near_duplicate_bits = None if params.near_duplicates == "off" else params.near_duplicate_bits
@@ -22,5 +22,5 @@ def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
     findings, results = run_expectations(tables, suites)
     validation.mkdir()
     write_json(validation / "result.json", findings)
-    write_data_docs(validation, findings, results, card)
+    write_data_docs(validation, findings, results, card, thumbnails(prepared))
     raise_for_errors(findings)
