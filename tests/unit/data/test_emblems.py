@@ -31,8 +31,9 @@ SMALL = {"source": "emblems", "max_images_per_class": 8, "imbalance_ratio": 4, "
 
 
 def prepare(folder: Path, **changes: object) -> Path:
-    folder.mkdir()
-    params = PrepareParams.model_validate({**SMALL, "root": str(folder), **changes})
+    root = folder / "root"
+    root.mkdir(parents=True)
+    params = PrepareParams.model_validate({**SMALL, "root": str(root), **changes})
     run_stage(load_stage("prepare"), {"prepared": folder / "prepared"}, Params(prepare=params))
     return folder / "prepared"
 
