@@ -1,13 +1,13 @@
-"""Describing many classes by a chat model, against a loopback server of known latency.
+"""Many classes described by a chat model, against a loopback server of known latency.
 
-    python -m benchmarks.describe [--json] [--classes 1000] [--latency-ms 200] [--concurrency 64] [--repeats 3]
+    python -m benchmarks.describe [--json] [--classes 1000] [--latency-ms 1000] [--concurrency 64] [--repeats 3]
 
 The command is `mdpr describe`, a process of its own; the server (benchmarks/llm_stub.py) is another.
 
 elapsed_over_ideal      first call to last answer, as the server sees it, over calls x latency / concurrency; the median
-                        of --repeats runs, each with a store of its own
-peak_mb                 memory of the command and its workers together, in 10^6 bytes: the largest sum of their
-                        proportional set sizes (Linux), looked at every second, not more often: looking holds them up
+                        of --repeats runs, each with its own store
+peak_mb                 memory of the command and its children together, in 10^6 bytes: the largest sum of their
+                        proportional set sizes (Linux), read once per second (reading it more often slows them down)
 rerun_calls, rerun_s    the same command once more: calls, and seconds of the whole command
 repeated_calls_after_kill    the command killed (SIGKILL) at half and run again: calls that the server saw twice
 """
@@ -35,7 +35,7 @@ from benchmarks.report import device_name, emit
 from mdpr.artifacts import ClassInfo, Probe, write_classes, write_probe
 from mdpr.params import DIMENSIONS
 
-PACKAGES = ("langchain", "langchain-openai", "openai", "aiohttp")
+PACKAGES = ("langchain", "langchain-openai", "openai")
 LOOK_EVERY_S = 1.0
 POLL_EVERY_S = 0.1
 
@@ -55,7 +55,7 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--latency-ms", type=float, default=200)
+    parser.add_argument("--latency-ms", type=float, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3, help="runs from nothing; the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -1,9 +1,9 @@
-"""A loopback server that speaks OpenAI's chat completions, for measurements and for attacks.
+"""A loopback server with OpenAI's chat completions, for measurements and for attacks.
 
-    python -m benchmarks.llm_stub --latency-ms 200      prints its base URL, then serves until it is ended
+    python -m benchmarks.llm_stub --latency-ms 1000     prints its base URL, then serves until it is ended
 
-GET /stats tells how many calls came, how many of them had come before (same body), and the seconds from the first call
-to the last answer (/stats/reset starts that clock anew).
+GET /stats returns the number of calls, how many of them had come before (same body), and the seconds from the first
+call to the last answer (/stats/reset restarts that clock).
 """
 
 from __future__ import annotations
@@ -16,76 +16,59 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-WORDS = [
-    "amber",
-    "brass",
-    "copper",
-    "dusty",
-    "earthen",
-    "faded",
-    "glossy",
-    "hollow",
-    "ivory",
-    "jagged",
-    "knotted",
-    "lacquered",
-    "mottled",
-    "narrow",
-    "oval",
-    "pale",
-    "quiet",
-    "ribbed",
-    "slender",
-    "tapered",
-    "uneven",
-    "velvet",
-    "woven",
-    "yellow",
-    "arched",
-    "blunt",
-    "curved",
-    "dented",
-    "edged",
-    "frosted",
-    "grooved",
-    "hinged",
-    "inlaid",
-]
+WORDS = (
+    "amber", "brass", "copper", "dusty", "earthen", "faded", "glossy", "hollow", "ivory", "jagged", "knotted",
+    "lacquered", "mottled", "narrow", "oval", "pale", "quiet", "ribbed", "slender", "tapered", "uneven", "velvet",
+    "woven", "yellow", "arched", "blunt", "curved", "dented", "edged", "frosted", "grooved", "hinged", "inlaid",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server sends back, and how long it waits before."""
+    """The answer to one call, sent after `delay_s`; byte by byte, `pause_s` apart, if that is set.
+
+    With `whole`, `body` is everything that is sent, HTTP or not, and then the connection is closed.
+    """
 
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
     delay_s: float = 0.0
+    pause_s: float = 0.0
+    whole: bool = False
 
 
 Payload = Mapping[str, Any]
 Behaviour = Callable[[int, Payload], Reply]  # number of the call, from 0, and its JSON
 
 
-def answer(payload: Payload, arguments: str, delay_s: float = 0.0) -> Reply:
-    """A chat completion: `arguments` (JSON text, or what should have been) as a call of the tool, or as content."""
-    message: dict[str, Any] = {"role": "assistant", "content": arguments}
-    if "tools" in payload:
-        function = {"name": payload["tools"][0]["function"]["name"], "arguments": arguments}
-        calls = [{"id": "call", "type": "function", "function": function}]
-        message = {"role": "assistant", "content": None, "tool_calls": calls}
+def completion(payload: Payload, message: Any, finish_reason: str = "stop", **fields: Any) -> Reply:
+    """A chat completion with this message; `fields` replace what a sound one has beside it."""
     content = {
         "id": "stub",
         "object": "chat.completion",
         "created": 0,
         "model": payload["model"],
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
     }
-    return Reply(json.dumps(content).encode(), delay_s=delay_s)
+    return Reply(json.dumps(content | fields).encode())
+
+
+def calling(payload: Payload, arguments: Any) -> dict[str, Any]:
+    """A message that calls the tool of the question."""
+    function = {"name": payload["tools"][0]["function"]["name"], "arguments": arguments}
+    calls = [{"id": "call", "type": "function", "function": function}]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def answer(payload: Payload, arguments: str, delay_s: float = 0.0) -> Reply:
+    """A chat completion: `arguments` (JSON text, or what should have been) as a call of the tool, or as content."""
+    message = calling(payload, arguments) if "tools" in payload else {"role": "assistant", "content": arguments}
+    return replace(completion(payload, message), delay_s=delay_s)
 
 
 def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Reply:
@@ -95,7 +78,7 @@ def failure(status: int, message: str, headers: Mapping[str, str] | None = None)
 
 
 def sentence_for(payload: Payload) -> str:
-    """A sentence that is the same for the same question and unlike those of others."""
+    """A sentence that is the same for the same question and differs between questions."""
     digest = hashlib.sha256(json.dumps(payload["messages"]).encode()).digest()
     words = [WORDS[byte % len(WORDS)] for byte in digest[:14]]
     return f"The {' and the '.join(' '.join(words[place : place + 2]) for place in range(0, 14, 2))} are on it."
@@ -111,7 +94,7 @@ def usual(latency_s: float) -> Behaviour:
 
 
 class Stub:
-    """What a server saw, and how it behaves."""
+    """The calls of a server, and its behaviour."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -151,7 +134,7 @@ class Stub:
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP/1.1 with Content-Length and connections that stay open: all that a client of this server uses."""
+    """HTTP/1.1 with Content-Length and connections that stay open: enough for the clients of this server."""
 
     def __init__(self, stub: Stub) -> None:
         self._stub = stub
@@ -163,6 +146,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        if not self._buffer[:1].isalpha():  # TLS, which this server does not speak
+            self._transport.close()
+            return
         head, separator, rest = self._buffer.partition(b"\r\n\r\n")
         if not separator:
             return
@@ -176,12 +162,20 @@ class _Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(reply.delay_s, self._send, reply)
 
     def _send(self, reply: Reply) -> None:
-        if self._transport.is_closing():
-            return
-        headers = {**reply.headers, "Content-Length": str(len(reply.body))}
         self._stub.answered()
+        headers = {**reply.headers, "Content-Length": str(len(reply.body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._transport.write(f"HTTP/1.1 {reply.status} stub\r\n{head}\r\n".encode("latin-1") + reply.body)
+        content = f"HTTP/1.1 {reply.status} stub\r\n{head}\r\n".encode("latin-1") + reply.body
+        self._write(reply.body if reply.whole else content, reply)
+
+    def _write(self, content: bytes, reply: Reply) -> None:
+        if self._transport.is_closing() or not content:
+            return
+        size = 1 if reply.pause_s else len(content)
+        self._transport.write(content[:size])
+        if reply.whole and size == len(content):
+            self._transport.close()
+        asyncio.get_running_loop().call_later(reply.pause_s, self._write, content[size:], reply)
 
 
 async def _serve(stub: Stub, ready: Callable[[], None]) -> None:
@@ -216,7 +210,7 @@ def running(behaviour: Behaviour) -> Iterator[Stub]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency-ms", type=float, default=200)
+    parser.add_argument("--latency-ms", type=float, default=1000)
     arguments = parser.parse_args()
     stub = Stub(usual(arguments.latency_ms / 1000))
     asyncio.run(_serve(stub, lambda: print(stub.url, flush=True)))

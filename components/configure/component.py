@@ -62,10 +62,10 @@ def configure(
         data_repo: Git repository whose DVC tracks the source, without a login: that is in the Kubernetes secret mdpr-data (prepare.repo).
         data_rev: Commit, tag or branch of repo or hub_name; empty: its default branch as it is now (prepare.rev).
         data_path: Folder in repo that DVC tracks (prepare.path).
-        provider: Curated: read and check a finished knowledge base; completed: the same, and ask the chat model of describe.llm for what is not in it (gaps, contrasts with other rivals); llm: ask the chat model for all; local: ask a small model that runs in this process, without network or key (its text is poor) (describe.provider).
-        llm_vendor: Protocol of the server (LangChain's model_provider); openai serves everything that is compatible with it: vLLM, Ollama, llama.cpp, DashScope (then base_url names the server) (describe.llm.vendor).
+        provider: Curated: read and check a finished knowledge base; completed: the same, and the chat model of describe.llm writes what is missing (gaps, contrasts with other rivals); llm: the chat model writes all; local: a small model in this process writes all, without network or key (its text is poor) (describe.provider).
+        llm_vendor: A model_provider of LangChain's init_chat_model, such as anthropic, google_genai, azure_openai or bedrock_converse; openai also for other servers with its protocol (vLLM, Ollama, llama.cpp) at base_url (describe.llm.vendor).
         llm_model: The chat model; its key is in the Kubernetes secret mdpr-llm (describe.llm.model).
-        llm_base_url: Address of the server; empty: the vendor's own (describe.llm.base_url).
+        llm_base_url: Address of the server; empty: the vendor's own address (describe.llm.base_url).
         prompting: Prompt tuner: none, coop, vpt, ivlp or maple (tune.prompting).
         routing: The MDPR branch; false gives the plain prompt tuner (tune.routing).
         base_loss: Loss of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced (tune.base_loss).

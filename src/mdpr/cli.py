@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from mdpr.errors import MdprError
+from mdpr.errors import MdprError, printable
 from mdpr.launch import read_launch
 from mdpr.stages.stage import STAGES, load_stage
 
@@ -22,7 +22,7 @@ also a component of the Kubeflow pipeline in pipelines/."""
 COMMANDS: dict[str, str] = {
     "init": "Make a project of your own: Git, DVC, settings, policy, README, CI workflow.",
     "demo": "Run the whole chain on the embedded data in a folder of its own: `mdpr demo`.",
-    "knowledge": "Check a knowledge base, or merge one from shards: `mdpr knowledge audit FILE`.",
+    "knowledge": "Start, check or merge a knowledge base: `mdpr knowledge audit FILE`.",
     "summary": "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
     "report": "Make the report again with the gate's decision, and open it.",
     "compare": "Compare runs on the same test images: paired tests, corrected by Holm's method.",
@@ -34,6 +34,13 @@ COMMANDS: dict[str, str] = {
     "pipeline": "Compile the Kubeflow pipeline, run it here, or start it on a cluster.",
     "data": "Bring a data set that DVC keeps elsewhere into data/.",
 }
+
+
+class PrintableFormatter(logging.Formatter):
+    """One line per message: a control character in a name is shown escaped and never reaches the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(record.message)
 
 
 class LazyGroup(click.Group):
@@ -63,7 +70,9 @@ class LazyGroup(click.Group):
 @click.option("--verbose", "-v", is_flag=True, help="Show debug messages, and the traceback of an error.")
 def cli(verbose: bool) -> None:
     """Tune CLIP on long-tailed data with multi-dimensional dynamic prompt routing (MDPR)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = logging.INFO if read_launch().is_main else logging.WARNING  # of torchrun's processes only the main one
     logging.getLogger("mdpr").setLevel(logging.DEBUG if verbose else level)
 
@@ -80,7 +89,7 @@ def main() -> None:
     except MdprError as error:
         if logging.getLogger("mdpr").isEnabledFor(logging.DEBUG):
             logging.getLogger("mdpr").exception("traceback")
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         code = error.exit_code
     sys.exit(code)
 

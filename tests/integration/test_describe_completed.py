@@ -20,8 +20,8 @@ from mdpr.artifacts import (
     read_knowledge,
     write_json,
 )
-from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
-from mdpr.knowledge.shards import merge
+from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError, MdprError
+from mdpr.knowledge.bases import merge
 from mdpr.params import DIMENSIONS, Params, parse_params
 from mdpr.stages.stage import load_stage, run_otherwise, run_stage
 
@@ -167,7 +167,7 @@ def test_a_dry_run_counts_what_the_file_lacks(
         assert stub.calls == 0
     told = capsys.readouterr().out
     assert "calls: 1, of which 0 are answered" in told
-    assert "cost: not known; set describe.llm.input_usd_per_million" in told
+    assert "cost: unknown; set describe.llm.input_usd_per_million" in told
 
 
 def test_a_file_of_other_classes_is_refused_before_anything_is_asked(describe: Describe) -> None:
@@ -175,3 +175,9 @@ def test_a_file_of_other_classes_is_refused_before_anything_is_asked(describe: D
         with pytest.raises(KnowledgeError, match="class 0 is 'egret'"):
             describe(stub, finished(name="egret"))
         assert stub.calls == 0
+
+
+def test_a_missing_file_is_named_with_the_ways_to_get_one(describe: Describe) -> None:
+    with running(usual(0.0)) as stub, pytest.raises(MdprError, match=r"none\.json"):
+        describe(stub, finished(), path="none.json")
+    assert stub.calls == 0

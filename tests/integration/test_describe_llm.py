@@ -109,16 +109,16 @@ def test_what_a_model_refuses_to_be_told_is_not_sent(run: Run) -> None:
 
 
 UNUSABLE: dict[str, tuple[Callable[[Payload], Reply], str]] = {
-    "empty": (lambda payload: answer(payload, ""), "another form"),
+    "empty": (lambda payload: answer(payload, ""), "no JSON with a sentence"),
     "no body": (lambda payload: Reply(b""), "did not send a chat completion"),
-    "invalid JSON": (lambda payload: answer(payload, '{"sentence": "A thing'), "not valid JSON"),
-    "wrong schema": (lambda payload: answer(payload, '{"text": "A thing."}'), "another form"),
+    "invalid JSON": (lambda payload: answer(payload, '{"sentence": "A thing'), "no JSON with a sentence"),
+    "wrong schema": (lambda payload: answer(payload, '{"text": "A thing."}'), "no JSON with a sentence"),
     "HTML": (
         lambda payload: Reply(b"<html><body>Login</body></html>", headers={"Content-Type": "text/html"}),
         "did not send a chat completion",
     ),
     "no choices": (lambda payload: Reply(b'{"choices": []}'), "did not send a chat completion"),
-    "100 kB": (saying("thing " * 17_000), "at most 600 characters"),
+    "100 kB": (saying("thing " * 17_000), "a sentence has at most 600"),
     "400": (lambda payload: failure(400, "filtered"), "filtered"),
 }
 
@@ -133,7 +133,11 @@ def test_unusable_answers_leave_named_gaps_and_lose_nothing_else(run: Run, tmp_p
         assert raised.value.exit_code == 3
         assert stub.calls == calls  # asking again would change nothing
         assert not (tmp_path / "knowledge").exists()
-        assert {path.name for path in (tmp_path / "knowledge.failed").iterdir()} == {"audit.json", "index.html"}
+        assert {path.name for path in (tmp_path / "knowledge.failed").glob("[!.]*")} == {
+            "audit.json",
+            "index.html",
+            "knowledge.json",
+        }
         page = (tmp_path / "knowledge.failed" / "index.html").read_text("utf-8")
         assert page.count("error: no sentence: ") == len(UNUSABLE)
         findings = read_json(tmp_path / "knowledge.failed" / "audit.json")["findings"]
@@ -276,7 +280,7 @@ def test_dry_run_tells_calls_and_cost_and_asks_nothing(
 
 
 def command(folder: Path, url: str, concurrency: int) -> list[str]:
-    settings = sections(folder, url, {"concurrency": concurrency, "timeout_s": 30}, strict=False)["describe"]
+    settings = sections(folder, url, {"concurrency": concurrency, "timeout_s": 30}, strict=False).describe
     (folder / "params.yaml").write_text(yaml.safe_dump({"describe": settings.model_dump(mode="json")}))
     ports = [text for port in ("prepared", "probe", "knowledge") for text in (f"--{port}", str(folder / port))]
     return [sys.executable, "-m", "mdpr", "describe", *ports, "--params", str(folder / "params.yaml")]
@@ -321,5 +325,5 @@ def test_the_key_is_sent_to_the_server_and_is_nowhere_else(tmp_path: Path, proje
     assert {"answers.sqlite", "knowledge.json", "audit.json"} <= {path.name for path in files}
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     settings = sections(tmp_path, "http://x", {"api_key_env": "MINE"})
-    assert KEY not in json.dumps({name: flatten(section) for name, section in settings.items()}, default=str)
+    assert KEY not in json.dumps(flatten(vars(settings)), default=str)
     assert not [path for path in (project_root / "pipelines").glob("*.yaml") if KEY in path.read_text("utf-8")]

@@ -9,7 +9,7 @@ import pytest
 
 from mdpr.artifacts import ClassKnowledge, Knowledge, parse_knowledge
 from mdpr.knowledge.audit import Finding
-from mdpr.knowledge.page import render_knowledge
+from mdpr.knowledge.write import render_knowledge
 from mdpr.params import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def test_searching_and_flagged_classes_alone(page: Page, pages: dict[str, Path])
     assert ["frog" in name for name in visible_classes(page)] == [True]
     assert page.get_by_role("status").inner_text() == "1 of 10 classes"
     page.get_by_label("Search").fill("")
-    page.get_by_label("only where the audit found something").check()
+    page.get_by_label("only classes with findings").check()
     assert [name[:1] for name in visible_classes(page)] == ["0", "9"]
     page.get_by_label("Search").fill("says too little")
     assert [name[:1] for name in visible_classes(page)] == ["9"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+from mdpr.params import DIMENSIONS
 from mdpr.stages.stage import STAGES, load_stage
 
 
@@ -67,3 +69,21 @@ def test_verbose_adds_the_traceback_and_keeps_the_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: params.yaml does not exist")
+
+
+def test_control_characters_never_reach_the_terminal(tmp_path: Path) -> None:
+    """As an error, as a finding, and as JSON."""
+    name = "a\x1b]0;title\x07b\u202e\x9b"
+    sentences = dict.fromkeys(DIMENSIONS, f"One sentence on the {name} of it.")
+    content = {"provenance": {}, "classes": [{"index": 0, "name": name, "sentences": sentences}]}
+    (tmp_path / "base.json").write_text(json.dumps(content))
+    for options in ([], ["--json"]):
+        done = mdpr("knowledge", "audit", "base.json", *options, cwd=tmp_path)
+        assert done.returncode == 2
+        printed = done.stdout + done.stderr
+        assert [letter for letter in printed if letter not in "\n" and not letter.isprintable()] == []
+        assert r"\u202e" in printed
+    (tmp_path / "params.yaml").write_text(json.dumps({"prepare": {name: 1}}))
+    done = mdpr("prepare", "--prepared", "out", cwd=tmp_path)
+    assert r"\x1b" in done.stderr
+    assert "\x1b" not in done.stderr

@@ -60,13 +60,14 @@ def parse_knowledge(path: Path) -> Knowledge:
 
 
 def read_unfinished(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
-    """A knowledge base, gaps included, for exactly `class_names` in order where they are given.
+    """A knowledge base, gaps included, for exactly `class_names` if they are given, in their order.
 
-    Raises `KnowledgeError` where it is of other classes.
+    Classes in another order are matched by name. Raises `KnowledgeError` if the file is of other classes.
     """
     knowledge = parse_knowledge(path)
     if class_names is None:
         class_names = [item.name for item in knowledge.classes]
+    knowledge = _ordered(knowledge, class_names)
     if len(knowledge.classes) != len(class_names):
         raise KnowledgeError(
             f"{path} describes {len(knowledge.classes)} classes, the data has {len(class_names)}: "
@@ -79,6 +80,19 @@ def read_unfinished(path: Path, class_names: Sequence[str] | None = None) -> Kno
         if unknown:
             raise KnowledgeError(f"{path}: class {index} ({name}) has an unknown dimension {min(unknown)}")
     return knowledge
+
+
+def _ordered(knowledge: Knowledge, class_names: Sequence[str]) -> Knowledge:
+    """The classes in the order of `class_names`; unchanged if they are other classes or names repeat."""
+    index_of = {name: index for index, name in enumerate(class_names)}
+    names = [item.name for item in knowledge.classes]
+    if names == list(class_names) or len(index_of) != len(class_names) or sorted(names) != sorted(class_names):
+        return knowledge
+    classes = [
+        item.model_copy(update={"index": index_of[item.name], "rival_index": index_of.get(item.rival or "")})
+        for item in knowledge.classes
+    ]
+    return knowledge.model_copy(update={"classes": tuple(sorted(classes, key=lambda item: item.index))})
 
 
 def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:

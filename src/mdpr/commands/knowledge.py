@@ -1,4 +1,4 @@
-"""`mdpr knowledge`: check a knowledge base, or put one together, without a pipeline."""
+"""`mdpr knowledge`: start, check or merge a knowledge base, without a pipeline."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mdpr.errors import CheckFailed, KnowledgeError, printable
+
 if TYPE_CHECKING:
     from mdpr.knowledge.audit import Finding
 
@@ -16,32 +18,29 @@ COLORS: Mapping[str, str] = {"error": "red", "warning": "yellow"}
 
 @click.group("knowledge")
 def command() -> None:
-    """Check a knowledge base, or put one together from shards."""
+    """Start a knowledge base, check one, or merge one from shards."""
 
 
 @command.command("audit")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--names", type=click.Path(path_type=Path), help="class names, one a line, in order of class index")
+@click.option("--names", type=click.Path(path_type=Path), help="class names, one per line, in order of class index")
 @click.option("--tokens", is_flag=True, help="count CLIP's tokens too (loads open_clip)")
-@click.option("--json", "as_json", is_flag=True, help="print audit.json instead of a line a finding")
-@click.option("--strict", is_flag=True, help="warnings fail too")
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of one line per finding")
+@click.option("--strict", is_flag=True, help="warnings count as errors")
 @click.option(
     "--page",
     type=click.Path(path_type=Path, dir_okay=False),
     help="writes: every sentence with its findings, as one HTML file",
 )
 def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, strict: bool, page: Path | None) -> None:
-    """Look for faults in a knowledge base: missing or repeated sentences, chatter, markup, another class, and so on.
+    """Check a knowledge base: missing or repeated sentences, chatter, markup, invisible characters, other classes ...
 
-    Contrasts that wait for another rival are read too.
-
-    Exit code 0 where there is no error (with --strict: nothing at all), else 2.
+    Contrasts with other rivals are checked too. Exit code 2 if there is an error (with --strict, a finding), else 0.
     """
     import json
     from dataclasses import asdict
 
     from mdpr.artifacts import parse_knowledge, read_knowledge
-    from mdpr.errors import CheckFailed
     from mdpr.knowledge.audit import audit, too_many_tokens
 
     knowledge = parse_knowledge(file)
@@ -49,31 +48,53 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     if tokens:
         findings += too_many_tokens(knowledge, _tokenizer())
     if page:
-        from mdpr.knowledge.page import render_knowledge
+        from mdpr.knowledge.write import render_knowledge
         from mdpr.stages.outputs import write_whole
 
         write_whole(page, render_knowledge(knowledge, findings))
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
         _show(findings)
     failing = [finding for finding in findings if strict or finding.level == "error"]
     if failing:
-        raise CheckFailed(f"{file}: {len(failing)} of {len(findings)} findings are to be mended")
+        raise CheckFailed(f"{file}: {len(failing)} of {len(findings)} findings must be corrected")
     read_knowledge(file, _read_names(names) if names else None)  # the label set, and that nothing is missing
     if not as_json:
         click.echo(f"{file}: {len(knowledge.classes)} classes, {len(findings)} warnings, no errors")
 
 
+@command.command("new")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
+@click.option("--probe", type=click.Path(path_type=Path), help="reads: the class that each is most confused with")
+def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
+    """Write a knowledge base with all classes of the data and empty sentences, to be filled in.
+
+    With provider = completed, a chat model writes what is left empty.
+    """
+    from mdpr.artifacts import read_classes, read_probe
+    from mdpr.knowledge.bases import new_base
+    from mdpr.stages.outputs import write_whole
+
+    if file.exists():
+        raise KnowledgeError(f"{file} exists already: name a new file")
+    classes = read_classes(prepared)
+    rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist() if probe else None
+    write_whole(file, new_base(classes, rival_C).model_dump_json(indent=2) + "\n")
+    click.echo(f"{file}: {len(classes)} classes, 5 sentences each to write; then set describe.path to it")
+
+
 @command.command("merge")
 @click.argument("shards", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
-@click.option("--probe", type=click.Path(path_type=Path), required=True, help="reads: which class is taken for which")
-@click.option("--knowledge", type=click.Path(path_type=Path), required=True, help="writes: the whole")
+@click.option(
+    "--probe", type=click.Path(path_type=Path), required=True, help="reads: the class that each is most confused with"
+)
+@click.option("--knowledge", type=click.Path(path_type=Path), required=True, help="writes: the merged knowledge base")
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowledge: Path, params: Path) -> None:
-    """One knowledge base from the folders SHARDS, which `mdpr describe --shard I/N` wrote, audited as a whole."""
-    from mdpr.errors import KnowledgeError
+    """Merge the folders SHARDS, written by `mdpr describe --shard I/N`, and audit the result."""
     from mdpr.kubeflow.side_by_side import write_merged
     from mdpr.params import load_params
 
@@ -87,13 +108,10 @@ def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowled
 def _show(findings: list[Finding]) -> None:
     for finding in findings:
         level = click.style(finding.level, fg=COLORS[finding.level])
-        where = f"class {finding.class_index} ({finding.class_name}), {finding.dimension}"
-        click.echo(f"{level} {finding.check}: {where}: {finding.message}")
+        click.echo(f"{level} {finding.check}: {printable(finding.where)}: {printable(finding.message)}")
 
 
 def _tokenizer() -> Callable[[str], list[int]]:
-    from mdpr.errors import KnowledgeError
-
     try:
         from open_clip.tokenizer import SimpleTokenizer
     except ModuleNotFoundError as error:
@@ -103,8 +121,6 @@ def _tokenizer() -> Callable[[str], list[int]]:
 
 
 def _read_names(path: Path) -> list[str]:
-    from mdpr.errors import KnowledgeError
-
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

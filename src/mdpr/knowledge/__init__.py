@@ -1,1 +1,1 @@
-"""What is known about the classes before tuning: the frozen model's own bias, and the sentences written for them."""
+"""Five sentences per class: from a file, from a chat model, or both; kept, audited, shown."""

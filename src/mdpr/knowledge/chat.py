@@ -1,184 +1,254 @@
-"""A chat model by name, asked for one sentence at a time (LangChain)."""
+"""A chat model by name (LangChain): one question, one reply, and what a failed call means.
+
+Any vendor that LangChain's `init_chat_model` knows can be used, if its package is installed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
-import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from urllib.parse import urlsplit
 
 from mdpr.errors import KnowledgeError
-from mdpr.knowledge.questions import Question
-from mdpr.knowledge.schema import Answer, Schema
-from mdpr.knowledge.store import Usage
+from mdpr.knowledge.questions import Question, Schema
+from mdpr.knowledge.replies import Reply, Unusable, reply_from_body, reply_from_message
 from mdpr.params import LlmParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
-    from langchain_core.messages import AIMessage
-    from langchain_core.rate_limiters import BaseRateLimiter
 
+KEY_ENV = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "google_genai": "GOOGLE_API_KEY"}
+EXTRAS = {"openai": "llm", "anthropic": "llm,anthropic", "google_genai": "llm,google"}  # of this project's installation
+MAX_TOKENS_NAMES = {"ollama": "num_predict"}  # vendors whose model has another name for max_tokens
+NO_KEY = "none"  # for a server without keys: clients refuse an empty one
 CLIENT_SLACK_S = 5.0  # the client's own limit comes later than ours, whose error is the same for every vendor
-NO_KEY = "none"  # what a server without keys is given; clients refuse an empty one
-
-
-@dataclass(frozen=True)
-class Vendor:
-    """What differs between the vendors' LangChain packages."""
-
-    package: str
-    extra: str  # of this project's installation
-    key_env: str
-    errors: tuple[tuple[str, str], ...]  # modules and classes of which all errors of a call are
-    takes_seed: bool
-
-
-VENDORS = {
-    "openai": Vendor("langchain_openai", "llm", "OPENAI_API_KEY", (("openai", "OpenAIError"),), True),
-    "anthropic": Vendor(
-        "langchain_anthropic", "anthropic", "ANTHROPIC_API_KEY", (("anthropic", "AnthropicError"),), False
-    ),
-    "google_genai": Vendor(
-        "langchain_google_genai",
-        "google",
-        "GOOGLE_API_KEY",
-        (("google.genai.errors", "APIError"), ("langchain_google_genai.chat_models", "ChatGoogleGenerativeAIError")),
-        False,
-    ),
-}
-
-
-class Unusable(Exception):
-    """The model answered, but not with one sentence in the form that was asked for. Asking again changes nothing."""
+LIMITER_CHECKS_S = 0.02
+LONGEST_RETRY_AFTER_S = 600.0
+REPEATED = {408, 409, 425, 429}  # and every status from 500 on
+REFUSED = {401, 403, 404}  # the key, the model or the address: every other call fares the same
+RETRY_AFTER = re.compile(r"retry[-_ ]?(?:after|delay)(?:[-_ ]?seconds)?['\"]?\s*[:=]?\s*['\"]?(\d+(?:\.\d+)?)", re.I)
+BODIES: ContextVar[list[bytes]] = ContextVar("bodies")  # of the call in progress, good answers only
 
 
 def find_key(llm: LlmParams, environment: Mapping[str, str]) -> str:
-    """The API key, from the environment alone.
+    """The API key, from the environment only; empty if LangChain's package finds the vendor's credentials itself.
 
-    Raises `KnowledgeError` where there is none, unless `base_url` names a server, which may need none.
+    Raises `KnowledgeError` if it is not set, unless `base_url` names a server, which may need none.
     """
-    name = llm.api_key_env or VENDORS[llm.vendor].key_env
+    name = llm.api_key_env or KEY_ENV.get(llm.vendor, "")
     key = environment.get(name, "")
-    if key:
+    if key or not name:
         return key
     if llm.base_url and not llm.api_key_env:
         return NO_KEY
     raise KnowledgeError(f"the environment variable {name} is not set: put the API key of {llm.vendor} there")
 
 
-def require_package(llm: LlmParams) -> None:
-    """Raises `KnowledgeError` where LangChain's package for the vendor is not installed."""
-    vendor = VENDORS[llm.vendor]
-    if not (importlib.util.find_spec("langchain") and importlib.util.find_spec(vendor.package)):
-        raise KnowledgeError(f"describe.llm.vendor = {llm.vendor}: pip install 'mdpr[llm,{vendor.extra}]'")
-
-
-def vendor_errors(llm: LlmParams) -> tuple[type[Exception], ...]:
-    return tuple(getattr(importlib.import_module(module), name) for module, name in VENDORS[llm.vendor].errors)
-
-
 class Chat:
-    """One chat model with the five schemas bound to it, so that a call prepares nothing but its text."""
+    """One chat model, bound to the schema of each dimension. It repeats nothing by itself."""
 
-    def __init__(self, model: BaseChatModel, llm: LlmParams, schemas: Mapping[str, Schema]) -> None:
-        self._bound = {dimension: _bind_form(model, llm, schema) for dimension, schema in schemas.items()}
+    def __init__(self, llm: LlmParams, key: str, schemas: Mapping[str, Schema]) -> None:
+        """Raises `KnowledgeError` if the vendor's package is missing, or its model cannot be built."""
+        from langchain_core.runnables import RunnableSequence
+
         self._timeout_s = llm.timeout_s
+        self._openai_client: Any = None
+        model = self._build(llm, key)
+        self._bound = {}
+        for dimension, schema in schemas.items():
+            try:
+                sequence = model.with_structured_output(dict(schema), method=llm.structured_output)
+            except (ValueError, NotImplementedError) as error:
+                raise KnowledgeError(
+                    f"describe.llm.structured_output = {llm.structured_output}: {_line(error)}"
+                ) from None
+            assert isinstance(sequence, RunnableSequence)
+            self._bound[dimension] = sequence.first  # without LangChain's parser: replies.py reads more
 
-    async def ask(self, question: Question) -> tuple[str, Usage | None]:
-        """The sentence, and the tokens it took where the server tells.
-
-        Raises `Unusable`, `TimeoutError` or the vendor's error.
-        """
-        try:
-            async with asyncio.timeout(self._timeout_s):
+    async def ask(self, question: Question) -> Reply:
+        """One call. Raises `Unusable` for an answer that cannot be read, `TimeoutError`, or the vendor's error."""
+        bodies: list[bytes] = []
+        BODIES.set(bodies)
+        async with asyncio.timeout(self._timeout_s):
+            try:
                 message = await self._bound[question.dimension].ainvoke(
                     [("system", question.system), ("user", question.user)]
                 )
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # What LangChain's readers raise for a body of another kind: HTML, no JSON, JSON of another form.
-            raise Unusable(f"the server did not send a chat completion ({str(error)[:80]})") from None
-        tokens = message.usage_metadata
-        return read_answer(message), Usage(tokens["input_tokens"], tokens["output_tokens"]) if tokens else None
+                return reply_from_message(message)
+            except Exception as error:
+                if bodies:
+                    return reply_from_body(bodies[-1])
+                unreadable = isinstance(error, ValueError | TypeError | LookupError | AttributeError)
+                if unreadable and status_of(error) is None:
+                    raise Unusable(f"the server did not send a chat completion ({_line(error)[:80]})") from None
+                raise
+
+    async def close(self) -> None:
+        if self._openai_client is not None:
+            await self._openai_client.aclose()
+
+    def _build(self, llm: LlmParams, key: str) -> BaseChatModel:
+        options: dict[str, Any] = {
+            MAX_TOKENS_NAMES.get(llm.vendor, "max_tokens"): llm.max_tokens,
+            "timeout": llm.timeout_s + CLIENT_SLACK_S,
+            "max_retries": 0,
+        }
+        sent = {"temperature": llm.temperature, "api_key": key or None, "base_url": llm.base_url or None}
+        options |= {name: value for name, value in sent.items() if value is not None}
+        try:
+            from langchain.chat_models import init_chat_model
+            from langchain_core.rate_limiters import InMemoryRateLimiter
+
+            if llm.requests_per_minute:
+                options["rate_limiter"] = InMemoryRateLimiter(
+                    requests_per_second=llm.requests_per_minute / 60, check_every_n_seconds=LIMITER_CHECKS_S
+                )
+            if llm.vendor == "openai":
+                import openai
+
+                self._openai_client = openai.DefaultAsyncHttpxClient(event_hooks={"response": [_keep_body]})
+                options["http_async_client"] = self._openai_client
+                if llm.base_url:  # servers other than OpenAI's may know only the older name of max_completion_tokens
+                    options["extra_body"] = {"max_tokens": llm.max_tokens}
+            model: BaseChatModel = init_chat_model(llm.model, model_provider=llm.vendor, **options)
+        except ImportError as error:
+            hint = f"pip install 'mdpr[{EXTRAS[llm.vendor]}]'" if llm.vendor in EXTRAS else _line(error)
+            raise KnowledgeError(f"describe.llm.vendor = {llm.vendor} needs a package: {hint}") from None
+        except Exception as error:  # each vendor's package has its own errors for settings it cannot use
+            text = without_key(_line(error), key)
+            raise KnowledgeError(f"describe.llm.vendor = {llm.vendor}, model = {llm.model}: {text}") from None
+        if llm.seed is not None and "seed" in type(model).model_fields:
+            model = model.model_copy(update={"seed": llm.seed})
+        return model
 
 
-@asynccontextmanager
-async def open_chat(
-    llm: LlmParams, key: str, schemas: Mapping[str, Schema], limiter: BaseRateLimiter | None
-) -> AsyncIterator[Chat]:
-    """The chat model of `llm`. It repeats nothing by itself."""
-    from langchain.chat_models import init_chat_model
-
-    options: dict[str, Any] = {
-        "max_tokens": llm.max_tokens,
-        "timeout": llm.timeout_s + CLIENT_SLACK_S,
-        "max_retries": 0,
-        "api_key": key,
-        "rate_limiter": limiter,
-    }
-    if llm.temperature is not None:
-        options["temperature"] = llm.temperature
-    if VENDORS[llm.vendor].takes_seed and llm.seed is not None:
-        options["seed"] = llm.seed
-    if llm.base_url:
-        options["base_url"] = llm.base_url
-    if llm.vendor != "openai":
-        yield Chat(init_chat_model(llm.model, model_provider=llm.vendor, **options), llm, schemas)
-        return
-    import openai
-
-    # aiohttp takes a third of the processor time of openai's default transport at 64 calls at once.
-    async with openai.DefaultAioHttpClient() as client:
-        model = init_chat_model(llm.model, model_provider=llm.vendor, http_async_client=client, **options)
-        yield Chat(model, llm, schemas)
+async def _keep_body(response: Any) -> None:
+    """Keep a good answer as it came: LangChain raises for forms that can still be read."""
+    if response.is_success:
+        BODIES.get().append(await response.aread())
 
 
-def read_answer(message: AIMessage) -> str:
-    """The sentence in a message: the arguments of the one tool that was called, or JSON content.
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later: the server was busy or faulty, or the connection broke."""
+    status = status_of(error)
+    if status is not None:
+        return status in REPEATED or status >= 500
+    return not isinstance(error, Unusable) and (is_timeout(error) or _connection_fault(error) is not None)
 
-    Raises `Unusable` with the reason.
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether the time ran out; clients' classes have no common parent, only the end of their names."""
+    return any(type(cause).__name__.endswith(("TimeoutError", "Timeout")) for cause in _causes(error))
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the server's answer; vendors' errors hold it as `status_code` or `code`."""
+    for cause in _causes(error):
+        for name in ("status_code", "code"):
+            status = getattr(cause, name, None)
+            if isinstance(status, int):
+                return status
+    return None
+
+
+def retry_after_s(headers: Mapping[str, str], body: str, now: datetime) -> float | None:
+    """The pause that the server asks for, in seconds; None if it does not.
+
+    A Retry-After header holds a number or a date (RFC 9110, section 10.2.3). Some servers write the number into the
+    body of the error.
     """
+    value = headers.get("retry-after", "").strip()
+    if not value and (found := RETRY_AFTER.search(body)):
+        value = found.group(1)
     try:
-        if message.tool_calls:
-            return Answer.model_validate(message.tool_calls[0]["args"]).sentence
-        if message.invalid_tool_calls:
-            raise Unusable("the answer is not valid JSON")
-        content = message.text
-        if not content.strip():
-            raise Unusable("the answer is empty")
-        return Answer.model_validate(json.loads(content)).sentence
-    except json.JSONDecodeError:
-        raise Unusable("the answer is not valid JSON") from None
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "answer"
-        raise Unusable(f"the answer has another form ({where}: {fault['msg']})") from None
+        seconds = float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+        if seconds is None:
+            date = parsedate_to_datetime(value)
+            seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
+    except ValueError:
+        return None
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)
 
 
-def _bind_form(model: BaseChatModel, llm: LlmParams, schema: Schema) -> Any:
-    """The model with the form of its answer."""
-    if llm.vendor != "openai":
-        return model.bind_tools([dict(schema)], tool_choice=schema["title"])
-    # openai's client walks through its own arguments for every call, a quarter of the call's processor time here; what
-    # is in extra_body it sends as it is.
-    return model.bind(extra_body=OPENAI_FORMS[llm.structured_output](schema))
+def pause_asked_for_s(error: BaseException | None) -> float | None:
+    """`retry_after_s` of a failed call."""
+    if error is None:
+        return None
+    headers = (getattr(getattr(cause, "response", None), "headers", None) for cause in _causes(error))
+    found = next((item for item in headers if isinstance(item, Mapping)), {})
+    return retry_after_s(found, str(error), datetime.now(UTC))
 
 
-def _as_tool(schema: Schema) -> dict[str, Any]:
-    from langchain_core.utils.function_calling import convert_to_openai_tool
+def explain(error: BaseException, llm: LlmParams, key: str) -> str:
+    """Why a call failed, in one short line without the key (servers quote it back)."""
+    server = server_name(llm)
+    if isinstance(error, Unusable):
+        text = str(error)
+    elif status_of(error) is not None:
+        quoted = "content_filter" in str(error) or "content_policy" in str(error)
+        text = f"{'the content filter of ' if quoted else ''}{server} refused the question: {error}"
+        text = text if quoted else str(error)
+    elif is_timeout(error):
+        text = f"no whole answer from {server} within {llm.timeout_s:g} s (describe.llm.timeout_s)"
+    else:
+        text = (_connection_fault(error) or f"{type(error).__name__}: {error}").replace("SERVER", server)
+    return without_key(" ".join(text.split()) or type(error).__name__, key)[:300]
 
-    choice = {"type": "function", "function": {"name": schema["title"]}}
-    return {"tools": [convert_to_openai_tool(dict(schema))], "tool_choice": choice}
+
+def server_name(llm: LlmParams) -> str:
+    """Host and port of the server, or the vendor if it is the vendor's own."""
+    return urlsplit(llm.base_url).netloc or llm.vendor
 
 
-def _as_response_format(schema: Schema) -> dict[str, Any]:
-    form = {"name": schema["title"], "schema": dict(schema), "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": form}}
+def without_key(text: str, key: str) -> str:
+    return text.replace(key, "***") if key and key != NO_KEY else text
 
 
-OPENAI_FORMS = {"function_calling": _as_tool, "json_schema": _as_response_format}
+def _connection_fault(error: BaseException) -> str | None:
+    """The fault on the way to the server in words (SERVER stands for its name); None if it is of another kind."""
+    causes = list(_causes(error))
+    names = [type(cause).__name__ for cause in causes]
+    for cause in causes:
+        if isinstance(cause, ConnectionRefusedError):
+            return "SERVER refused the connection: is it running? (describe.llm.base_url)"
+        if isinstance(cause, socket.gaierror):
+            return "the host of SERVER was not found: check describe.llm.base_url"
+        if isinstance(cause, ssl.SSLError):
+            return f"no TLS connection with SERVER: {cause}"
+    if "TooManyRedirects" in names:
+        return "SERVER redirects in a circle: check describe.llm.base_url"
+    if "ProxyError" in names:
+        return f"the proxy did not connect to SERVER: {causes[-1]}"
+    if any(isinstance(cause, OSError) for cause in causes) or any(
+        name.endswith(("ConnectionError", "ConnectError", "ProtocolError", "ReadError", "WriteError", "DecodingError"))
+        for name in names
+    ):
+        return f"SERVER broke off the connection or sent no valid HTTP ({_line(causes[-1]) or names[-1]})"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that led to it."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        cause = left.pop(0)
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        if isinstance(cause, BaseExceptionGroup):
+            left += cause.exceptions
+        source = cause.__cause__ or cause.__context__  # clients suppress the context that says what happened
+        left += [source] if source and not isinstance(cause, Unusable) else []
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

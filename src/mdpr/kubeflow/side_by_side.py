@@ -136,12 +136,11 @@ def write_merged(
     together, and as describe does for what the audit finds.
     """
     from mdpr.artifacts import parse_knowledge, read_classes, read_probe
-    from mdpr.knowledge.delivery import deliver
-    from mdpr.knowledge.generated import Gathered
-    from mdpr.knowledge.shards import merge
+    from mdpr.knowledge.bases import Gathered, merge
+    from mdpr.knowledge.write import write_knowledge
 
     classes = read_classes(prepared)
     rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
     merged = merge({name: parse_knowledge(path / "knowledge.json") for name, path in shards.items()}, classes)
     with whole_or_not_at_all({"knowledge": knowledge}, {**shards, "prepared": prepared, "probe": probe}) as (partial,):
-        deliver(Gathered(merged, {}), classes, rival_C, partial, params)
+        write_knowledge(Gathered(merged), classes, rival_C, partial, params)

@@ -5,10 +5,11 @@ from mdpr.params.documents import dump_yaml, parse_json, parse_yaml, read_json, 
 from mdpr.params.parsing import SECTIONS, Params, apply_overrides, choices, load_params, parse_params, read_value
 from mdpr.params.preparing import PrepareParams, ValidateParams
 from mdpr.params.releasing import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
-from mdpr.params.section import DIMENSIONS, Section, fault_line, input_paths
+from mdpr.params.section import DIFFERENTIAL, DIMENSIONS, Section, fault_line, input_paths
 from mdpr.params.tuning import BackboneParams, LossParams, TuneParams
 
 __all__ = [
+    "DIFFERENTIAL",
     "DIMENSIONS",
     "SECTIONS",
     "BackboneParams",

@@ -17,96 +17,96 @@ class ProbeParams(Section):
         min_length=1,
         description="zero-shot texts; {} stands for the class name, features are averaged over the texts",
     )
-    batch_size: Count = Field(256, description="images a batch")
+    batch_size: Count = Field(256, description="images per batch")
     prior_shrinkage: NonNegative = Field(
         0.05, description="pull of the estimated hidden prior towards uniform; steadies classes of few images"
     )
 
 
 class LlmParams(Section):
-    """The chat model that writes the sentences, and how hard it may be asked. A key is never a setting: api_key_env."""
+    """The chat model that writes the sentences, and the limits of its use. The key is never a setting."""
 
-    vendor: Literal["openai", "anthropic", "google_genai"] = Field(
+    vendor: str = Field(
         "openai",
-        description="protocol of the server (LangChain's model_provider); openai serves everything that is compatible "
-        "with it: vLLM, Ollama, llama.cpp, DashScope (then base_url names the server)",
+        pattern=r"^[a-z0-9_]+$",
+        description="a model_provider of LangChain's init_chat_model, such as anthropic, google_genai, azure_openai or "
+        "bedrock_converse; openai also for other servers with its protocol (vLLM, Ollama, llama.cpp) at base_url",
         json_schema_extra=offered("llm_vendor"),
     )
     model: str = Field(
         "",
-        description="model name, as the server calls it",
+        description="the server's name of the model",
         json_schema_extra=offered("llm_model", "The chat model; its key is in the Kubernetes secret mdpr-llm"),
     )
     base_url: str = Field(
         "",
         pattern=r"^(https?://[^@?]+)?$",
-        description="address of the server; empty: the vendor's own",
+        description="address of the server; empty: the vendor's own address",
         json_schema_extra=offered("llm_base_url"),
     )
     api_key_env: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_]*$",
-        description="environment variable that holds the key; empty: the vendor's usual one",
+        description="environment variable with the key; empty: the vendor's usual one",
     )
     structured_output: Literal["function_calling", "json_schema"] = Field(
         "function_calling",
-        description="how the schema reaches the model; json_schema for servers that constrain decoding (openai only)",
+        description="how the schema reaches the model; json_schema for servers that constrain decoding",
     )
     temperature: float | None = Field(
-        0.2, ge=0, le=2, description="sampling temperature; null: not sent, for models that refuse it"
+        0.2, ge=0, le=2, description="sampling temperature; null: not sent, for models that do not accept it"
     )
-    seed: Seed | None = Field(0, description="sampling seed, where the vendor takes one; null: not sent")
-    max_tokens: Count = Field(200, description="tokens an answer may have")
-    timeout_s: float = Field(60, gt=0, le=86_400, description="seconds to wait for an answer")
-    max_retries: int = Field(5, ge=0, le=100, description="repeats after 429, 5xx or a time-out, with growing pauses")
-    concurrency: int = Field(8, ge=1, le=1024, description="calls under way at once")
-    requests_per_minute: CountOrZero = Field(0, description="limit over all calls; 0: none")
-    tokens_per_minute: int = Field(0, ge=0, le=10**12, description="limit over prompts and answers; 0: none")
-    input_usd_per_million: NonNegative = Field(0.0, description="price of a million prompt tokens, for the estimate")
-    output_usd_per_million: NonNegative = Field(0.0, description="price of a million answer tokens, for the estimate")
+    seed: Seed | None = Field(0, description="sampling seed, sent if the vendor accepts one; null: not sent")
+    max_tokens: Count = Field(200, description="most tokens per answer, thinking included")
+    timeout_s: float = Field(60, gt=0, le=86_400, description="seconds to wait for a whole answer")
+    max_retries: int = Field(
+        5,
+        ge=0,
+        le=100,
+        description="repeats after 408, 409, 425, 429, 5xx, a time-out or a broken connection",
+    )
+    concurrency: int = Field(8, ge=1, le=1024, description="calls at the same time")
+    requests_per_minute: CountOrZero = Field(0, description="limit for all calls together; 0: none")
+    tokens_per_minute: int = Field(0, ge=0, le=10**12, description="limit for prompts and answers together; 0: none")
+    input_usd_per_million: NonNegative = Field(0.0, description="US dollars per million prompt tokens")
+    output_usd_per_million: NonNegative = Field(0.0, description="US dollars per million answer tokens")
     store: str = Field(
         "data/answers.sqlite",
         min_length=1,
-        description="file that keeps every accepted answer, whatever happens to the run",
+        description="file that keeps every accepted answer, also of a run that fails",
     )
-
-    @model_validator(mode="after")
-    def _constrained_decoding_is_openai(self) -> LlmParams:
-        if self.structured_output == "json_schema" and self.vendor != "openai":
-            raise ValueError(f"structured_output = json_schema needs vendor = openai, not {self.vendor}")
-        return self
 
 
 class DescribeParams(Section):
-    """Where the five sentences a class come from."""
+    """The source of the five sentences per class."""
 
     provider: Literal["curated", "completed", "llm", "local"] = Field(
         "curated",
-        description="curated: read and check a finished knowledge base; completed: the same, and ask the chat model of "
-        "describe.llm for what is not in it (gaps, contrasts with other rivals); llm: ask the chat model for all; "
-        "local: ask a small model that runs in this process, without network or key (its text is poor)",
+        description="curated: read and check a finished knowledge base; completed: the same, and the chat model of "
+        "describe.llm writes what is missing (gaps, contrasts with other rivals); llm: the chat model writes all; "
+        "local: a small model in this process writes all, without network or key (its text is poor)",
         json_schema_extra=offered(),
     )
     path: InputPath = Field(
         "data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated, completed)"
     )
     strict: bool = Field(
-        True, description="errors of the audit end the run; false: they are only reported (warnings never end it)"
+        True, description="errors of the audit end the run; false: they are only reported, as warnings always are"
     )
     repair: bool = Field(
-        False, description="ask once more, with the reason, for each sentence in which the audit finds an error"
+        False, description="ask once more, with the reason, for each sentence with an error of the audit"
     )
     shard: str = Field(
         "",
         pattern=r"^([1-9]\d*/[1-9]\d*)?$",
-        description="share of the classes to describe, as 1/4; `mdpr knowledge merge` puts shares together; empty: all",
+        description="part of the classes to describe, like 1/4 (`mdpr knowledge merge` joins the parts); empty: all",
     )
-    budget_usd: NonNegative = Field(0.0, description="stop before a run costs more than this; 0: no limit")
+    budget_usd: NonNegative = Field(0.0, description="stop before a run costs more; 0: no limit")
     llm: LlmParams = Field(default_factory=LlmParams, description="the chat model")
 
     @property
     def asks_server(self) -> bool:
-        """Whether the chat model of `llm` is asked, which may need a key."""
+        """Whether the chat model of `llm` is used, which may need a key."""
         return self.provider in ("completed", "llm")
 
     @model_validator(mode="after")
@@ -128,7 +128,7 @@ class DescribeParams(Section):
 class EncodeParams(Section):
     """From sentences to features."""
 
-    batch_size: Count = Field(256, description="sentences a batch")
+    batch_size: Count = Field(256, description="sentences per batch")
     normalize: bool = Field(
         True,
         description="unit-length sentence features for the router; the published code leaves them as they are",

@@ -22,6 +22,7 @@ DIMENSIONS = (
     "contextual_information",
     "differential_features",
 )
+DIFFERENTIAL = DIMENSIONS[-1]  # the only one that depends on another class, the rival
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -1,4 +1,4 @@
-"""describe: five sentences a class, gathered and audited."""
+"""describe: five sentences per class, gathered and audited."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from mdpr.stages.stage import In, Out
 
 
 def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> None:
-    """Write knowledge.json, complete for every class (of its share, where `shard` is set), audit.json, and index.html
-    to read both.
+    """Write knowledge.json, complete for every class (of `shard` if it is set), audit.json and index.html.
 
     Raises `AnswersMissing` for a gap that a chat model left, `KnowledgeError` for one in a finished knowledge base,
-    `CheckFailed` for an error of the audit where `strict` is set.
+    `CheckFailed` for an error of the audit if `strict` is set.
     """
     from mdpr.artifacts import read_classes, read_probe
-    from mdpr.knowledge.delivery import deliver
-    from mdpr.knowledge.providers import PROVIDERS
+    from mdpr.knowledge.bases import PROVIDERS
+    from mdpr.knowledge.write import write_knowledge
 
     classes = read_classes(prepared)
     rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
     gathered = PROVIDERS[params.provider](classes, rival_C, params)
-    deliver(gathered, classes, rival_C, knowledge, params)
+    write_knowledge(gathered, classes, rival_C, knowledge, params)
 
 
 def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:
-    """Print how many calls it takes, how many of them are answered already, and what the rest costs; ask nothing."""
+    """Print the number of calls, how many are answered already, and the cost of the others; nothing is asked."""
     from mdpr.artifacts import read_classes, read_probe
-    from mdpr.knowledge.generated import plan_generation
+    from mdpr.knowledge.bases import plan_generation
 
     classes = read_classes(prepared)
     if params.provider == "curated":
@@ -36,7 +35,7 @@ def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:
     print(f"calls: {plan.calls}, of which {plan.stored} are answered in {params.llm.store}")
     print(f"tokens of the others, about: {plan.usage.input_tokens:,} in, {plan.usage.output_tokens:,} out")
     if plan.cost_usd is None:
-        print("cost: not known; set describe.llm.input_usd_per_million and output_usd_per_million")
+        print("cost: unknown; set describe.llm.input_usd_per_million and output_usd_per_million")
     else:
         print(f"cost, about: {plan.cost_usd:.2f} USD")
 

@@ -1,4 +1,4 @@
-// Searching the classes, all of them or those where the audit found something.
+// Search in all classes, or only in those with findings.
 (() => {
   const items = Array.from(document.querySelectorAll("#classes > li"));
   const flags = items.map((item) => item.querySelector(".finding") !== null);

@@ -1,4 +1,4 @@
-"""The page of a knowledge base shows every sentence with its findings, and runs nothing that came with them."""
+"""The end of describe: the log of an audit, what follows from it, and the page, which runs nothing from outside."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import re
 from html import escape, unescape
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from mdpr.artifacts import ClassKnowledge, Knowledge, write_json
 from mdpr.commands.knowledge import command
-from mdpr.errors import CheckFailed, MdprError
+from mdpr.errors import AnswersMissing, CheckFailed, MdprError
+from mdpr.knowledge.ask import UnusableReply
 from mdpr.knowledge.audit import Finding
-from mdpr.knowledge.page import render_knowledge
-from mdpr.params import DIMENSIONS
+from mdpr.knowledge.audit.findings import Level
+from mdpr.knowledge.write import SHOWN, reject, render_knowledge, report
+from mdpr.params import DIMENSIONS, DescribeParams
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 
@@ -87,6 +90,23 @@ def test_nothing_from_a_model_or_a_file_becomes_markup() -> None:
     assert re.findall(r"<(?:link|img|iframe|object|embed)\b", html) == []
 
 
+def test_replies_without_a_sentence_are_shown_as_text() -> None:
+    reply = UnusableReply(0, EVIL, DIMENSIONS[0], f"no JSON {EVIL}", f"I would say {EVIL}")
+    empty = UnusableReply(0, "lamp", DIMENSIONS[1], "the answer is empty", "")
+    html = render_knowledge(base(lamp()), [], [reply, empty])
+    assert EVIL not in html
+    assert html.count(escape(EVIL).replace("&quot;", "&#34;")) == 3
+    assert "2 replies of the chat model without a sentence" in html
+    assert "without a sentence" not in render_knowledge(base(lamp()), [])
+
+
+def test_a_sentence_of_megabytes_is_shortened() -> None:
+    html = render_knowledge(
+        base(lamp(sentences=dict.fromkeys(DIMENSIONS, "lamp " * 2_000_000)), author="x" * 10**6), []
+    )
+    assert len(html) < 50_000
+
+
 def audit_command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(command, ["audit", *map(str, arguments)], catch_exceptions=True)
 
@@ -114,3 +134,47 @@ def test_the_page_of_a_thousand_classes_stays_small(project_root: Path, tmp_path
     assert audit_command(shipped, "--page", page).exit_code == 0
     assert len(class_items(page.read_text("utf-8"))) == 1000
     assert page.stat().st_size < 3e6
+
+
+def many_findings(level: Level, check: str, count: int) -> list[Finding]:
+    return [Finding(level, check, index, f"c{index}", "functionality", f"{check} it is") for index in range(count)]
+
+
+def test_errors_come_first_and_a_check_that_found_many_is_cut_short() -> None:
+    many = SHOWN["warning"] + 7
+    told = list(report([*many_findings("warning", "other_rival", many), *many_findings("error", "markup", 2)]))
+    assert told[:3] == [
+        "audit error: class 0 (c0), functionality: markup it is",
+        "audit error: class 1 (c1), functionality: markup it is",
+        "audit warning: class 0 (c0), functionality: other_rival it is",
+    ]
+    assert told[-1] == "audit: 7 more of other_rival in audit.json"
+    assert len(told) == 2 + SHOWN["warning"] + 1
+
+
+def test_nothing_found_is_nothing_said() -> None:
+    assert list(report([])) == []
+
+
+def params(**settings: object) -> DescribeParams:
+    llm = {"model": "m"}
+    return DescribeParams.model_validate({"provider": "llm", "llm": llm, **settings})
+
+
+def test_errors_name_the_ways_on() -> None:
+    found = many_findings("error", "markup", 2)
+    for settings in (params(), params(repair=True), params(provider="curated")):
+        with pytest.raises(CheckFailed, match=r"and 1 more.*describe\.strict = false") as raised:
+            reject(found, settings)
+        assert ("--repair" in str(raised.value)) == (settings.provider == "llm" and not settings.repair)
+    reject(found, params(strict=False))
+    reject(many_findings("warning", "markup", 2), params())
+
+
+def test_a_rerun_is_advised_only_if_it_may_help() -> None:
+    found = many_findings("error", "missing", 3)
+    with pytest.raises(AnswersMissing, match="run again"):
+        reject(found, params(strict=False), again=True)
+    with pytest.raises(AnswersMissing, match=r"knowledge\.json") as raised:
+        reject(found, params(strict=False), again=False)
+    assert "run again" not in str(raised.value)

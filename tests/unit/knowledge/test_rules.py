@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 
 from mdpr.artifacts import ClassKnowledge, Knowledge
-from mdpr.knowledge.audit import audit, too_many_tokens
-from mdpr.knowledge.audit.checks import BASE_CHECKS, LINE_CHECKS
-from mdpr.knowledge.audit.contrast import spelled_alike
-from mdpr.knowledge.audit.margins import not_discriminating, sentence_margins
-from mdpr.knowledge.audit.names import NameIndex, words_of
+from mdpr.knowledge.audit import audit
+from mdpr.knowledge.audit.rules import BASE_CHECKS, LINE_CHECKS, SENTENCE_CHECKS
 from mdpr.params import DIMENSIONS
 
 GA, FA, FT, CI, DF = DIMENSIONS
@@ -68,7 +65,10 @@ FAULTS = [
     ("markup", "error", "sea gull", FA, "<script>alert(1)</script> A sea gull has a spot on the bill of it."),
     ("markup", "error", "sea gull", FA, "The bill of a sea gull is shown at https://example.org with a red spot."),
     ("markup", "error", "sea gull", FA, "**A sea gull** has a red spot near the tip of its hooked bill."),
-    ("language", "error", "heron", GA, "Ein heron ist ein grauer Vogel mit langen Beinen und gebogenem Hals."),
+    ("too_long", "error", "heron", GA, "A heron is " + "very " * 200 + "tall."),
+    ("too_long", "error", "heron", GA, "heron" * 2_000_000),
+    ("hidden", "error", "heron", GA, "A heron is a tall \u202eyerg\u202c bird\u200b with thin\u2060 legs."),
+    ("look_alike", "error", "heron", GA, "A heron is a tall grey b\u0456rd with long thin legs."),
     ("language", "error", "heron", GA, "一只高大的灰色鸟 heron 有着细长的腿 和弯曲的脖子 在水边站立"),
     ("about_rival", "error", "heron", FA, "The crane has red skin on the crown of its head."),
     ("names_rival", "warning", "heron", FA, "A heron is a bird with legs of the same length as a crane has."),
@@ -90,8 +90,28 @@ def test_a_planted_fault_is_found_where_it_is(check: str, level: str, name: str,
     assert [(item.level, item.class_name, item.dimension) for item in found] == [(level, name, dimension)]
 
 
+@pytest.mark.parametrize(
+    "text", ["a shirt of the " * 666_666, "x" * 10_000_000, "  \n" * 3_000_000], ids=["words", "word", "spaces"]
+)
+def test_what_is_far_too_long_is_read_by_no_other_check(text: str) -> None:
+    found = [item for item in audit(base({("heron", FT): text})) if item.class_name == "heron"]
+    assert [(item.check, item.dimension) for item in found] == [("too_long" if text.strip() else "missing", FT)]
+
+
+@pytest.mark.parametrize("name", ["he\u00adron", "h\u0435ron", "\u202eheron"])
+def test_invisible_characters_in_a_class_name_are_reported_once(name: str) -> None:
+    heron, *others = base().classes
+    found = audit(base().model_copy(update={"classes": (heron.model_copy(update={"name": name}), *others)}))
+    codes = [f"U+{ord(letter):04X}" for letter in name if not letter.isascii()]
+    (finding,) = (item for item in found if item.check == "hidden_in_name")
+    assert all(code in finding.message for code in codes)
+
+
 def test_every_check_has_its_planted_fault() -> None:
-    assert {*LINE_CHECKS, *BASE_CHECKS} == {check for check, *_ in FAULTS if check != "missing"} | {"rival_in_name"}
+    assert {*SENTENCE_CHECKS, *LINE_CHECKS, *BASE_CHECKS} == {check for check, *_ in FAULTS if check != "missing"} | {
+        "rival_in_name",
+        "hidden_in_name",
+    }
 
 
 def test_a_name_that_holds_its_rivals_name_is_told_once() -> None:
@@ -138,62 +158,6 @@ def test_a_sound_alternative_has_no_findings() -> None:
 
 def test_a_sentence_that_is_not_there_is_only_missing() -> None:
     assert [item.check for item in audit(base({("heron", FT): ""}))] == ["missing"]
-
-
-def test_names_are_whole_words_in_singular_or_plural_and_the_longest_counts() -> None:
-    index = NameIndex(["gull", "sea gull", "bus", "cherry", "T-shirt", "shirt"])
-    text = words_of("Two buses, cherries, a T-shirt and sea gulls over the busy gullies.")
-    assert index.named_in(text) == [("bus",), ("cherry",), ("t", "shirt"), ("sea", "gull")]
-    assert index.rest_of(text) == "two a and over the busy gullies"
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence", "named"),
-    [
-        ("mountain snowy", "A wild snowy mountain has no lifts.", True),
-        ("oilrig", "The oil rig stands in the sea.", True),
-        ("sun glasses", "Dark sunglasses hide both eyes.", True),
-        ("kindergarden classroom", "The kindergarten classroom is bright.", True),
-        ("mountain snowy", "A wild mountain has no lifts.", False),
-        ("ant", "A taller plant has no elephant in it, nor than thing.", False),
-        ("oilrig", "The oil is in the sea, the rig is not.", False),
-    ],
-)
-def test_a_name_counts_as_named_in_another_order_division_or_spelling(name: str, sentence: str, named: bool) -> None:
-    assert spelled_alike(words_of(name), words_of(sentence)) is named
-
-
-def test_too_many_tokens_counts_start_and_end() -> None:
-    def words(text: str) -> list[int]:
-        return [0] * len(text.split())
-
-    longest = max(len(words(text)) for texts in SOUND.values() for text in texts.values())
-    assert list(too_many_tokens(base(), words, longest + 2)) == []
-    found = list(too_many_tokens(base(), words, longest + 1))
-    assert found
-    assert {item.check for item in found} == {"too_many_tokens"}
-
-
-def test_margins_are_what_the_definition_says() -> None:
-    rng = np.random.default_rng(0)
-    sentences_CVd, names_Cd = rng.normal(size=(5, 3, 8)), rng.normal(size=(5, 8))
-    margin_CV, nearest_CV = sentence_margins(sentences_CVd, names_Cd, ["a", "b", "c", "d", "b"])
-    for c in range(5):
-        for v in range(3):
-            x = sentences_CVd[c, v]
-            cosine_C = np.array([x @ t / np.linalg.norm(x) / np.linalg.norm(t) for t in names_Cd])
-            others = [j for j in range(5) if j != c and not {c, j} <= {1, 4}]
-            best = max(others, key=lambda j: cosine_C[j])
-            assert nearest_CV[c, v] == best
-            assert margin_CV[c, v] == pytest.approx(cosine_C[c] - cosine_C[best], abs=1e-6)
-
-
-def test_a_negative_margin_is_a_warning_that_names_the_other_class() -> None:
-    margin_CV = np.full((3, 5), 0.1)
-    margin_CV[1, 2] = -0.2
-    (finding,) = not_discriminating(base(), margin_CV, np.zeros((3, 5), dtype=int))
-    assert (finding.level, finding.class_name, finding.dimension) == ("warning", "crane", FT)
-    assert "heron (margin -0.200)" in finding.message
 
 
 def test_thousand_classes_are_audited_in_one_go() -> None:

@@ -1,10 +1,8 @@
-"""Questions, the key of an answer, and the store that keeps it."""
+"""Questions, and the key under which an answer is kept."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdpr.artifacts import ClassInfo
-from mdpr.errors import KnowledgeError
-from mdpr.knowledge.prompts import Prompts, Rejected, load_prompts
-from mdpr.knowledge.questions import Question, make_questions, question_key
-from mdpr.knowledge.schema import make_schemas
-from mdpr.knowledge.store import Usage, open_store
+from mdpr.knowledge.questions import Prompts, Question, Rejected, load_prompts, make_questions, question_key
 from mdpr.params import DIMENSIONS, LlmParams
 
 DF = DIMENSIONS[-1]
@@ -45,7 +39,7 @@ def ask_about(
 ) -> list[Question]:
     params = LlmParams.model_validate({"model": "m", **(llm or {})})
     places = rejected or [(item.index, dimension) for item in items for dimension in DIMENSIONS]
-    return make_questions(items, rivals, prompts, make_schemas(prompts), params, places, rejected)
+    return make_questions(items, rivals, prompts, params, places, rejected)
 
 
 def changed(before: list[Question], after: list[Question]) -> set[tuple[int, str]]:
@@ -139,50 +133,3 @@ def test_repair_asks_only_for_what_was_rejected_and_says_why() -> None:
     assert "Barks {class}." in question.user
     assert "2 words, fewer than 5" in question.user
     assert changed(ask_about(items, [1, 0]), [question]) == {question.place}
-
-
-def test_an_answer_is_found_under_its_key_from_another_connection(tmp_path: Path) -> None:
-    questions = ask_about(classes("cat", "dog"), [1, 0])
-    path = tmp_path / "folder" / "answers.sqlite"
-    with open_store(path) as store, open_store(path) as other:
-        store.add(questions[0], "A cat purrs when it is stroked.", "m", Usage(90, 10))
-        store.add(questions[1], "A cat has slit pupils.", "m", Usage(90, 20))
-        assert other.find(question.key for question in questions) == {
-            questions[0].key: "A cat purrs when it is stroked.",
-            questions[1].key: "A cat has slit pupils.",
-        }
-        assert other.mean_output_tokens("m") == 15
-        assert other.mean_output_tokens("n") is None
-
-
-def test_many_keys_are_found_at_once(tmp_path: Path) -> None:
-    questions = ask_about(classes(*(f"c{i}" for i in range(300))), [0] * 300)
-    with open_store(tmp_path / "a.sqlite") as store:
-        for question in questions:
-            store.add(question, question.key, "m", Usage())
-        assert store.find(question.key for question in questions) == {q.key: q.key for q in questions}
-
-
-def test_an_accepted_answer_is_never_overwritten(tmp_path: Path) -> None:
-    question = ask_about(classes("cat", "dog"), [1, 0])[0]
-    with open_store(tmp_path / "a.sqlite") as store:
-        store.add(question, "The first.", "m", Usage())
-        store.add(question, "The second.", "m", Usage())
-        assert store.find([question.key]) == {question.key: "The first."}
-
-
-def test_a_file_that_is_no_store_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
-    path = tmp_path / "a.sqlite"
-    path.write_text("this is no database, and it is longer than a header of one " * 20)
-    with pytest.raises(KnowledgeError, match=r"a\.sqlite.*set describe\.llm\.store"), open_store(path):
-        pass
-    with pytest.raises(KnowledgeError, match=r"set describe\.llm\.store"), open_store(tmp_path):
-        pass
-
-
-def test_the_store_is_in_wal_mode(tmp_path: Path) -> None:
-    with open_store(tmp_path / "a.sqlite"):
-        pass
-    connection = sqlite3.connect(tmp_path / "a.sqlite")
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    connection.close()

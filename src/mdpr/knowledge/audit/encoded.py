@@ -1,28 +1,48 @@
-"""How well each sentence tells its class from the others, in the eyes of the text encoder.
+"""Checks that need the text encoder or its tokenizer: the length in tokens, and the margins between classes.
 
 C classes, V dimensions, d joint embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mdpr.artifacts import Knowledge
-from mdpr.knowledge.audit.finding import Finding, lines_of
+from mdpr.knowledge.audit.findings import Finding, alternatives_of, lines_of
+from mdpr.knowledge.audit.wording import MAX_CHARACTERS
 
+if TYPE_CHECKING:
+    import numpy as np
+
+CONTEXT_TOKENS = 77  # of CLIP's own text towers, start and end token included
 CLASSES_AT_ONCE = 256  # of the similarity tensor; the result does not depend on it
+
+
+def too_many_tokens(
+    knowledge: Knowledge, encode: Callable[[str], Sequence[int]], allowed: int = CONTEXT_TOKENS
+) -> Iterator[Finding]:
+    """An error for every sentence, alternatives included, that a text tower of `allowed` tokens would cut.
+
+    `encode` is the tokenizer's: the ids of a text, without start and end token. It reads the first MAX_CHARACTERS of a
+    sentence; a longer one is an error of `audit` already.
+    """
+    for line in (*lines_of(knowledge), *alternatives_of(knowledge)):
+        count = len(encode(line.sentence[:MAX_CHARACTERS])) + 2
+        if count > allowed:
+            yield line.finding("error", "too_many_tokens", f"{count} tokens, the text encoder reads {allowed}")
 
 
 def sentence_margins(
     sentences_CVd: np.ndarray, names_Cd: np.ndarray, class_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The margin of every sentence (C, V) and the class that it is nearest to beside its own (C, V), int64.
+    """The margin of every sentence (C, V) and the nearest other class of every sentence (C, V), int64.
 
-    The margin is the cosine with the sentence's own class name less the largest with any other class name: positive
-    where the sentence is closest to its own class. Classes of the same name do not count as others.
+    The margin is the cosine with the sentence's own class name minus the largest with any other class name: positive
+    if the sentence is closest to its own class. Classes of the same name do not count as others.
     """
+    import numpy as np
+
     sentences_CVd = sentences_CVd / np.linalg.norm(sentences_CVd, axis=-1, keepdims=True)
     names_Cd = names_Cd / np.linalg.norm(names_Cd, axis=-1, keepdims=True)
     classes = len(names_Cd)

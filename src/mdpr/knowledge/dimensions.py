@@ -1,5 +1,0 @@
-"""The dimension that depends on another class."""
-
-from mdpr.params import DIMENSIONS
-
-DIFFERENTIAL = DIMENSIONS[-1]
