@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,3 +226,92 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
     assert "File too large" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "params.yaml"]
+
+
+# --- small classes, duplicates, transparency --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train": (9, 9, 1)}, r"class 2 \(cat\) has 1 image, 2 are needed for a test set: .* prepare.small_classes"),
+        ({"train": (9, 9, 9), "test": (3, 3, 0)}, r"test: class 2 \(cat\) has no image: .* prepare.small_classes"),
+        ({"train": (9, 9, 0)}, r"class 2 \(cat\) has 0 image, 2 are needed"),
+        (
+            {"train": (9, 9, 1), "test": (3, 3, 3)},
+            "class cat has 1 image, one more is .* prepare.small_classes",
+        ),
+    ],
+)
+def test_small_classes_stop_are_dropped_or_are_for_training_only(
+    counts: dict[str, tuple[int, ...]], message: str, make_folder: MakeSource, tmp_path: Path
+) -> None:
+    root = make_folder(counts) / ("" if "test" in counts else "train")
+    with pytest.raises(DataError, match=message):
+        prepare("folder", root, tmp_path / "prepared")
+    card = read_card(prepare("folder", root, tmp_path / "dropped", small_classes="drop"))
+    assert card.dropped_classes == {"cat": counts["train"][2]}
+    assert [item.name for item in read_classes(tmp_path / "dropped")] == ["ant", "bee"]
+    assert all(len(per_class) == 2 for per_class in card.images_per_class.values())
+    kept = prepare("folder", root, tmp_path / "kept", small_classes="train_only")
+    card = read_card(kept)
+    if not counts["train"][2]:
+        assert card.dropped_classes == {"cat": 0}
+        return
+    assert (card.dropped_classes, card.train_only) == ({}, ("cat",))
+    assert card.images_per_class["train"][2] == counts["train"][2]
+    assert card.images_per_class["val"][2] == 0
+    labels = set(read_images(kept / "test.parquet").labels_N.tolist())
+    assert labels <= {0, 1, 2}
+
+
+def test_a_smallest_number_of_images_is_a_setting(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (9, 4, 9), "test": (3, 3, 3)})
+    with pytest.raises(DataError, match=r"class 1 \(bee\) has 4 images, fewer than prepare\.min_images_per_class = 5"):
+        prepare("folder", root, tmp_path / "prepared", min_images_per_class=5)
+    settings = {"min_images_per_class": 5, "small_classes": "drop"}
+    card = read_card(prepare("folder", root, tmp_path / "prepared", **settings))
+    assert card.dropped_classes == {"bee": 4}
+    assert [(item.index, item.name) for item in read_classes(tmp_path / "prepared")] == [(0, "ant"), (1, "cat")]
+    assert (card.images["train"] + card.images["val"], card.images["test"]) == (18, 6)
+    with pytest.raises(DataError, match="0 of 3 classes are left"):
+        prepare("folder", root, tmp_path / "none", min_images_per_class=50, small_classes="drop")
+
+
+def test_the_test_set_may_come_from_validation_or_from_training(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (10, 10, 10), "val": (2, 2, 2), "test": (3, 3, 3)})
+    from_val = read_card(prepare("folder", root, tmp_path / "val", test_from="val"))
+    assert (from_val.images["test"], from_val.validation) == (6, "train_share")
+    share = read_card(prepare("folder", root, tmp_path / "share", test_from="share"))
+    assert (share.images["test"], share.images["val"], share.test) == (6, 6, "share")
+    shutil.rmtree(root / "val")
+    with pytest.raises(DataError, match="test_from = val: the source has no validation split"):
+        prepare("folder", root, tmp_path / "none", test_from="val")
+
+
+def test_duplicates_are_dropped_from_training_first(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (9, 9, 9), "test": (3, 3, 3)})
+    stolen = root / "test" / "ant" / "001.png"
+    with Image.open(stolen) as image:
+        image.save(root / "train" / "ant" / "002.png", compress_level=0)  # other bytes, the same pixels
+    (root / "train" / "bee" / "twice.png").write_bytes((root / "train" / "bee" / "001.png").read_bytes())
+    card = read_card(prepare("folder", root, tmp_path / "prepared", drop_duplicates=True))
+    tally = card.passed_over["images that came before (drop_duplicates)"]
+    assert tally.count == 2
+    assert "train/ant/002.png" in tally.examples
+    assert card.images["test"] == 9
+    assert card.images["train"] + card.images["val"] == 26
+
+
+def test_transparent_pictures_are_written_as_they_look(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (9, 9, 9), "test": (3, 3, 3)})
+    clear = Image.new("RGBA", (20, 20), (10, 20, 30, 0))
+    clear.putpixel((3, 4), (200, 100, 50, 255))
+    clear.save(root / "test" / "ant" / "000.png")
+    prepared = prepare("folder", root, tmp_path / "prepared", background="#0000ff")
+    card = read_card(prepared)
+    assert card.background == "#0000ff"
+    assert card.interpreted["transparent"].examples == ("test/ant/000.png",)
+    (record,) = [item for item in read_images(prepared / "test.parquet") if item.path == "test/ant/000.png"]
+    with Image.open(io.BytesIO(record.image)) as image:
+        assert (image.mode, image.getpixel((0, 0)), image.getpixel((3, 4))) == ("RGB", (0, 0, 255), (200, 100, 50))

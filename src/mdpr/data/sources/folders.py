@@ -67,6 +67,7 @@ class Walk:
     linked: set[str] = field(default_factory=set)  # real paths of the folders that links led to
     seen: dict[str, set[str]] = field(default_factory=dict)  # split -> its top folders
     below: dict[str, set[str]] = field(default_factory=dict)  # top folder of train -> the folders in it
+    top: list[os.DirEntry[str]] = field(default_factory=list)  # of the root
     direct: set[str] = field(default_factory=set)  # top folders of train that hold images themselves
 
     @classmethod
@@ -76,7 +77,7 @@ class Walk:
 
     def split_folders(self) -> dict[Split, Path]:
         """The folder of each split; the root itself is train if there are no splits."""
-        entries = self._entries(self.root)
+        self.top = entries = self._entries(self.root)
         names = [entry.name for entry in entries if self._is_folder(entry)]
         found: dict[Split, Path] = {split: self.root / split for split in SPLIT_FOLDERS if split in names}
         for name in names:
@@ -105,7 +106,7 @@ class Walk:
         self.seen[split] = set()
         found: list[tuple[str, str]] = []
         loose: list[str] = []
-        for entry in self._entries(folder):
+        for entry in self.top if folder == self.root else self._entries(folder):
             if self._is_folder(entry):
                 name = _label(entry.name, folder)
                 if name in self.seen[split]:
@@ -193,16 +194,17 @@ class Walk:
 
     def _entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
         """What lies in a folder, sorted; hidden and system folders are passed over."""
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
         kept = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.name.casefold() not in SYSTEM_FOLDERS:
-                    kept.append(entry)
-                elif entry.is_dir(follow_symlinks=False):
-                    self.log.pass_over("hidden or system folders", entry.path)
-                else:
-                    self.log.pass_over("hidden files", entry.path)
-        return sorted(kept, key=lambda entry: entry.name)
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.name.casefold() not in SYSTEM_FOLDERS:
+                kept.append(entry)
+            elif entry.is_dir(follow_symlinks=False):
+                self.log.pass_over("hidden or system folders", entry.path)
+            else:
+                self.log.pass_over("hidden files", entry.path)
+        return kept
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
         try:
