@@ -32,7 +32,7 @@ COMMANDS: dict[str, str] = {
     "tracking": "Publish to MLflow what it could not take while it was down.",
     "recipe": "List, show or use the settings of a known benchmark.",
     "pipeline": "Compile the Kubeflow pipeline, run it here, or start it on a cluster.",
-    "data": "Bring a data set that DVC keeps elsewhere into data/.",
+    "data": "See how a data set would be read; bring one that DVC keeps elsewhere into data/.",
 }
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 def printable(text: str | Path) -> str:
     r"""Text of others for a line, a chart or a page: control and invisible characters escaped, stray bytes as \xNN."""
-    return "".join(map(_printable_letter, str(text)))
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_printable_letter, text))
 
 
 def _printable_letter(letter: str) -> str:

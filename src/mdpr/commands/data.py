@@ -1,4 +1,4 @@
-"""`mdpr data`: data sets that DVC keeps elsewhere."""
+"""`mdpr data`: how a data set would be read, and data sets that DVC keeps elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,41 @@ from mdpr.errors import DataError, MdprError
 
 @click.group("data")
 def command() -> None:
-    """Bring a data set that DVC keeps elsewhere into data/."""
+    """See how a data set would be read; bring one that DVC keeps elsewhere into data/."""
+
+
+@command.command("look")
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option("--source", help="prepare.source; without it, what the files in ROOT suggest")
+@click.option("--class-depth", type=int, help="prepare.class_depth: which folder is the class; 0: the innermost")
+@click.option("--classes", "most_classes", type=int, default=20, show_default=True, help="classes that are shown")
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one parameter; may be repeated")
+def look_command(
+    root: Path,
+    source: str | None,
+    class_depth: int | None,
+    most_classes: int,
+    params: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Show how ROOT would be read: splits, classes, the text of each class, and what would be passed over."""
+    from mdpr.data.look import look, source_of
+    from mdpr.params import apply_overrides, parse_params, read_yaml
+
+    raw = apply_overrides(read_yaml(params) if params.exists() else {}, overrides)
+    named = {
+        "source": source or source_of(root),
+        "root": str(root),
+        "repo": "",
+        "rev": "",
+        "path": "",
+        "image_root": "",
+    }
+    chosen = {} if class_depth is None else {"class_depth": class_depth}
+    parsed = parse_params({**raw, "prepare": {**(raw.get("prepare") or {}), **named, **chosen}})
+    for line in look(parsed.prepare, parsed.probe.templates[0], most_classes):
+        click.echo(line)
 
 
 @command.command("import")

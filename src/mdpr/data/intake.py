@@ -91,7 +91,7 @@ def utf8_name(name: str, where: str) -> str:
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{where}: the name is not UTF-8: rename the file") from None
+        raise DataError(f"{printable(where)}: the name is not UTF-8: rename the file") from None
     return name
 
 

@@ -218,7 +218,7 @@ class Walk:
         try:
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(f"{printable(entry.path)} is a link that leads nowhere or in a circle: remove it")
-            utf8_name(entry.path, printable(entry.path))
+            utf8_name(entry.path, entry.path)
             if not entry.is_file():
                 raise DataError(f"{printable(entry.path)} is not a regular file: remove it")
             if entry.is_symlink():
@@ -236,7 +236,7 @@ class Walk:
 
 
 def _label(name: str, folder: Path) -> str:
-    return unicodedata.normalize("NFC", utf8_name(name, printable(folder / name)))
+    return unicodedata.normalize("NFC", utf8_name(name, os.path.join(folder, name)))
 
 
 def _steps(path: str, folder: Path) -> list[str]:
