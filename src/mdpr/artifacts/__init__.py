@@ -14,6 +14,20 @@ Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here,
 pandas, pyarrow and safetensors load only where a function needs them.
 """
 
+from mdpr.artifacts.evaluated import (
+    TEST_DIGEST,
+    Bias,
+    Biases,
+    Intervals,
+    read_biases,
+    read_intervals,
+    read_lineage,
+    read_metrics,
+    read_predictions,
+    read_shots,
+    read_table,
+    write_predictions,
+)
 from mdpr.artifacts.formats import Format, class_digest, read_json, sha256, write_json
 from mdpr.artifacts.image_tables import (
     ImageFile,
@@ -26,14 +40,11 @@ from mdpr.artifacts.image_tables import (
 )
 from mdpr.artifacts.knowledge_base import (
     ClassKnowledge,
-    Features,
     Knowledge,
     parse_knowledge,
-    read_features,
     read_knowledge,
     read_unfinished,
     who_wrote,
-    write_features,
 )
 from mdpr.artifacts.prepared import (
     SHOT_GROUPS,
@@ -52,35 +63,28 @@ from mdpr.artifacts.prepared import (
     read_classes,
     write_classes,
 )
-from mdpr.artifacts.probe_and_model import (
-    ModelConfig,
-    Probe,
-    TrackedRun,
-    read_history,
-    read_model_config,
-    read_probe,
-    read_run,
-    write_model,
-    write_probe,
-)
-from mdpr.artifacts.results import (
-    TEST_DIGEST,
-    Bias,
-    Biases,
+from mdpr.artifacts.released import (
     Check,
-    Intervals,
     Promotion,
     Registration,
-    read_biases,
-    read_intervals,
-    read_metrics,
-    read_predictions,
+    TrackedRun,
     read_promotion,
     read_registration,
-    read_shots,
-    read_table,
-    write_predictions,
+    read_run,
 )
+from mdpr.artifacts.tensors import (
+    Features,
+    Probe,
+    check_digest,
+    check_finite,
+    read_features,
+    read_probe,
+    read_tensors,
+    write_features,
+    write_probe,
+    write_tensors,
+)
+from mdpr.artifacts.tuned_model import ModelConfig, read_history, read_model_config, write_model
 
 __all__ = [
     "SHOT_GROUPS",
@@ -108,6 +112,8 @@ __all__ = [
     "Tally",
     "TrackedRun",
     "Validation",
+    "check_digest",
+    "check_finite",
     "class_digest",
     "data_digests",
     "display_names",
@@ -124,6 +130,7 @@ __all__ = [
     "read_intervals",
     "read_json",
     "read_knowledge",
+    "read_lineage",
     "read_metrics",
     "read_model_config",
     "read_predictions",
@@ -133,6 +140,7 @@ __all__ = [
     "read_run",
     "read_shots",
     "read_table",
+    "read_tensors",
     "read_unfinished",
     "sha256",
     "who_wrote",
@@ -144,4 +152,5 @@ __all__ = [
     "write_model",
     "write_predictions",
     "write_probe",
+    "write_tensors",
 ]

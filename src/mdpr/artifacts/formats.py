@@ -1,22 +1,22 @@
-"""What every artifact is made of: JSON with a schema, safetensors with metadata, digests."""
+"""What the text files between stages are made of: JSON with a schema, CSV tables with typed columns, digests."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mdpr.errors import ArtifactError
-from mdpr.params import fault_line
+from mdpr.params import fault_line, read_text
 from mdpr.params import read_json as read_strictly
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    import pandas as pd
 
 FormatT = TypeVar("FormatT", bound=BaseModel)
 
@@ -25,7 +25,7 @@ class Format(BaseModel):
     """A JSON artifact. Frozen; unknown keys are errors, so that a newer file is not half understood."""
 
     # Its validator is built when it is first used: a stage reads three or four formats, and imports them all.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -43,10 +43,43 @@ def read_json(path: Path) -> Any:
 
 
 def parse(path: Path, model: type[FormatT], content: Any, error_type: type[Exception] = ArtifactError) -> FormatT:
+    """`content` of the JSON file `path` as `model`, without conversions: text is not a number, nor is a switch."""
     try:
-        return model.model_validate(content)
+        return model.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise error_type(f"{path}: {fault_line(error, model)}") from None
+
+
+def read_csv(path: Path, stage: str, columns: Mapping[str, type], *, may_be_empty: bool = False) -> pd.DataFrame:
+    """A CSV table that `stage` wrote; `columns` must be there: int and float are numbers, an empty cell only in float.
+
+    Raises `ArtifactError` if it is missing or damaged, has no rows, or differs from `columns`. Other columns are read
+    as they are. An empty cell is NaN; a class may be called "NA".
+    """
+    import pandas as pd
+
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: run {stage} first")
+    texts = {name: str for name, kind in columns.items() if kind is str}
+    try:
+        text = io.StringIO(read_text(path, ArtifactError))
+        table = pd.read_csv(text, keep_default_na=False, na_values=[""], dtype=texts)
+    except ValueError as error:  # the base of pandas' own errors
+        raise ArtifactError(f"{path} is not a readable table ({error}): run {stage} again") from None
+    if missing := [name for name in columns if name not in table.columns]:
+        raise ArtifactError(f"{path} has no column {missing[0]}: run {stage} again")
+    if table.empty and not may_be_empty:
+        raise ArtifactError(f"{path} has no rows: run {stage} again")
+    for name, kind in columns.items():
+        column = table[name]
+        if kind is not str and not table.empty and not _is_of(column, kind):
+            raise ArtifactError(f"{path}: {name} must hold numbers: run {stage} again")
+    return table
+
+
+def _is_of(column: pd.Series, kind: type) -> bool:
+    finite = column.dtype.kind in "iuf" and bool((column.dropna().abs() < float("inf")).all())
+    return finite and (kind is float or (column.dtype.kind in "iu"))
 
 
 def sha256(path: Path) -> str:
@@ -63,27 +96,3 @@ def sha256(path: Path) -> str:
 def class_digest(names: Sequence[str]) -> str:
     """Digest of a label set: the names in order of index. Two artifacts fit together when it is equal."""
     return hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
-
-
-def read_tensors(
-    path: Path, file_format: str, class_names: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a safetensors file of this format and this label set."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing: run the stage that writes it")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None
-    if metadata.get("format") != file_format:
-        raise ArtifactError(f"{path} has the format {metadata.get('format')}, expected {file_format}")
-    if metadata.get("classes") != class_digest(class_names):
-        raise ArtifactError(
-            f"{path} was made for another label set (digest {metadata.get('classes')}) than the {len(class_names)} "
-            f"classes here (digest {class_digest(class_names)}): rerun the stage that writes it"
-        )
-    return arrays, metadata

@@ -1,23 +1,16 @@
-"""knowledge/ and features/: the sentences, and what the text encoder makes of them.
-
-C classes, V dimensions, d joint embedding width.
-"""
+"""knowledge/: V = 5 sentences per class, where they come from, and the checks that none is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from mdpr.artifacts.formats import Format, class_digest, parse, read_json, read_tensors
+from mdpr.artifacts.formats import Format, parse, read_json
 from mdpr.errors import ArtifactError, KnowledgeError
 from mdpr.params import DIMENSIONS
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class ClassKnowledge(Format):
@@ -121,41 +114,3 @@ def who_wrote(knowledge: Knowledge) -> str:
     completed = sum(len(item.completed) for item in knowledge.classes)
     of = len(knowledge.classes) * len(knowledge.dimensions)
     return f"{completed} of {of}: {told(knowledge.provenance)}; the others: {told(base)}"
-
-
-@dataclass(frozen=True)
-class Features:
-    """The knowledge base in the backbone's joint space.
-
-    sentences_CVd   P, one feature a sentence
-    summary_Cd      m, the mean of a class's sentences
-    prior_CV        M, cosine of the plain class name with each of the class's sentences
-    """
-
-    sentences_CVd: np.ndarray
-    summary_Cd: np.ndarray
-    prior_CV: np.ndarray
-    fingerprint: str
-    knowledge_digest: str
-
-
-def write_features(features: Path, content: Features, class_names: Sequence[str]) -> None:
-    from safetensors.numpy import save_file
-
-    arrays = {
-        "sentences_CVd": content.sentences_CVd,
-        "summary_Cd": content.summary_Cd,
-        "prior_CV": content.prior_CV,
-    }
-    metadata = {
-        "format": "mdpr-features/1",
-        "fingerprint": content.fingerprint,
-        "knowledge_digest": content.knowledge_digest,
-        "classes": class_digest(class_names),
-    }
-    save_file(arrays, features / "knowledge.safetensors", metadata)
-
-
-def read_features(features: Path, class_names: Sequence[str]) -> Features:
-    arrays, metadata = read_tensors(features / "knowledge.safetensors", "mdpr-features/1", class_names)
-    return Features(**arrays, fingerprint=metadata["fingerprint"], knowledge_digest=metadata["knowledge_digest"])

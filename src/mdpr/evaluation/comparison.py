@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from mdpr.artifacts import TEST_DIGEST, read_json, read_predictions, read_table
+from mdpr.artifacts import TEST_DIGEST, read_lineage, read_predictions, read_table
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
@@ -81,7 +81,7 @@ def read_results(folder: Path, name: str) -> Run:
         accuracy=group_means(class_recall(label_N, top1_N, len(table)), shots),
         classes=[str(name) for name in table["class"]],
         shots=shots,
-        test_sha256=read_json(folder / "lineage.json").get(TEST_DIGEST),
+        test_sha256=read_lineage(folder).get(TEST_DIGEST),
     )
 
 

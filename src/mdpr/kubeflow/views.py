@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mdpr.artifacts import read_metrics, read_run
+from mdpr.artifacts import read_metrics, read_run, read_table
 from mdpr.errors import TrackingError
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
 from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
@@ -37,7 +37,7 @@ def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
     """confusion.csv (columns actual, predicted; one row a test image) as a matrix, rows actual."""
     import pandas as pd
 
-    pairs = pd.read_csv(Path(evaluation.path) / "confusion.csv", dtype=str, keep_default_na=False)
+    pairs = read_table(Path(evaluation.path), "confusion.csv")
     names = sorted(set(pairs["actual"]) | set(pairs["predicted"]))
     if len(names) > CONFUSION_MAX_CLASSES:
         logger.info("no confusion matrix in the UI: %d classes, at most %d", len(names), CONFUSION_MAX_CLASSES)

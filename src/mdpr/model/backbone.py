@@ -17,29 +17,27 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdpr.artifacts import Features, Knowledge
+from mdpr.artifacts import Features, Knowledge, check_digest, check_finite, read_tensors, write_tensors
 from mdpr.errors import ArtifactError, BackboneError
 from mdpr.model.towers import prompted_image_features
 from mdpr.params import BackboneParams
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    write_tensors(path, {name: value.detach().cpu().numpy() for name, value in state.items()}, {"format": WEIGHTS})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Raises `ArtifactError` if the file is missing or damaged."""
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing: run tune first")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None
+    """Raises `ArtifactError` if the file is missing, damaged or changed."""
+    arrays, metadata = read_tensors(path, "tune")
+    check_finite(path, arrays, "tune")
+    check_digest(path, arrays, metadata, "tune")
+    return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
+WEIGHTS = "mdpr-weights/1"
 LOGIT_SCALE_MAX = 100.0  # CLIP's own bound on exp(logit_scale)
 
 
@@ -90,7 +88,7 @@ class Backbone(nn.Module):
                 clip = open_clip.create_model(
                     name, pretrained=weights, force_custom_text=True, require_pretrained=True, device=device
                 )
-        except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+        except (RuntimeError, OSError, ValueError, LookupError, EOFError, SafetensorError, UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BackboneError(f"backbone.weights = {weights!r} could not be loaded into {name}: {reason}") from error
         return cls(clip, name, tokenizer)

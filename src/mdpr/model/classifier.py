@@ -106,16 +106,15 @@ class MDPR(nn.Module):
         learned = {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
         return learned | {f"fusion.{name}": value for name, value in self.fusion.named_buffers()}
 
-    def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        """Copy learned parameters in; raises `ArtifactError` with the name of the first one that does not fit."""
+    def load_learned_state(self, state: dict[str, Tensor], source: object = "the checkpoint") -> None:
+        """Copy learned parameters in; raises `ArtifactError` that names the first one of `source` that does not fit."""
         own = self.learned_state()
         for name in sorted(own.keys() | state.keys()):
-            ours, theirs = own.get(name), state.get(name)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
-                expected = "nothing" if ours is None else tuple(ours.shape)
-                found = "nothing" if theirs is None else tuple(theirs.shape)
-                raise ArtifactError(f"learned weights do not fit: {name} has shape {found}, expected {expected}")
-            ours.copy_(theirs)
+            if _kind(own, name) != _kind(state, name):
+                raise ArtifactError(
+                    f"{source}: {name} is {_kind(state, name)}, expected {_kind(own, name)}: run tune again"
+                )
+            own[name].copy_(state[name])
 
     def constants(self, prompts: Prompts | None = None) -> Constants:
         """Class features and the router's table for the present weights."""
@@ -157,3 +156,8 @@ class MDPR(nn.Module):
 
 def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
+
+
+def _kind(state: dict[str, Tensor], name: str) -> str:
+    """Shape and dtype of a tensor, as text."""
+    return f"{str(state[name].dtype).removeprefix('torch.')} {tuple(state[name].shape)}" if name in state else "missing"

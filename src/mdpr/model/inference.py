@@ -84,7 +84,8 @@ class Classifier:
             if encoded is not None and encoded.knowledge_digest != config.knowledge_digest:
                 raise ArtifactError(f"{folder} was tuned with another knowledge base than {beside} holds: rerun tune")
             tuned = MDPR(frozen, config.class_names, config.tune, encoded)
-            tuned.load_learned_state(load_weights(folder / "model.safetensors"))
+            weights = folder / "model.safetensors"
+            tuned.load_learned_state(load_weights(weights), weights)
             return cls(tuned, config)
 
     @torch.inference_mode()

@@ -21,11 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mdpr.artifacts import sha256
+from mdpr.artifacts import check_digest, read_tensors, sha256, write_tensors
 from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
 from mdpr.params import TuneParams
@@ -127,13 +125,12 @@ class Checkpoints:
             return None
         away = f"remove {self.folder} to start over"
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            arrays, metadata = read_tensors(path, "tune")
             if metadata.get("format") != FORMAT:
-                raise ArtifactError(f"{path} has the format {metadata.get('format')}, expected {FORMAT}: {away}")
+                raise ArtifactError(f"{path} has the format {metadata.get('format')}, expected {FORMAT}")
+            check_digest(path, arrays, metadata, "tune")
             saved = json.loads(metadata["state"])
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except (ArtifactError, KeyError, json.JSONDecodeError) as error:
             raise ArtifactError(f"{path} is not a readable checkpoint ({error}): {away}") from None
         difference = first_difference(self.identity, saved["identity"])
         if difference:
@@ -141,7 +138,7 @@ class Checkpoints:
                 f"{self.folder} was left by another configuration: {difference}; set it back, or {away}"
             )
         self.notes.update(saved["notes"])
-        return Snapshot(tensors, saved["record"])
+        return Snapshot({name: torch.tensor(array) for name, array in arrays.items()}, saved["record"])
 
     def write(self, snapshot: Snapshot) -> None:
         """Replace the checkpoint. If the process is killed, the old file or the new one remains, whole.
@@ -151,16 +148,16 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / FILE
         temporary = path.with_suffix(".partial")
-        tensors = {name: value.detach().cpu().contiguous() for name, value in snapshot.tensors.items()}
+        arrays = {name: value.detach().cpu().numpy() for name, value in snapshot.tensors.items()}
         state = {"identity": dict(self.identity), "notes": self.notes, "record": snapshot.record}
         try:
-            save_file(tensors, temporary, {"format": FORMAT, "state": json.dumps(state)})
-        except SafetensorError as error:
+            write_tensors(temporary, arrays, {"format": FORMAT, "state": json.dumps(state)})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # after a power cut the name must not exist without its content
+        except OSError as error:
             raise ArtifactError(
-                f"{temporary} cannot be written ({error}): make room, then run the same command"
+                f"{temporary} cannot be written ({error.strerror}): make room, then run the same command"
             ) from None
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # after a power cut the name must not exist without its content
         temporary.replace(path)
 
     def discard(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mdpr.errors import ArtifactError
 from mdpr.training.checkpoint import FILE, Checkpoints, Snapshot, first_difference
@@ -83,8 +84,26 @@ def test_another_format_is_not_half_understood(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / FILE, {"format": "mdpr-checkpoint/9"})
-    with pytest.raises(ArtifactError, match=r"has the format mdpr-checkpoint/9, expected mdpr-checkpoint/1: remove"):
+    with pytest.raises(ArtifactError, match=r"mdpr-checkpoint/9, expected mdpr-checkpoint/1.*: remove"):
         Checkpoints(tmp_path, IDENTITY).read()
+
+
+def test_a_checkpoint_that_was_changed_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    Checkpoints(tmp_path, IDENTITY).write(SNAPSHOT)
+    with safe_open(tmp_path / FILE, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: value + 1 for name, value in load_file(tmp_path / FILE).items()}
+    save_file(tensors, tmp_path / FILE, metadata)
+    with pytest.raises(ArtifactError, match=r"was changed after tune wrote it.*: remove"):
+        Checkpoints(tmp_path, IDENTITY).read()
+
+
+def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        Checkpoints(tmp_path / name, IDENTITY).write(SNAPSHOT)
+    assert (tmp_path / "first" / FILE).read_bytes() == (tmp_path / "second" / FILE).read_bytes()
 
 
 def test_a_half_written_file_beside_it_is_no_checkpoint(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
         selected_epoch=artifacts.read_model_config(folders.model).selected_epoch,
         prior_C=np.exp(frozen.log_prior_C),
         gallery=make_gallery(picked, classes, knowledge.sentences_CV(), images),
-        lineage=artifacts.read_json(folders.evaluation / "lineage.json") | {"sentences": who_wrote(knowledge)},
+        lineage=artifacts.read_lineage(folders.evaluation) | {"sentences": who_wrote(knowledge)},
         audit=read_audit(folders.knowledge, folders.features),
         promotion=promotion,
     )

@@ -1,0 +1,269 @@
+"""Files of tensors: probe.safetensors, knowledge.safetensors, and the one writer and reader of all others.
+
+The same arrays give the same bytes. A file carries a digest of its content; the arrays of the two formats here are
+declared (shape, dtype, range), and a file that does not match its declaration is refused before anything is computed.
+
+C classes, V dimensions, d joint embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdpr.artifacts.formats import class_digest
+from mdpr.errors import ArtifactError
+from mdpr.params import DIMENSIONS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DIGEST = "sha256"  # key in the metadata
+TOLERANCE = 1e-3  # of sums and cosines, in float32 over a thousand classes
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of a file: its shape, a letter per axis, and what its values may be.
+
+    `sums`: the function of a row, or of the whole vector, that is 1.
+    """
+
+    shape: str
+    low: float = float("-inf")
+    high: float | str = float("inf")  # a letter: the size of that axis, exclusive
+    dtype: str = "float32"
+    sums: str = ""  # "" none, "plain", "exp", "squares"
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """A safetensors file between two stages."""
+
+    name: str
+    stage: str
+    arrays: Mapping[str, Array]
+    texts: tuple[str, ...]  # keys of the metadata
+
+    def read(self, path: Path, class_names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Arrays and metadata of the file, for exactly `class_names`. Raises `ArtifactError` naming what is wrong."""
+        arrays, metadata = read_tensors(path, self.stage)
+        if metadata.get("format") != self.name:
+            raise ArtifactError(f"{path} has the format {metadata.get('format')}, expected {self.name}")
+        if metadata.get("classes") != class_digest(class_names):
+            raise ArtifactError(
+                f"{path} was made for another label set (digest {metadata.get('classes')}) than the "
+                f"{len(class_names)} classes here (digest {class_digest(class_names)}): run {self.stage} again"
+            )
+        fault = self._fault(arrays, metadata, len(class_names))
+        if fault:
+            raise ArtifactError(f"{path}: {fault}: run {self.stage} again")
+        check_finite(path, arrays, self.stage)
+        check_digest(path, arrays, metadata, self.stage)
+        return arrays, metadata
+
+    def _fault(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], class_count: int) -> str | None:
+        import numpy as np
+
+        if wrong := sorted(arrays.keys() ^ self.arrays.keys()):
+            return f"{wrong[0]} is {'missing' if wrong[0] in self.arrays else 'not an array of this format'}"
+        if lacking := [key for key in self.texts if not metadata.get(key)]:
+            return f"{lacking[0]} is missing in the metadata"
+        sizes = {"C": class_count, "V": len(DIMENSIONS)}
+        for name, declared in self.arrays.items():
+            array = arrays[name]
+            if len(array.shape) == len(declared.shape):
+                for letter, size in zip(declared.shape, array.shape, strict=True):
+                    sizes.setdefault(letter, size)
+            expected = tuple(sizes.get(letter, letter) for letter in declared.shape)
+            if array.shape != expected or 0 in array.shape:
+                return f"{name} has the shape {array.shape}, expected {str(expected).replace(chr(39), '')}"
+            if array.dtype != declared.dtype:
+                return f"{name} is {array.dtype}, expected {declared.dtype}"
+            high = sizes[declared.high] - 1 if isinstance(declared.high, str) else declared.high
+            if array.min() < declared.low - TOLERANCE or array.max() > high + TOLERANCE:
+                return (
+                    f"{name} has values from {array.min():g} to {array.max():g}, expected {declared.low:g} to {high:g}"
+                )
+            if declared.sums:
+                exact = array.astype(np.float64)
+                terms = {"plain": exact, "exp": np.exp(exact), "squares": exact**2}[declared.sums]
+                if np.abs(terms.sum(axis=-1) - 1).max() > TOLERANCE * 10:
+                    return f"{name} is not normalised"
+        return None
+
+
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """`arrays` and `metadata` as a safetensors file. The library writes metadata in an order that changes."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    metadata = dict(metadata) | {DIGEST: content_digest(arrays, metadata)}
+    plain = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    length = int.from_bytes(plain[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(memoryview(plain)[8 + length :])
+
+
+def read_tensors(path: Path, stage: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays and the metadata of a safetensors file that `stage` wrote; its content is not checked."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: run {stage} first")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not a file: run {stage} again")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # also a dtype NumPy lacks
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{path} is not a readable safetensors file ({reason}): run {stage} again") from None
+
+
+def content_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Of names, dtypes, shapes, values and metadata."""
+    digest = hashlib.sha256()
+    for key, value in sorted(metadata.items()):
+        if key != DIGEST:
+            digest.update(f"{key}\0{value}\0".encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def check_finite(path: Path, arrays: Mapping[str, np.ndarray], stage: str) -> None:
+    import numpy as np
+
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ArtifactError(f"{path}: {name} holds values that are not finite: run {stage} again")
+
+
+def check_digest(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], stage: str) -> None:
+    """Raises `ArtifactError` if the content is not what `stage` wrote; files of earlier versions carry no digest."""
+    if metadata.get(DIGEST, "") not in ("", content_digest(arrays, metadata)):
+        raise ArtifactError(f"{path} was changed after {stage} wrote it: run {stage} again")
+
+
+FEATURES = TensorFormat(
+    "mdpr-features/1",
+    "encode",
+    {"sentences_CVd": Array("CVd"), "summary_Cd": Array("Cd"), "prior_CV": Array("CV", -1, 1)},
+    ("fingerprint", "knowledge_digest"),
+)
+PROBE = TensorFormat(
+    "mdpr-probe/1",
+    "probe",
+    {
+        "confusion_CC": Array("CC", 0, 1, sums="plain"),
+        "rival_C": Array("C", 0, "C", dtype="int64"),
+        "zero_shot_C": Array("C", 0, 1),
+        "log_prior_C": Array("C", high=0, sums="exp"),
+        "text_Cd": Array("Cd", -1, 1, sums="squares"),
+    },
+    ("fingerprint", "logit_scale"),
+)
+LOGIT_SCALE_MAX = 1000.0  # CLIP's own bound is 100
+
+
+@dataclass(frozen=True)
+class Features:
+    """The knowledge base in the backbone's joint space.
+
+    sentences_CVd   P, one feature per sentence
+    summary_Cd      m, the mean of a class's sentences
+    prior_CV        M, cosine of the plain class name with each of the class's sentences
+    """
+
+    sentences_CVd: np.ndarray
+    summary_Cd: np.ndarray
+    prior_CV: np.ndarray
+    fingerprint: str
+    knowledge_digest: str
+
+
+def write_features(features: Path, content: Features, class_names: Sequence[str]) -> None:
+    metadata = {
+        "format": FEATURES.name,
+        "fingerprint": content.fingerprint,
+        "knowledge_digest": content.knowledge_digest,
+        "classes": class_digest(class_names),
+    }
+    arrays = {name: getattr(content, name) for name in FEATURES.arrays}
+    write_tensors(features / "knowledge.safetensors", arrays, metadata)
+
+
+def read_features(features: Path, class_names: Sequence[str]) -> Features:
+    arrays, metadata = FEATURES.read(features / "knowledge.safetensors", class_names)
+    return Features(**arrays, fingerprint=metadata["fingerprint"], knowledge_digest=metadata["knowledge_digest"])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The frozen CLIP's reading of the training images, before anything is tuned.
+
+    confusion_CC       row c: share of class c's images predicted as each class (rows sum to 1)
+    rival_C            int64, the class that c is most confused with
+    zero_shot_C        accuracy per class, 0..1
+    log_prior_C        log of the estimated pre-training prior (METHOD: hidden bias), sums to 1 after exp
+    text_Cd            unit-length class features of the zero-shot classifier (an ensemble of templates)
+    logit_scale        exp of CLIP's own temperature parameter
+    fingerprint        of the backbone
+    """
+
+    confusion_CC: np.ndarray
+    rival_C: np.ndarray
+    zero_shot_C: np.ndarray
+    log_prior_C: np.ndarray
+    text_Cd: np.ndarray
+    logit_scale: float
+    fingerprint: str
+
+
+def write_probe(probe: Path, content: Probe, class_names: Sequence[str]) -> None:
+    """probe.safetensors for the next stages, zero_shot.csv for people."""
+    import numpy as np
+    import pandas as pd
+
+    metadata = {
+        "format": PROBE.name,
+        "fingerprint": content.fingerprint,
+        "logit_scale": repr(content.logit_scale),
+        "classes": class_digest(class_names),
+    }
+    write_tensors(probe / "probe.safetensors", {name: getattr(content, name) for name in PROBE.arrays}, metadata)
+    pd.DataFrame(
+        {
+            "class": list(class_names),
+            "zero_shot_accuracy": content.zero_shot_C,
+            "rival": [class_names[index] for index in content.rival_C],
+            "hidden_prior": np.exp(content.log_prior_C),
+        }
+    ).to_csv(probe / "zero_shot.csv", index_label="index", float_format="%.6f")
+
+
+def read_probe(probe: Path, class_names: Sequence[str]) -> Probe:
+    path = probe / "probe.safetensors"
+    arrays, metadata = PROBE.read(path, class_names)
+    try:
+        logit_scale = float(metadata["logit_scale"])
+    except ValueError:
+        logit_scale = 0.0
+    if not 0 < logit_scale <= LOGIT_SCALE_MAX:
+        raise ArtifactError(
+            f"{path}: logit_scale = {metadata['logit_scale'][:40]!r}, expected a number above 0 and at most "
+            f"{LOGIT_SCALE_MAX:g}: run probe again"
+        )
+    return Probe(**arrays, logit_scale=logit_scale, fingerprint=metadata["fingerprint"])
