@@ -73,8 +73,11 @@ def fetch(repo: str, path: str, rev: str | None, target: Path) -> None:
         from dvc.repo import Repo
         from dvc.scm import SCMError
         from dvc_data.index import DataIndexError
+
+        from mdpr.data.dvc_origin import name_user
     except ModuleNotFoundError as error:
         raise MdprError(f"mdpr data import needs {error.name}: pip install 'mdpr[pipeline]'") from None
+    name_user()
     try:
         with Repo() as project:
             project.imp(repo, path, out=str(target), rev=rev)

@@ -1,8 +1,8 @@
 """A source that DVC tracks in a Git repository: exactly one version of it, in a temporary folder.
 
 DVC reads the repository without the git program. The login of a private one comes from MDPR_GIT_USERNAME and
-MDPR_GIT_PASSWORD, or from Git's own credential helpers; it stays in this process. That of the store is the store's own
-business (AWS_ACCESS_KEY_ID and so on).
+MDPR_GIT_PASSWORD, or from Git's own credential helpers, and stays in this process. The store reads its own variables
+(AWS_ACCESS_KEY_ID and so on).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import pwd
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def pull(params: PrepareParams, target: Path) -> Origin:
     except ModuleNotFoundError as error:
         raise DataError(f"prepare.repo needs {error.name}: pip install 'mdpr[pipeline,s3]'") from None
 
+    name_user()
     # Of a folder DVC would take what is checked out; its last commit is a version.
     rev = params.rev or ("HEAD" if Path(params.repo).exists() else None)
     where = f"{params.path} of {params.repo}{f' at {params.rev}' if params.rev else ''}"
@@ -73,6 +75,15 @@ def pull(params: PrepareParams, target: Path) -> Origin:
         clean_repos()  # the clones of this process, which DVC keeps for the next call
     logger.info("pulled %s: commit %s, %s %s", where, origin.commit[:12], *digest)
     return origin
+
+
+def name_user() -> None:
+    """Give Git and DVC a user's name and home: the uid of a container need not have an entry in passwd."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+        os.environ.setdefault("HOME", tempfile.gettempdir())
 
 
 def _digest(files: DVCFileSystem, path: str, where: str) -> tuple[str, str]:
