@@ -39,7 +39,7 @@ from tools.embedded.training import MAX_LOG_SCALE, Recipe, encode_captions, make
 
 FOLDER = Path("data/embedded/emblems")
 MODEL_NAME = "emblem-tiny"
-CONFIG = FOLDER / f"{MODEL_NAME}.json"
+CONFIG = Path(__file__).resolve().parents[2] / FOLDER / f"{MODEL_NAME}.json"
 PICTURES = 24_000
 NAMED_SHARE = 0.5
 ABSENT_A, FOREIGN_A = (0.35,) * 5, (0.0, 0.0, 0.1, 0.1, 0.1)  # of pre-training: neither setting of prepare.emblems
@@ -64,12 +64,12 @@ class Batch:
 class Album:
     """The pictures of pre-training, drawn once; captions are new in every batch."""
 
-    def __init__(self, world: World, random: np.random.Generator) -> None:
+    def __init__(self, world: World, random: np.random.Generator, size: int = PICTURES) -> None:
         self.world = world
         classes = len(world.names)
-        is_named = random.random(PICTURES) < NAMED_SHARE
-        self.label_N = np.where(is_named, random.choice(classes, PICTURES, p=world.hidden_share_C), NOTHING)
-        free_NA = random.integers(0, VALUES, (PICTURES, len(ATTRIBUTES)))
+        is_named = random.random(size) < NAMED_SHARE
+        self.label_N = np.where(is_named, random.choice(classes, size, p=world.hidden_share_C), NOTHING)
+        free_NA = random.integers(0, VALUES, (size, len(ATTRIBUTES)))
         true_NA = np.where(is_named[:, None], world.value_CA[self.label_N], free_NA)
         pictures = draw_pictures(self.label_N, true_NA, ABSENT_A, FOREIGN_A, random)
         self.seen_NA = np.where(pictures.state_NA == ABSENT, NOTHING, pictures.drawn_NA)
@@ -189,7 +189,7 @@ def train(
     started, total = time.perf_counter(), 0.0
     model.train()
     for step in range(1, steps + 1):
-        batch = album.batch(random.choice(PICTURES, recipe.batch, replace=False), random)
+        batch = album.batch(random.choice(len(album.label_N), recipe.batch, replace=False), random)
         tokens_BT = tokenize(batch.texts)
         is_said[tokens_BT] = True
         image_Bd = model.encode_image(batch.images_B3HW, normalize=True)

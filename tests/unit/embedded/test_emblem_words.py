@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from tools.embedded import pretrain_emblems
 from tools.embedded.emblem_words import (
     CONTRAST_CLAIMS,
@@ -19,6 +21,7 @@ from tools.embedded.emblem_words import (
     sentences,
     with_article,
 )
+from tools.embedded.training import Recipe
 
 from mdpr.data.sources.emblems import ATTRIBUTES, build_world
 
@@ -78,6 +81,39 @@ def test_no_sentence_is_a_caption_and_every_word_is_known(captions: list[str]) -
 def test_articles() -> None:
     assert with_article("orange box") == "an orange box"
     assert with_article("box") == "a box"
+
+
+def test_a_caption_fits_its_own_picture_and_those_that_show_what_it_claims() -> None:
+    album = pretrain_emblems.Album(build_world(), np.random.default_rng(1), size=64)
+    batch = album.batch(np.arange(64), np.random.default_rng(2))
+    assert batch.images_B3HW.shape == (64, 3, 32, 32)
+    assert batch.fits_BB.diagonal().all()
+    for column, text in enumerate(batch.texts):
+        shows = [all(album.seen_NA[row, a] == v for a, v in claimed(text)) for row in range(64)]
+        fits = batch.fits_BB[:, column].numpy()
+        assert not (fits & ~np.array(shows)).any()
+        names = [row for row in range(64) if album.label_N[row] >= 0 and fits[row]]
+        assert fits.sum() == sum(shows) or len({album.label_N[row] for row in names}) == 1
+
+
+def test_training_is_deterministic_and_words_that_no_caption_has_are_zero() -> None:
+    world = build_world()
+    open_clip.add_model_config(pretrain_emblems.CONFIG)
+
+    def trained() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = open_clip.create_model(pretrain_emblems.MODEL_NAME, force_custom_text=True)
+        album = pretrain_emblems.Album(world, np.random.default_rng(1), size=64)
+        recipe = Recipe(batch=16, warmup_steps=1)
+        pretrain_emblems.train(model, album, recipe, 2, np.random.default_rng(2))
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    first, again = trained(), trained()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    embedding = first["text.token_embedding.weight"]
+    said = open_clip.get_tokenizer(pretrain_emblems.MODEL_NAME).encode("a")
+    assert embedding[said].abs().sum() > 0
+    assert (embedding.abs().sum(dim=1) == 0).float().mean() > 0.98
 
 
 def test_no_steps_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
