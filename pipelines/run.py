@@ -7,6 +7,8 @@ mdpr pipeline run --runner docker --set tune.epochs=5      tasks in containers o
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +20,7 @@ from kfp.dsl.graph_component import GraphComponent
 
 from mdpr.knowledge.chat import find_key
 from mdpr.kubeflow.components import read_sections
+from mdpr.launch import DRIVER_PID
 from mdpr.params import parse_params
 from pipelines.settings import Request, read_params, request_options, stage_texts
 from pipelines.site import Site, read_site
@@ -28,11 +31,15 @@ from pipelines.variants import VARIANTS
 def in_processes(output: Path, site: Site) -> Iterator[None]:
     """Tasks as processes of this environment."""
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output))
-    with warnings.catch_warnings():
-        # It misses the word python in the image's name, and thinks of packages that may be missing.
-        warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
-        warnings.filterwarnings("ignore", ".* have no effect in the current local runner", UserWarning)
-        yield
+    os.environ[DRIVER_PID] = str(os.getpid())  # tasks end with this process, even if it is killed
+    try:
+        with warnings.catch_warnings():
+            # It misses the word python in the image's name, and thinks of packages that may be missing.
+            warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
+            warnings.filterwarnings("ignore", ".* have no effect in the current local runner", UserWarning)
+            yield
+    finally:
+        del os.environ[DRIVER_PID]
 
 
 @contextmanager
@@ -103,6 +110,7 @@ def without_retries(pipeline: GraphComponent) -> GraphComponent:
 @request_options
 def command(runner: str, output: Path, request: Request) -> None:
     """Run a pipeline on this machine."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that a container is removed on the way out
     try:
         run = run_locally(runner, output, request)
     except RuntimeError as error:

@@ -1,12 +1,23 @@
-"""Which of several processes this one is, from torchrun's environment variables. Loads no library."""
+"""How this process was started: by torchrun, as one of several; by a driver that it must not outlive."""
 
 from __future__ import annotations
 
+import logging
 import os
+import select
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mdpr.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+DRIVER_PID = "MDPR_DRIVER_PID"  # set by `mdpr pipeline run` for its tasks
+DVC_STAGE = "DVC_STAGE"  # set by DVC for the commands it runs
+GRACE_S = 60  # for saving the work after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -34,3 +45,50 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if not (world.isdigit() and rank.isdigit() and local_rank.isdigit() and int(rank) < int(world)):
         raise ConfigError(f"RANK = {rank!r} and WORLD_SIZE = {world!r} do not fit: start the processes with torchrun")
     return Launch(int(rank), int(world), int(local_rank))
+
+
+def end_with_driver() -> None:
+    """Send this process SIGTERM once the driver that started it has ended, even by SIGKILL; then SIGKILL.
+
+    Drivers are DVC and `mdpr pipeline run`. A process that a person started (a shell, nohup) has none. Needs Linux.
+    """
+    pid = _driver_pid()
+    if pid is None or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:  # ended already
+        os.kill(os.getpid(), signal.SIGTERM)
+    except OSError:  # an old kernel
+        return
+    else:
+        threading.Thread(target=_wait_and_end, args=(descriptor,), daemon=True).start()
+
+
+def _driver_pid() -> int | None:
+    if os.environ.get(DRIVER_PID, "").isdigit():
+        return int(os.environ[DRIVER_PID])
+    if DVC_STAGE not in os.environ:
+        return None
+    pid = os.getppid()
+    try:  # DVC starts a shell that starts this process: the nearest ancestor without the variable is DVC itself
+        while f"\0{DVC_STAGE}=".encode() in b"\0" + _read(pid, "environ"):
+            pid = int(_read(pid, "stat").rpartition(b")")[2].split()[1])
+    except (OSError, ValueError):
+        return None
+    return pid
+
+
+def _read(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+
+
+def _wait_and_end(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)  # readable once the process has ended
+    poll.poll()
+    logger.warning("the process that started this stage has ended: stopping")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from mdpr.errors import ArtifactError, ConfigError, MdprError
-from mdpr.launch import read_launch
+from mdpr.launch import end_with_driver, read_launch
 from mdpr.params import Params, input_paths
 from mdpr.stages.outputs import beside, dropped, whole_or_not_at_all
 
@@ -132,6 +132,7 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     Raises `ArtifactError` for an input that does not exist, and `ConfigError` for an output that would replace anything
     but an earlier output of this stage, or that another process is writing.
     """
+    end_with_driver()
     started = time.monotonic()
     arguments = _arguments(stage, stage, paths, params)
     outputs = {port: paths[port] for port in stage.outputs}
