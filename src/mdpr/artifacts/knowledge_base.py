@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mdpr.artifacts.formats import Format, parse, read_json
 from mdpr.errors import ArtifactError, KnowledgeError
 from mdpr.params import DIMENSIONS
+
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class ClassKnowledge(Format):
@@ -21,11 +23,11 @@ class ClassKnowledge(Format):
     """
 
     index: int = Field(ge=0)
-    name: str = Field(min_length=1)
-    rival: str | None = None
+    name: Name
+    rival: Name | None = None
     rival_index: int | None = Field(None, ge=0)
     sentences: dict[str, str]
-    differential_alternatives: dict[str, str] = Field(default_factory=dict)
+    differential_alternatives: dict[Name, str] = Field(default_factory=dict)
     completed: tuple[str, ...] = ()
 
 

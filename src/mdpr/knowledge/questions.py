@@ -126,7 +126,7 @@ def _make_question(
     rejected: Rejected | None,
 ) -> Question:
     prompt = prompts.dimensions[dimension]
-    user = _fill(prompt.ask, {"class": _prompt_name(item), "rival": _prompt_name(rival)})
+    user = _fill(prompt.ask, {"class": item.display_name, "rival": rival.display_name})
     if rejected:
         user += "\n" + _fill(prompts.repair, {"sentence": rejected.sentence, "reason": rejected.reason})
     key = question_key(
@@ -147,11 +147,6 @@ def question_key(parts: Mapping[str, Any]) -> str:
     """sha256 of `parts` as canonical JSON: equal parts in any order give equal keys, different parts different ones."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _prompt_name(item: ClassInfo) -> str:
-    """The class name in a prompt, with its disambiguation in brackets if it has one."""
-    return f"{item.name} ({item.disambiguation})" if item.disambiguation else item.name
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

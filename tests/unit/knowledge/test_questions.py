@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdpr.artifacts import ClassInfo
+from mdpr.errors import printable
 from mdpr.knowledge.questions import Prompts, Question, Rejected, load_prompts, make_questions, question_key
 from mdpr.params import DIMENSIONS, LlmParams
 
@@ -64,10 +65,10 @@ def test_keys_are_equal_only_for_equal_parts(one: dict[str, Any], other: dict[st
 
 
 @given(st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
-def test_any_class_name_is_put_into_its_prompt_as_it_is(name: str, rival: str) -> None:
+def test_any_class_name_is_put_into_its_prompt_as_people_read_it(name: str, rival: str) -> None:
     questions = ask_about(classes(name, rival), [1, 0])
-    assert all(name in question.user for question in questions[:5])
-    assert f"Unlike a {rival}," in questions[4].user
+    assert all(printable(name) in question.user for question in questions[:5])
+    assert f"Unlike a {printable(rival)}," in questions[4].user
 
 
 def test_every_class_is_asked_about_in_every_dimension_under_keys_of_its_own() -> None:
