@@ -1,4 +1,4 @@
-"""The two container images (components/Dockerfile), as `make images` names them; a cluster's own are in its site file.
+"""The two container images (components/Dockerfile), as `make images` names them; a cluster's own are in its profile.
 
 gpu: probe, encode, tune, evaluate; cpu: everything else.
 """

@@ -1,31 +1,41 @@
 """`mdpr pipeline compile`: the pipelines as YAML, in two documents: the graph, and its Kubernetes options.
 
-The pictures of the graphs in pipelines/README.md are made from the same YAML, and checked with it.
+The graphs in pipelines/README.md are drawn from the same YAML, as Mermaid, and checked with it.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+import yaml
 from kfp import compiler
 
 from mdpr.errors import CheckFailed, ConfigError
-from pipelines.pictures import with_pictures
-from pipelines.settings import read_params, site_option
-from pipelines.site import Site, read_site
-from pipelines.variants import VARIANTS
+from pipelines.cluster import ClusterProfile, read_profile
+from pipelines.graphs import VARIANTS
+from pipelines.options import cluster_option, read_params
 
-FOLDER = Path(__file__).resolve().parent  # of the compiled pipelines of the default site; CI fails when one is stale
+FOLDER = Path(__file__).resolve().parent  # of the pipelines compiled for the default profile; CI fails if one is stale
 README = "README.md"
+MARKS = ("<!-- graph of {} -->", "<!-- end of the graph -->")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's reads a compiled pipeline ten times faster
+NOTE = """\
+# Compiled by `mdpr pipeline compile` for the default cluster profile: the images have no registry.
+# For a cluster: mdpr pipeline compile --cluster cluster.yaml --output build, then upload build/{name}.
+"""
 
 
-def compile_pipeline(output: Path, site: Site, variant: str = "training") -> None:
+def compile_pipeline(output: Path, profile: ClusterProfile, variant: str = "training") -> None:
     """Write a pipeline, with params.yaml as it is now, to `output`."""
-    compiler.Compiler().compile(VARIANTS[variant].make(read_params(), site), str(output))
+    compiler.Compiler().compile(VARIANTS[variant].make(read_params(), profile), str(output))
+    if profile == ClusterProfile():
+        output.write_text(NOTE.format(name=output.name) + output.read_text("utf-8"), "utf-8")
 
 
 def compiled(folder: Path, variant: str) -> Path:
@@ -33,24 +43,24 @@ def compiled(folder: Path, variant: str) -> Path:
     return folder / f"{variant}.yaml"
 
 
-def stale(folder: Path, site: Site) -> list[Path]:
-    """What in `folder` is not as compiling now would leave it: compiled pipelines, and the pictures in a README."""
+def stale(folder: Path, profile: ClusterProfile) -> list[Path]:
+    """The files in `folder` that compiling now would change: compiled pipelines, and the README with their graphs."""
     with tempfile.TemporaryDirectory() as name:
         fresh = Path(name)
         if (folder / README).is_file():
             (fresh / README).write_bytes((folder / README).read_bytes())
         return [
             folder / path.name
-            for path in write_pipelines(fresh, site)
+            for path in write_pipelines(fresh, profile)
             if not (folder / path.name).is_file() or (folder / path.name).read_bytes() != path.read_bytes()
         ]
 
 
-def write_pipelines(folder: Path, site: Site) -> list[Path]:
+def write_pipelines(folder: Path, profile: ClusterProfile) -> list[Path]:
     """Compile every pipeline into `folder`, and draw them in the README that lies there; returns what was written."""
     written = []
     for variant in VARIANTS:
-        compile_pipeline(compiled(folder, variant), site, variant)
+        compile_pipeline(compiled(folder, variant), profile, variant)
         written.append(compiled(folder, variant))
     readme = folder / README
     if readme.is_file():
@@ -60,17 +70,74 @@ def write_pipelines(folder: Path, site: Site) -> list[Path]:
     return written
 
 
+def draw(file: Path) -> str:
+    """The graph of a compiled pipeline as a Mermaid flow chart.
+
+    A solid arrow is an artifact handed on, with its name; a dotted one only an order, if no other arrow implies it. A
+    hexagon needs a GPU. A frame around tasks is drawn as Kubeflow has it: "for each" runs once per item.
+    """
+    document = next(yaml.load_all(file.read_text("utf-8"), LOADER))
+    return "\n".join(["flowchart LR", *_frame(document["root"]["dag"]["tasks"], document, "    ")])
+
+
+def _frame(tasks: Mapping[str, Any], document: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for name, task in sorted(tasks.items()):
+        component = document["components"][task["componentRef"]["name"]]
+        if "dag" in component:
+            items = task.get("parameterIterator", {}).get("items", {}).get("inputParameter", "")
+            source = items.removeprefix("pipelinechannel--").removesuffix("-Output")
+            yield f'{indent}subgraph {name} ["{f"for each of {source}" if source else " "}"]'
+            yield from _frame(component["dag"]["tasks"], document, f"{indent}    ")
+            yield f"{indent}end"
+        else:
+            container = document["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+            gpu = "accelerator" in container.get("resources", {})
+            yield f"{indent}{name}{{{{{name}}}}}" if gpu else f"{indent}{name}([{name}])"
+        given = task.get("inputs", {}).get("artifacts", {}).values()
+        made = {(item["producerTask"], item["outputArtifactKey"]) for item in _outputs(given)}
+        yield from (f"{indent}{before} -- {_plain(artifact)} --> {name}" for before, artifact in sorted(made))
+        waits = set(task.get("dependentTasks", ())) - {before for before, _ in made}
+        implied = {early for late in task.get("dependentTasks", ()) for early in _before(tasks, late)}
+        yield from (f"{indent}{before} -.-> {name}" for before in sorted(waits - implied))
+
+
+def _outputs(sources: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, str]]:
+    return (source["taskOutputArtifact"] for source in sources if "taskOutputArtifact" in source)
+
+
+def _plain(artifact: str) -> str:
+    """The name of an artifact that leaves a frame, without the channel it came by: pipelinechannel--tune-model."""
+    return artifact.rpartition("-")[2] if artifact.startswith("pipelinechannel--") else artifact
+
+
+def _before(tasks: Mapping[str, Any], name: str) -> set[str]:
+    direct = set(tasks[name].get("dependentTasks", ()))
+    return direct.union(*(_before(tasks, task) for task in direct))
+
+
+def with_pictures(text: str, graphs: Mapping[str, Path]) -> str:
+    """`text` with the graph of each compiled pipeline between its marks; raises `ConfigError` if a mark is missing."""
+    for name, file in graphs.items():
+        start, end = MARKS[0].format(name), MARKS[1]
+        parts = re.split(f"({re.escape(start)}).*?({re.escape(end)})", text, flags=re.S)
+        if len(parts) != 4:  # before, the two marks, after
+            raise ConfigError(f"the README must hold the lines {start} and {end} once: put them back")
+        before, *_, after = parts
+        text = f"{before}{start}\n```mermaid\n{draw(file)}\n```\n{end}{after}"
+    return text
+
+
 @contextmanager
-def package(site_file: Path | None, variant: str = "training") -> Iterator[Path]:
-    """The file to upload: the committed one, which must be current, or one made for the site of `site_file`.
+def package(profile: ClusterProfile, variant: str = "training") -> Iterator[Path]:
+    """The file to upload: the committed one, which must be current, or one made for this cluster or project.
 
     Raises `ConfigError`.
     """
-    site, committed = read_site(site_file), compiled(FOLDER, variant)
+    committed = compiled(FOLDER, variant)
     with tempfile.TemporaryDirectory() as name:
         fresh = compiled(Path(name), variant)
-        compile_pipeline(fresh, site, variant)
-        if site_file is None:
+        compile_pipeline(fresh, profile, variant)
+        if profile == ClusterProfile() and FOLDER.parent == Path.cwd():
             if not committed.is_file() or committed.read_bytes() != fresh.read_bytes():
                 raise ConfigError(f"{committed.name} is stale: run mdpr pipeline compile, then try again")
             yield committed
@@ -84,19 +151,21 @@ def package(site_file: Path | None, variant: str = "training") -> Iterator[Path]
     type=click.Path(path_type=Path, file_okay=False),
     default=FOLDER,
     show_default=True,
-    help="folder that receives a file a pipeline",
+    help="folder that receives a file per pipeline",
 )
-@click.option("--check", is_flag=True, help="Write nothing; fail when a file is stale.")
-@site_option
-def command(output: Path, check: bool, site_file: Path | None) -> None:
+@click.option("--check", is_flag=True, help="Write nothing; fail if a file is stale.")
+@cluster_option
+def compile_command(output: Path, check: bool, profile_file: Path | None) -> None:
     """Compile the pipelines, and draw their graphs in the README beside them."""
-    site = read_site(site_file)
+    profile = read_profile(profile_file)
     if check:
-        if faulty := stale(output, site):
+        if faulty := stale(output, profile):
             names = ", ".join(str(path) for path in faulty)
             raise CheckFailed(f"stale: {names}; run mdpr pipeline compile")
         return
+    if output == FOLDER and FOLDER.parent != Path.cwd():
+        raise ConfigError(f"{Path.cwd()} is not the folder of these pipelines: name the folder to write to by --output")
     if not output.is_dir():
         raise ConfigError(f"{output} does not exist: make the folder, or name another --output")
-    for path in write_pipelines(output, site):
+    for path in write_pipelines(output, profile):
         click.echo(f"wrote {path}")

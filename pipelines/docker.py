@@ -1,7 +1,7 @@
 """Tasks in containers of a local Docker engine, with exit codes that can be trusted.
 
-kfp's own runner lets the engine remove a container as soon as it ends, and counts one that is gone before it
-was asked as a success: a task that failed at once may pass. Here it stays until its exit code was read.
+kfp's own runner lets the engine remove a container as soon as it ends, and counts one that is gone before its exit code
+was read as a success: a task that failed at once may pass. Here it stays until its exit code was read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kfp import local
 from kfp.local import docker_task_handler
 
 from mdpr.errors import ConfigError
-from pipelines.placement import DATA_KEYS, LLM_KEYS, MLFLOW_LOGIN_KEYS
+from pipelines.cluster import DATA_KEYS, HUB_KEYS, LLM_KEYS, MLFLOW_LOGIN_KEYS
 
 WORKDIR = "/workspace"  # of both images: relative paths in params.yaml start here
 SHM_SIZE = "1g"  # torch's loaders hand batches over in shared memory; Docker gives 64 MB
@@ -54,7 +54,7 @@ def trusted_exit_codes() -> Iterator[None]:
 
 
 def check_engine(images: Sequence[str]) -> None:
-    """Raise `ConfigError` where no engine answers or an image is not there."""
+    """Raise `ConfigError` if no engine answers or an image is missing."""
     try:
         client = docker.from_env(timeout=10)
     except DockerException:
@@ -63,7 +63,7 @@ def check_engine(images: Sequence[str]) -> None:
         for image in images:
             client.images.get(image)
     except ImageNotFound:
-        raise ConfigError(f"the image {image} is not there: build it as components/Dockerfile says") from None
+        raise ConfigError(f"the image {image} is missing: build it as components/Dockerfile says") from None
     finally:
         client.close()
 
@@ -78,7 +78,7 @@ def docker_runner(output: Path) -> local.DockerRunner:
     artifacts = mlflow / "mlruns"
     artifacts.mkdir(parents=True, exist_ok=True)
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{mlflow}/mlflow.db", "HOME": "/tmp"}  # noqa: S108
-    secrets = {*MLFLOW_LOGIN_KEYS.values(), *LLM_KEYS.values(), *DATA_KEYS.values()}
+    secrets = {*MLFLOW_LOGIN_KEYS, *LLM_KEYS, *DATA_KEYS, *HUB_KEYS}
     environment |= {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_") or name in secrets}
     return local.DockerRunner(
         network_mode="host",

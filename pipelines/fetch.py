@@ -1,31 +1,227 @@
-"""`mdpr pipeline fetch`: what a run of the pipeline made, in the DVC workspace of the working folder.
+"""`mdpr pipeline fetch`: the outputs of a pipeline run, brought into the DVC workspace of the working folder.
 
     mdpr pipeline fetch local_outputs/mdpr-training-2026-01-31-12-00-00-000000
     mdpr pipeline fetch s3://mlpipeline/v2/artifacts/mdpr-training/5df0cd85-5615-4b99-8c17-a16f018c6819
     mdpr pipeline fetch 5df0cd85-5615-4b99-8c17-a16f018c6819 --host http://localhost:8888
 
 Each output goes where dvc.yaml has it, and params.yaml becomes the run's own; then `dvc commit --force` records them as
-if they had been computed here, and `dvc push` shares them.
+if they had been computed here, and `dvc push` shares them. The folder of a run, on this disk or in a cluster's store:
+
+    FOLDER/TASK/ARTIFACT         one machine: `<pipeline>-<time>` in --output
+                                 (kfp/local/executor_input_utils.py, construct_local_task_root)
+    FOLDER/TASK/SALT/ARTIFACT    a cluster: `<pipeline root>/<pipeline>/<run id>`, a salt per execution
+                                 (kubeflow/pipelines, backend/src/v2/driver, provisionOutputs)
+
+Parameters that tasks hand on are in neither; the run's own are the artifact `settings` of `configure`.
 """
 
 from __future__ import annotations
 
+import posixpath
+import shlex
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from scmrepo.exceptions import SCMError
 
 from mdpr.artifacts import read_model_config
-from mdpr.errors import ArtifactError, ConfigError
+from mdpr.data.intake import map_in_order
+from mdpr.errors import ArtifactError, ConfigError, MdprError
 from mdpr.params import Params, dump_yaml, load_params
+from mdpr.progress import track
 from mdpr.stages.outputs import whole_or_not_at_all
-from pipelines.api import Cluster, cluster_options, one_line_errors
-from pipelines.run_folder import SETTINGS, RunFolder, store_errors
-from pipelines.workspace import Workspace, open_workspace
+from mdpr.stages.stage import STAGES, load_stage
+from pipelines.submit import Connection, connection_options, one_line_errors
 
-DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"  # of Kubeflow, where the config map kfp-launcher names no other
+DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"  # of Kubeflow, unless the config map kfp-launcher names another
 HEADER = "# The settings of {run}, brought here by `mdpr pipeline fetch`.\n"
+PARAMS = "params.yaml"
+SETTINGS = ("configure", "settings")
+# In some variants another task has the last word on a stage's output: it comes first here.
+TASKS: Mapping[str, Sequence[str]] = {name: (name,) for name in STAGES} | {
+    "describe": ("merge", "describe"),
+    "tune": ("select", "tune"),
+}
+
+
+# --- the folder of a run --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's artifacts lie: `path` in the file system `files`, `address` for messages."""
+
+    files: AbstractFileSystem
+    path: str
+    address: str
+
+    @classmethod
+    def open(cls, address: str) -> RunFolder:
+        """Of a path or an fsspec address; raises `ArtifactError` where nothing is there."""
+        plain = urlsplit(address)._replace(query="").geturl() if "://" in address else address
+        # What Kubeflow calls minio:// is any store that speaks S3; AWS_ENDPOINT_URL says which.
+        plain = plain.replace("minio://", "s3://", 1) if plain.startswith("minio://") else plain
+        try:
+            files, path = url_to_fs(plain, use_listings_cache=False) if "://" in plain else url_to_fs(plain)
+        except ImportError as error:
+            raise MdprError(f"{address}: {error}; for s3:// and minio://, pip install 'mdpr[s3]'") from None
+        except ValueError as error:
+            raise ArtifactError(f"{address}: {error}") from None
+        with store_errors(address):
+            if not files.isdir(path):
+                raise ArtifactError(f"{address}: there is no such folder: name that of one run")
+        return cls(files, path.rstrip("/"), address)
+
+    @property
+    def name(self) -> str:
+        """The run's own: with its time on one machine, the run's id on a cluster."""
+        return posixpath.basename(self.path)
+
+    def find(self, task: str, artifact: str) -> str | None:
+        """Path of an artifact, None where the run has none; raises `ArtifactError` where it has several."""
+        with store_errors(self.address):
+            direct = posixpath.join(self.path, task, artifact)
+            if self.files.exists(direct):
+                return direct
+            folder = posixpath.dirname(direct)
+            salts = self.files.ls(folder, detail=True) if self.files.isdir(folder) else []
+            inside = [posixpath.join(item["name"], artifact) for item in salts if item["type"] == "directory"]
+            found = [path for path in inside if self.files.exists(path)]
+        if len(found) > 1:
+            raise ArtifactError(
+                f"{self.address}: {task} wrote {artifact} {len(found)} times; which counts is not clear"
+            )
+        return found[0] if found else None
+
+    def outputs(self) -> dict[str, str]:
+        """Port -> path of what the stages wrote; some are missing where a run stopped early, or its pipeline is short.
+
+        Raises `ArtifactError` where an output is there and an input of its stage is not: Kubeflow took that from an
+        earlier run's cache.
+        """
+        found: dict[str, str] = {}
+        for name in STAGES:
+            stage = load_stage(name)
+            paths = {port: self._first(TASKS[name], port) for port in stage.outputs}
+            written = {port: path for port, path in paths.items() if path is not None}
+            if written and (missing := [port for port in stage.inputs if port not in found]):
+                raise ArtifactError(
+                    f"{self.address} has {name} but not its input {missing[0]}, which an earlier run computed: "
+                    "run it again without the cache"
+                )
+            found |= written
+        if not found:
+            raise ArtifactError(f"{self.address} holds no output of a stage: name the folder of one run")
+        return found
+
+    def _first(self, tasks: Sequence[str], artifact: str) -> str | None:
+        return next((path for task in tasks if (path := self.find(task, artifact)) is not None), None)
+
+    def copy(self, copies: Mapping[str, Path]) -> None:
+        """Copy files or folders, path here -> path on this disk; raises `ArtifactError` for a file cut short."""
+        with store_errors(self.address):
+            plan = [item for source, target in copies.items() for item in self._plan(source, target)]
+            for _ in track(map_in_order(self._copy_file, plan), "fetch", total=len(plan)):
+                pass
+
+    def _plan(self, source: str, target: Path) -> Iterator[tuple[str, Path, int]]:
+        for name, info in self.files.find(source, detail=True).items():
+            inner = posixpath.relpath(name, source)
+            yield name, target if inner == "." else target / inner, int(info["size"])
+
+    def _copy_file(self, item: tuple[str, Path, int]) -> None:
+        name, target, size = item
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.files.get_file(name, str(target))
+        if target.stat().st_size != size:
+            raise ArtifactError(f"{name} was cut short ({target.stat().st_size} of {size} bytes): try again")
+
+
+@contextmanager
+def store_errors(address: str) -> Iterator[None]:
+    """What a store says as one `ArtifactError`."""
+    kinds: tuple[type[Exception], ...] = (OSError,)
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        kinds = (OSError, BotoCoreError, ClientError)
+    except ModuleNotFoundError:
+        pass  # without the extra s3 there is no store but this disk
+    try:
+        yield
+    except kinds as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{address} cannot be read ({reason}): check the address, AWS_ENDPOINT_URL and the keys of its store"
+        ) from None
+
+
+# --- the DVC workspace ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The project of the working folder."""
+
+    repo: Repo
+
+    @property
+    def params(self) -> Path:
+        return Path(self.repo.root_dir) / PARAMS
+
+    def name(self, path: Path) -> str:
+        """A path of the project as people write it."""
+        return path.relative_to(self.repo.root_dir).as_posix()
+
+    def places(self) -> dict[str, Path]:
+        """Output port -> path, as the commands in dvc.yaml say it."""
+        commands = {stage.addressing: shlex.split(str(stage.cmd)) for stage in self.repo.index.stages if stage.cmd}
+        found: dict[str, Path] = {}
+        for name in STAGES:
+            words = commands.get(name)
+            if words is None:
+                raise ConfigError(f"dvc.yaml has no stage {name}: run from a project of mdpr")
+            for port in load_stage(name).outputs:
+                if f"--{port}" not in words[:-1]:
+                    raise ConfigError(f"dvc.yaml: the command of {name} has no --{port}")
+                found[port] = Path(self.repo.root_dir) / words[words.index(f"--{port}") + 1]
+        return found
+
+    def uncommitted(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of `paths` that hold what neither DVC nor Git has: changed outputs, a changed params.yaml."""
+        outs = {Path(out.fs_path): out for out in self.repo.index.outs}
+        return [path for path in paths if path.exists() and self._is_changed(path, outs.get(path))]
+
+    def _is_changed(self, path: Path, out: object) -> bool:
+        if out is not None:
+            return bool(out.status())  # type: ignore[attr-defined]  # dvc.output.Output
+        scm = self.repo.scm
+        staged, unstaged, untracked = scm.status(untracked_files="normal")
+        inside = path.relative_to(scm.root_dir).as_posix()
+        return inside in {*unstaged, *untracked, *(name for names in staged.values() for name in names)}
+
+
+@contextmanager
+def open_workspace() -> Iterator[Workspace]:
+    """The DVC project around the working folder, held against a `dvc repro` at the same time; raises `ConfigError`."""
+    try:
+        with Repo() as repo, repo.lock:
+            yield Workspace(repo)
+    except (DvcException, SCMError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"this is no DVC workspace to fetch into ({reason}): run from the project's folder") from None
+
+
+# --- the command ----------------------------------------------------------------------------------------------
 
 
 def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]:
@@ -64,10 +260,10 @@ def params_text(params: Params, present: Path, run: str) -> str:
     return HEADER.format(run=run) + dump_yaml(params.dump())
 
 
-def find_run(cluster: Cluster, run_id: str, default_root: str) -> str:
+def find_run(connection: Connection, run_id: str, default_root: str) -> str:
     """Address of the folder of a run: below the pipeline root that the run names, or `default_root`."""
-    with one_line_errors(cluster.host):
-        run = cluster.connect().get_run(run_id)
+    with one_line_errors(connection.host):
+        run = connection.connect().client.get_run(run_id)
     config = run.runtime_config
     root = RunFolder.open((config.pipeline_root if config else None) or default_root)
     with store_errors(root.address):
@@ -79,14 +275,14 @@ def find_run(cluster: Cluster, run_id: str, default_root: str) -> str:
 
 @click.command("fetch")
 @click.argument("run")
-@cluster_options(required=False)
+@connection_options(required=False)
 @click.option(
     "--root", default=DEFAULT_ROOT, show_default=True, help="pipeline root of the cluster, where a run names none"
 )
 @click.option("--force", is_flag=True, help="Overwrite what is changed and not committed.")
-def command(run: str, cluster: Cluster | None, root: str, force: bool) -> None:
+def fetch_command(run: str, connection: Connection | None, root: str, force: bool) -> None:
     """Bring what RUN made into this DVC workspace: a folder, an address such as s3://..., or an id with --host."""
-    folder = RunFolder.open(find_run(cluster, run, root) if cluster else run)
+    folder = RunFolder.open(find_run(connection, run, root) if connection else run)
     with open_workspace() as workspace:
         written = fetch(folder, workspace, force=force)
         for path in written:

@@ -22,13 +22,13 @@ from mdpr.knowledge.chat import find_key
 from mdpr.kubeflow.components import read_sections
 from mdpr.launch import DRIVER_PID
 from mdpr.params import parse_params
-from pipelines.settings import Request, read_params, request_options, stage_texts
-from pipelines.site import Site, read_site
-from pipelines.variants import VARIANTS
+from pipelines.cluster import ClusterProfile
+from pipelines.graphs import VARIANTS
+from pipelines.options import Request, read_params, request_options, stage_texts
 
 
 @contextmanager
-def in_processes(output: Path, site: Site) -> Iterator[None]:
+def in_processes(output: Path, profile: ClusterProfile) -> Iterator[None]:
     """Tasks as processes of this environment."""
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output))
     os.environ[DRIVER_PID] = str(os.getpid())  # tasks end with this process, even if it is killed
@@ -43,17 +43,18 @@ def in_processes(output: Path, site: Site) -> Iterator[None]:
 
 
 @contextmanager
-def in_containers(output: Path, site: Site) -> Iterator[None]:
-    """Tasks as containers of the two images; raises `ConfigError` where the engine or an image is missing."""
+def in_containers(output: Path, profile: ClusterProfile) -> Iterator[None]:
+    """Tasks as containers of the two images; raises `ConfigError` if the engine or an image is missing."""
     from pipelines.docker import check_engine, docker_runner, trusted_exit_codes
 
-    check_engine([site.image_cpu, site.image_gpu])
+    check_engine([profile.image_cpu, profile.image_gpu])
     local.init(docker_runner(output), pipeline_root=str(output))
     with trusted_exit_codes():
         yield
 
 
-RUNNERS: dict[str, Callable[[Path, Site], AbstractContextManager[None]]] = {
+WORKSPACE = "workspace"  # in `output`: checkpoints, answers and results that MLflow does not have yet, of every run
+RUNNERS: dict[str, Callable[[Path, ClusterProfile], AbstractContextManager[None]]] = {
     "subprocess": in_processes,
     "docker": in_containers,
 }
@@ -66,18 +67,22 @@ def run_locally(runner: str, output: Path, request: Request) -> Path:
     change in the code of an imported package. Raises `RuntimeError` (kfp's) that names the task which failed.
     """
     check_machine(request)
-    site, output = read_site(None), output.resolve()
-    pipeline = without_retries(VARIANTS[request.variant].make(read_params(), site))
+    profile, output = ClusterProfile(), output.resolve()
+    # A process writes answers and unsent results where the command line does; what a container writes there is lost.
+    workspace = output / WORKSPACE if runner == "docker" else None
+    pipeline = without_retries(VARIANTS[request.variant].make(read_params(), profile, str(workspace or "")))
     output.mkdir(parents=True, exist_ok=True)
     before = set(output.iterdir())
-    with RUNNERS[runner](output, site):
+    with RUNNERS[runner](output, profile):
+        if workspace:
+            workspace.mkdir(exist_ok=True)
         pipeline(**request.arguments)
     (run,) = (path for path in set(output.iterdir()) - before if path.name.startswith(request.pipeline_name))
     return run
 
 
 def check_machine(request: Request) -> None:
-    """Raise `KnowledgeError` or `BackboneError` where a chat model's key or a GPU is asked for and not here."""
+    """Raise `KnowledgeError` or `BackboneError` if the key of a chat model or a GPU is needed and missing."""
     texts = stage_texts(read_params(), request.arguments)
     describe = parse_params(read_sections(texts["describe"], "describe")).describe
     backbone = parse_params(read_sections(texts["probe"], "probe")).backbone
@@ -108,7 +113,7 @@ def without_retries(pipeline: GraphComponent) -> GraphComponent:
     help="receives a folder for each run",
 )
 @request_options
-def command(runner: str, output: Path, request: Request) -> None:
+def run_command(runner: str, output: Path, request: Request) -> None:
     """Run a pipeline on this machine."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that a container is removed on the way out
     try:

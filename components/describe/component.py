@@ -6,11 +6,14 @@ from kfp.dsl import Artifact, Dataset, Input, Output
 
 
 @dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
-def describe(params: str, prepared: Input[Dataset], probe: Input[Artifact], knowledge: Output[Artifact]) -> None:
+def describe(
+    params: str, workspace: str, prepared: Input[Dataset], probe: Input[Artifact], knowledge: Output[Artifact]
+) -> None:
     """Gather one sentence a class in each of the five dimensions, and audit them.
 
     Args:
         params: YAML text with the section describe.
+        workspace: Folder that outlives a task that is killed; empty: none.
         prepared: The data set that prepare wrote.
         probe: The frozen model's bias; says which class each class is most confused with.
 
@@ -19,4 +22,4 @@ def describe(params: str, prepared: Input[Dataset], probe: Input[Artifact], know
     """
     from mdpr.kubeflow.components import run_component
 
-    run_component("describe", params, prepared=prepared, probe=probe, knowledge=knowledge)
+    run_component("describe", params, workspace, prepared=prepared, probe=probe, knowledge=knowledge)

@@ -8,6 +8,7 @@ from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markd
 @dsl.component(base_image=IMAGE_GPU, packages_to_install=[], install_kfp_package=False)
 def evaluate(
     params: str,
+    workspace: str,
     prepared: Input[Dataset],
     probe: Input[Artifact],
     knowledge: Input[Artifact],
@@ -24,6 +25,7 @@ def evaluate(
 
     Args:
         params: YAML text with the sections tracking and evaluate.
+        workspace: Folder that outlives a task that is killed; empty: none.
         prepared: The data set that prepare wrote.
         probe: The frozen model's bias; the zero-shot line of the report.
         knowledge: The sentences the report shows.
@@ -44,6 +46,7 @@ def evaluate(
     run_component(
         "evaluate",
         params,
+        workspace,
         prepared=prepared,
         probe=probe,
         knowledge=knowledge,

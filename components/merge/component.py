@@ -24,6 +24,6 @@ def merge(
     Returns:
         knowledge: knowledge.json, audit.json, and index.html to read both.
     """
-    from mdpr.kubeflow.side_by_side import merge_shards
+    from mdpr.kubeflow.fan_out import merge_shards
 
     merge_shards(params, shards, prepared=prepared, probe=probe, knowledge=knowledge)

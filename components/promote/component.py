@@ -7,12 +7,13 @@ from kfp.dsl import Artifact, Input, Output
 
 @dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
 def promote(
-    params: str, evaluation: Input[Artifact], registration: Input[Artifact], promotion: Output[Artifact]
+    params: str, workspace: str, evaluation: Input[Artifact], registration: Input[Artifact], promotion: Output[Artifact]
 ) -> None:
     """Move the alias `champion` to the challenger when the gate passes.
 
     Args:
         params: YAML text with the sections tracking and promote.
+        workspace: Folder that outlives a task that is killed; empty: none.
         evaluation: What the challenger scored.
         registration: The challenger's version in the registry.
 
@@ -21,4 +22,4 @@ def promote(
     """
     from mdpr.kubeflow.components import run_component
 
-    run_component("promote", params, evaluation=evaluation, registration=registration, promotion=promotion)
+    run_component("promote", params, workspace, evaluation=evaluation, registration=registration, promotion=promotion)

@@ -8,6 +8,7 @@ from kfp.dsl import Artifact, Input, Model, Output
 @dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
 def register(
     params: str,
+    workspace: str,
     knowledge: Input[Artifact],
     features: Input[Artifact],
     model: Input[Model],
@@ -18,6 +19,7 @@ def register(
 
     Args:
         params: YAML text with the sections tracking and register.
+        workspace: Folder that outlives a task that is killed; empty: none.
         knowledge: The sentences the served model explains itself with.
         features: The knowledge base in the model's joint space.
         model: The learned weights.
@@ -31,6 +33,7 @@ def register(
     run_component(
         "register",
         params,
+        workspace,
         knowledge=knowledge,
         features=features,
         model=model,

@@ -8,6 +8,7 @@ from kfp.dsl import Artifact, Dataset, Input, Model, Output
 @dsl.component(base_image=IMAGE_GPU, packages_to_install=[], install_kfp_package=False)
 def tune(
     params: str,
+    workspace: str,
     prepared: Input[Dataset],
     probe: Input[Artifact],
     features: Input[Artifact],
@@ -17,6 +18,7 @@ def tune(
 
     Args:
         params: YAML text with the sections backbone, tracking and tune.
+        workspace: Folder that outlives a task that is killed; empty: none.
         prepared: The data set that prepare wrote.
         probe: The frozen model's bias.
         features: The knowledge base in the model's joint space.
@@ -26,4 +28,4 @@ def tune(
     """
     from mdpr.kubeflow.components import run_component
 
-    run_component("tune", params, prepared=prepared, probe=probe, features=features, model=model)
+    run_component("tune", params, workspace, prepared=prepared, probe=probe, features=features, model=model)

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,16 +17,20 @@ from tests.contract.kfp_shapes import Operation, message_faults, operations, que
 API = "/apis/v2beta1"
 DROP = "the connection is dropped"
 OPERATIONS = operations()
-VERSION = {"pipeline_id": "p1", "pipeline_version_id": "v1", "display_name": "first"}
+PAGE = 20  # of a listing that names no size (api/server/list_request_util.go)
+MOST = 200
 Query = Mapping[str, list[str]]
 
 
 class Api(ThreadingHTTPServer):
     """Answers what the client asks, and keeps what it was sent.
 
-    states      a state a poll, the last one for ever; DROP closes the connection, a number is the status of an error
+    states      a state per poll, the last one for ever; DROP closes the connection, a number is the status of an error
     run         what else the API says about its only run, `run_id`
     refuse      (method, path) -> status, of requests that are refused; None stands for all
+    namespace   of the user on a cluster that several share: every request must name it; None: a cluster of one user
+    pipelines   name -> identifier
+    versions    pipeline -> its versions, oldest first
     faults      what in requests and in answers is not as published
     """
 
@@ -37,13 +42,17 @@ class Api(ThreadingHTTPServer):
         refuse: Mapping[tuple[str, str] | None, int] | None = None,
         run: Mapping[str, Any] | None = None,
         run_id: str = "r1",
+        namespace: str | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.states, self.refuse, self.run, self.run_id = states, refuse or {}, run or {}, run_id
         self.requests: list[tuple[str, str]] = []
         self.faults: list[str] = []
         self.runs: list[dict[str, Any]] = []
+        self.namespace = namespace
+        self.pipelines: list[dict[str, str]] = []
         self.versions: list[dict[str, str]] = []
+        self.headers: list[Message] = []
         self.schedules: list[dict[str, Any]] = []
         self.packages: list[bytes] = []
 
@@ -52,7 +61,7 @@ class Api(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def play(self, method: str, target: str, body: bytes) -> tuple[int, Any] | None:
-        """Status and content of the answer to a request; None where the connection is to be dropped."""
+        """Status and content of the answer to a request; None if the connection is to be dropped."""
         parts = urlsplit(target)
         query = parse_qs(parts.query)
         path = parts.path.removeprefix(API)
@@ -73,30 +82,53 @@ class Api(ThreadingHTTPServer):
         return 200, answer
 
     def _answer(self, method: str, path: str, query: Query, body: bytes) -> Any:
-        if (method, path) == ("POST", "/pipelines/upload"):
-            self.packages.append(body)
-            return {"pipeline_id": "p1", "display_name": query["name"][0]}
+        if (method, path) == ("POST", "/pipelines"):
+            return self._create(self.pipelines, "pipeline_id", "p", json.loads(body))
         if (method, path) == ("POST", "/pipelines/upload_version"):
-            self.versions.append({**VERSION, "display_name": query["name"][0]})
-            return self.versions[-1]
+            self.packages.append(body)
+            sent = {"pipeline_id": query["pipelineid"][0], "display_name": query["name"][0], "name": query["name"][0]}
+            return self._create(self.versions, "pipeline_version_id", "v", sent)
         if (method, path) == ("POST", "/runs"):
             self.runs.append(json.loads(body))
             return {"run_id": self.run_id}
         if (method, path) == ("POST", "/recurringruns"):
             self.schedules.append(json.loads(body))
             return {"recurring_run_id": "s1"}
+        if (method, path) == ("POST", "/experiments"):
+            return self._in_namespace(json.loads(body).get("namespace")) or {"experiment_id": "e1"}
         if (method, path) == ("GET", f"/runs/{self.run_id}"):
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
             plays = state == DROP or isinstance(state, int)
             return state if plays else {"run_id": self.run_id, "state": state, **self.run}
-        fixed: dict[tuple[str, str], dict[str, Any]] = {
-            ("GET", "/healthz"): {"multi_user": False},
-            ("GET", "/pipelines"): {"pipelines": [{"pipeline_id": "p1"}]} if self.versions else {},
-            ("GET", "/pipelines/p1/versions"): {"pipeline_versions": self.versions},
-            ("GET", "/experiments"): {},
-            ("POST", "/experiments"): {"experiment_id": "e1"},
-        }
-        return fixed.get((method, path))
+        if (method, path) == ("GET", "/pipelines"):
+            return self._in_namespace(*query.get("namespace", [None])) or self._page("pipelines", self.pipelines, query)
+        if (method, path) == ("GET", "/experiments"):
+            return self._in_namespace(*query.get("namespace", [None])) or {}
+        if method == "GET" and (found := re.fullmatch(r"/pipelines/(\w+)/versions", path)):
+            versions = [item for item in self.versions if item["pipeline_id"] == found[1]]
+            return self._page("pipeline_versions", versions, query)
+        return {"multi_user": self.namespace is not None} if path == "/healthz" else None
+
+    def _in_namespace(self, given: str | None) -> int | None:
+        """The status of a refusal: several users need a namespace, one user has none (api/validation/namespace.go)."""
+        return None if (given or None) == self.namespace else 400
+
+    def _create(self, items: list[dict[str, str]], key: str, letter: str, sent: dict[str, str]) -> Any:
+        """The next of `items`; a name is unique (api/storage)."""
+        if key == "pipeline_id" and (status := self._in_namespace(sent.get("namespace"))):
+            return status
+        same = [item for item in items if item["name"] == sent["name"]]
+        if any(item.get("pipeline_id") == sent.get("pipeline_id") or key == "pipeline_id" for item in same):
+            return 409
+        items.append(sent | {key: f"{letter}{len(items) + 1}"})
+        return items[-1]
+
+    def _page(self, kind: str, items: list[dict[str, str]], query: Query) -> Any:
+        size, first = int(query.get("page_size", [str(PAGE)])[0]), int(query.get("page_token", [""])[0] or 0)
+        if not 0 <= size <= MOST:
+            return 400
+        page = {kind: items[first : first + size]}
+        return page | ({"next_page_token": str(first + size)} if first + size < len(items) else {})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -104,6 +136,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.headers.append(self.headers)
         played = self.server.play(self.command, self.path, body)
         if played is None:
             self.close_connection = True

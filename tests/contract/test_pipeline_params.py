@@ -9,9 +9,9 @@ import pytest
 import yaml
 from components.readme import load_component
 from kfp.dsl import Artifact
-from pipelines.settings import read_params
-from pipelines.site import Site
-from pipelines.training import training_pipeline
+from pipelines.cluster import ClusterProfile
+from pipelines.graphs import VARIANTS
+from pipelines.options import read_params
 
 from mdpr.errors import ConfigError
 from mdpr.kubeflow.components import merge_params
@@ -38,7 +38,7 @@ def configured(folder: Path, **values: Any) -> tuple[str, ...]:
 def test_pipeline_gives_every_stage_what_params_yaml_says(tmp_path: Path) -> None:
     """The defaults of the UI, through `configure`'s own function, come back as params.yaml."""
     params = read_params()
-    inputs = training_pipeline(params, Site()).component_spec.inputs
+    inputs = VARIANTS["training"].make(params, ClusterProfile()).component_spec.inputs
     values = {name: port.default for name, port in inputs.items()}
     assert [name for name, port in inputs.items() if not port.description] == []
     texts = configured(tmp_path, base=yaml.safe_dump(params), **values)
@@ -57,7 +57,9 @@ def test_every_choice_of_the_ui_reaches_its_stage(tmp_path: Path) -> None:
         "seed": 777, "provider": "llm", "llm_vendor": "anthropic", "llm_model": "L", "llm_base_url": "http://b",
         "margin_points": 1.25, "experiment": "E", "model_name": "N",
     }  # fmt: skip
-    assert set(values) | {"recipe", "overrides"} == set(training_pipeline(read_params(), Site()).component_spec.inputs)
+    assert set(values) | {"recipe", "overrides"} == set(
+        VARIANTS["training"].make(read_params(), ClusterProfile()).component_spec.inputs
+    )
     texts = configured(tmp_path, base="", recipe="", overrides="tune: {augment: none}", **values)
     found = {section: keys for text in texts for section, keys in yaml.safe_load(text).items()}
     places = {

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from components.readme import COMPONENTS, load_component, stale
+from pipelines.cluster import ClusterProfile
 from pipelines.compile import FOLDER
 from pipelines.compile import compiled as compiled_file
 from pipelines.compile import stale as stale_pipelines
-from pipelines.site import Site
 
 from mdpr.commands.stage import stage_command
 from mdpr.params import SECTIONS
@@ -105,7 +105,7 @@ def test_dvc_gives_a_port_the_same_path_everywhere(dvc: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_component_has_the_ports_the_params_and_its_views(name: str) -> None:
     spec, stage = load_component(name).component_spec, load_stage(name)
-    assert set(spec.inputs) == {"params", *stage.inputs}
+    assert set(spec.inputs) - {"workspace"} == {"params", *stage.inputs}
     assert set(spec.outputs) == set(stage.outputs) | VIEWS.get(name, set())
 
 
@@ -138,7 +138,7 @@ def test_configure_splits_for_exactly_the_stages() -> None:
 
 
 def test_compiled_pipelines_and_their_pictures_are_current() -> None:
-    assert stale_pipelines(FOLDER, Site()) == [], "run mdpr pipeline compile"
+    assert stale_pipelines(FOLDER, ClusterProfile()) == [], "run mdpr pipeline compile"
 
 
 def test_component_readmes_are_current() -> None:

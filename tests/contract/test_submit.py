@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 def serve() -> Iterator[Any]:
     """Start servers that are gone when the test ends; a request that is not as published fails the test."""
     with ExitStack() as servers:
-        yield lambda *states, refuse=None, run=None: servers.enter_context(serving(Api(list(states), refuse, run)))
+        yield lambda *states, **options: servers.enter_context(serving(Api(list(states), **options)))
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,67 @@ def test_the_same_pipeline_is_not_uploaded_twice(serve: Any) -> None:
     assert len(api.runs) == 2
 
 
+@pytest.mark.parametrize("count", [19, 99, 101, 450])
+def test_a_pipeline_of_any_number_of_versions_is_found_among_any_number_of_pipelines(serve: Any, count: int) -> None:
+    api = serve("SUCCEEDED")
+    api.pipelines = [
+        {"pipeline_id": f"x{n}", "name": f"other-{n}", "display_name": "mdpr-training"} for n in range(count)
+    ]
+    assert run(api).exit_code == 0
+    pipeline_id, version = api.pipelines[-1]["pipeline_id"], api.versions[0]
+    assert api.pipelines[-1]["name"] == "mdpr-training"
+    old = [{"pipeline_id": pipeline_id, "pipeline_version_id": f"o{n}", "name": f"old-{n}"} for n in range(count)]
+    api.versions = [*({**item, "display_name": item["name"]} for item in old), version]
+    result = run(api)
+    assert result.exit_code == 0, result.output
+    assert (len(api.packages), len(api.pipelines)) == (1, count + 1)
+    assert api.runs[1]["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+
+
+def test_on_a_shared_cluster_every_request_names_the_namespace(serve: Any) -> None:
+    api = serve("SUCCEEDED", namespace="team")
+    result = run(api, "--namespace", "team")
+    assert result.exit_code == 0, result.output
+    assert api.pipelines[0]["namespace"] == "team"
+    assert run(api, "--namespace", "team").exit_code == 0
+    assert len(api.pipelines) == 1
+    missing, other = run(api), run(api, "--namespace", "other")
+    assert (missing.exit_code, other.exit_code) == (2, 2)
+    assert "--namespace" in missing.output
+    assert "status 400" in other.output
+
+
+def test_where_a_run_writes_and_as_whom(serve: Any, tmp_path: Path) -> None:
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text("pipeline_root: s3://bucket/runs\nservice_account: runner\n", "utf-8")
+    api = serve("SUCCEEDED")
+    assert run(api, "--cluster", str(profile)).exit_code == 0
+    assert run(api, "--cluster", str(profile), "--service-account", "me", "--pipeline-root", "s3://mine").exit_code == 0
+    assert [item["service_account"] for item in api.runs] == ["runner", "me"]
+    assert [item["runtime_config"]["pipeline_root"] for item in api.runs] == ["s3://bucket/runs", "s3://mine"]
+
+
+def test_the_login_is_in_every_request(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("of the pod\n")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    for options, header, value in (
+        (["--token", "mine"], "Authorization", "Bearer mine"),
+        (["--cookies", "session=1"], "Cookie", "session=1"),
+        ([], "Authorization", "Bearer of the pod"),
+    ):
+        api = serve("SUCCEEDED")
+        assert run(api, *options).exit_code == 0
+        assert {headers.get(header) for headers in api.headers} == {value}
+
+
+def test_a_page_for_browsers_is_no_api(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = serve("SUCCEEDED")
+    monkeypatch.setattr(api, "play", lambda *request: (200, ["a login page"]))
+    result = run(api)
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
+    assert "log in" in result.output
+
+
 def test_waiting_is_bounded(serve: Any) -> None:
     result = run(serve("RUNNING"), "--wait", "--timeout-s", "0.2")
     assert (result.exit_code, "did not end in" in result.output) == (1, True)
@@ -88,7 +149,7 @@ def test_waiting_is_bounded(serve: Any) -> None:
         (409, "another name", None),
         (500, "ml-pipeline", None),
         (401, "--token", ("GET", "/pipelines")),
-        (409, "another name", ("POST", "/pipelines/upload")),
+        (409, "another name", ("POST", "/pipelines")),
         (500, "ml-pipeline", ("POST", "/runs")),
     ],
 )
@@ -98,6 +159,7 @@ def test_a_refusal_is_one_line(serve: Any, status: int, hint: str, at: tuple[str
     (line,) = (line for line in result.output.splitlines() if "details" not in line)  # links that are there by then
     assert str(status) in line
     assert hint in line
+    assert "(refused)" in line  # the server's own word
 
 
 def test_a_host_that_is_away_is_one_line(serve: Any) -> None:
@@ -119,7 +181,7 @@ def test_a_wrong_setting_is_told_before_the_host_is_asked(serve: Any) -> None:
     [
         (["--recipe", "cifar"], "no recipe cifar"),
         (["--set", "tune.epoch=3"], "tune.epoch is not a setting"),
-        (["--site", "no/such.yaml"], "no/such.yaml does not exist"),
+        (["--cluster", "no/such.yaml"], "no/such.yaml does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_before_the_host_is_asked(serve: Any, options: list[str], named: str) -> None:
@@ -147,7 +209,9 @@ def test_a_login_that_ends_while_the_run_goes_on_is_told_at_once(serve: Any) -> 
     api = serve("RUNNING", 401, "SUCCEEDED")
     result = run(api, "--wait")
     assert result.exit_code == 2
-    assert "--token" in result.output.strip().splitlines()[-1]
+    last = result.output.strip().splitlines()[-1]
+    assert "--token" in last
+    assert f"the run goes on: follow it at {api.host}/#/runs/details/r1" in last
     assert api.states == ["SUCCEEDED"]
 
 
@@ -157,11 +221,11 @@ def test_a_server_that_goes_away_for_good_is_one_line(serve: Any) -> None:
     assert "does not answer" in result.output.strip().splitlines()[-1]
 
 
-def test_a_site_of_its_own_is_what_is_uploaded(serve: Any, tmp_path: Path) -> None:
-    site = tmp_path / "site.yaml"
-    site.write_text(yaml.safe_dump({"image_gpu": "registry.example.org/gpu:7", "data_claim": "image-sets"}), "utf-8")
+def test_a_profile_of_its_own_is_uploaded(serve: Any, tmp_path: Path) -> None:
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text(yaml.safe_dump({"image_gpu": "registry.example.org/gpu:7", "data_claim": "image-sets"}), "utf-8")
     api = serve("SUCCEEDED")
-    assert run(api, "--site", str(site)).exit_code == 0
+    assert run(api, "--cluster", str(profile)).exit_code == 0
     assert b"registry.example.org/gpu:7" in api.packages[0]
     assert b"image-sets" in api.packages[0]
 
@@ -213,4 +277,4 @@ def test_outside_a_project_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     result = mdpr("pipeline", "compile")
     assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
-    assert "project's folder" in result.output
+    assert "--output" in result.output

@@ -11,31 +11,33 @@ from typing import Any
 import pytest
 import yaml
 from kubeflow_trainer_api.models import IoK8sApiCoreV1ConfigMap, TrainerV1alpha1TrainJob
-from pipelines.placement import PLACEMENTS
-from pipelines.trainjob import command
-from tests.contract.site_file import SITE
+from pipelines.cluster import PLACEMENTS
+from pipelines.trainjob import trainjob_command
+from tests.contract.cluster_profile import PROFILE
 
 from mdpr.errors import ConfigError
 from mdpr.params import load_params
 from mdpr.stages.stage import load_stage
 
-OFFER = SITE | {"gpus": 4}
+OFFER = PROFILE | {"gpus": 4, "tasks": {"tune": {"cpu": "16"}}}
 
 
-def manifest(*options: str, folder: Path, site: Mapping[str, Any] = OFFER) -> tuple[dict[str, Any], dict[str, Any]]:
+def manifest(*options: str, folder: Path, profile: Mapping[str, Any] = OFFER) -> tuple[dict[str, Any], dict[str, Any]]:
     """ConfigMap and TrainJob, as the command prints them."""
-    (folder / "site.yaml").write_text(yaml.safe_dump(dict(site)), "utf-8")
+    (folder / "cluster.yaml").write_text(yaml.safe_dump(dict(profile)), "utf-8")
     output = io.StringIO()
     with redirect_stdout(output):
-        command.main(["--claim", "work", "--site", str(folder / "site.yaml"), *options], standalone_mode=False)
+        trainjob_command.main(
+            ["--pvc", "work", "--cluster", str(folder / "cluster.yaml"), *options], standalone_mode=False
+        )
     config, job = yaml.safe_load_all(output.getvalue())
     return config, job
 
 
-@pytest.mark.parametrize("site", [OFFER, {"gpus": 0}], ids=["everything", "least"])
-def test_the_api_takes_it_and_drops_no_field(tmp_path: Path, site: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize("profile", [OFFER, {"gpus": 0}], ids=["everything", "least"])
+def test_the_api_takes_it_and_drops_no_field(tmp_path: Path, profile: Mapping[str, Any]) -> None:
     """The models check the type of every field they know, and leave out what they do not know."""
-    config, job = manifest(folder=tmp_path, site=site)
+    config, job = manifest(folder=tmp_path, profile=profile)
     assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job
     assert IoK8sApiCoreV1ConfigMap.from_dict(config).to_dict() == config
 
@@ -50,11 +52,11 @@ def test_a_field_the_api_does_not_know_would_be_seen(tmp_path: Path) -> None:
         TrainerV1alpha1TrainJob.from_dict(job)
 
 
-def test_the_site_reaches_the_nodes(tmp_path: Path) -> None:
+def test_the_profile_reaches_the_nodes(tmp_path: Path) -> None:
     _, job = manifest("--nodes", "3", folder=tmp_path)
     trainer = job["spec"]["trainer"]
     assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == (OFFER["image_gpu"], 3, 4)
-    limits = {"cpu": PLACEMENTS["tune"].cpu, "memory": PLACEMENTS["tune"].memory, "example.org/gpu": "4"}
+    limits = {"cpu": "16", "memory": PLACEMENTS["tune"].memory, "example.org/gpu": "4"}
     assert trainer["resourcesPerNode"] == {"limits": limits, "requests": limits}
     pod = pod_of(job)
     assert (pod["nodeSelector"], pod["tolerations"]) == (OFFER["node_selector"], OFFER["tolerations"])
@@ -75,7 +77,7 @@ def pod_of(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_claim_that_serves_twice_is_one_volume(tmp_path: Path) -> None:
-    _, job = manifest(folder=tmp_path, site=OFFER | {"data_claim": "work"})
+    _, job = manifest(folder=tmp_path, profile=OFFER | {"data_claim": "work"})
     claims = [volume for volume in pod_of(job)["volumes"] if "persistentVolumeClaim" in volume]
     assert len(claims) == 1
     mounts = [mount for mount in pod_of(job)["containers"][0]["volumeMounts"] if mount["name"] == claims[0]["name"]]
@@ -107,7 +109,9 @@ def test_secrets_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     config, job = manifest(folder=tmp_path)
     assert "hidden-" not in yaml.safe_dump_all([config, job])
     optional = {
-        item["name"]: item["valueFrom"]["secretKeyRef"].get("optional", False) for item in job["spec"]["trainer"]["env"]
+        item["name"]: item["valueFrom"]["secretKeyRef"].get("optional", False)
+        for item in job["spec"]["trainer"]["env"]
+        if "valueFrom" in item
     }
     assert optional["MLFLOW_TRACKING_URI"] is False
     assert optional["AWS_SECRET_ACCESS_KEY"] is True
@@ -116,12 +120,12 @@ def test_secrets_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--name", "Big_Job"], "--name 'Big_Job'"),
+        (["--name", "Big_Job"], "--name = 'Big_Job'"),
         (["--name", "x" * 41], "--name"),
-        (["--nodes", "0"], "--nodes 0"),
-        (["--claim", "a_b"], "--claim 'a_b'"),
-        (["--folder", "../other"], "--folder '../other'"),
-        (["--folder", "/abs"], "--folder '/abs'"),
+        (["--nodes", "0"], "--nodes = 0"),
+        (["--pvc", "a_b"], "--pvc = 'a_b'"),
+        (["--folder", "../other"], "--folder = '../other'"),
+        (["--folder", "/abs"], "--folder = '/abs'"),
         (["--nodes", "9"], "tune.batch_size = 32 is less than the 36 processes"),
         (["--output", "no/such/folder/job.yaml"], "no/such/folder does not exist"),
         (["--set", "tune.epoch=1"], "tune.epoch is not a setting"),
@@ -134,6 +138,6 @@ def test_a_mistake_is_one_line(tmp_path: Path, options: list[str], named: str) -
     assert "\n" not in str(raised.value)
 
 
-def test_without_a_claim_it_says_which_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--claim ''.*name the PersistentVolumeClaim"):
-        command.main([], standalone_mode=False)
+def test_without_a_volume_it_says_which_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--pvc = ''.*name the PersistentVolumeClaim"):
+        trainjob_command.main([], standalone_mode=False)

@@ -80,7 +80,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return kept | {
         "HOME": str(home),
         "TMPDIR": str(home),
-        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "DVC_PROFILE_CACHE_DIR": str(home / "dvc"),
         "DVC_NO_ANALYTICS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "AWS_ACCESS_KEY_ID": "key",

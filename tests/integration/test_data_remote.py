@@ -42,7 +42,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "AWS_", "GIT_", "XDG_"))}
     return kept | {
         "HOME": str(home),
-        "DVC_SITE_CACHE_DIR": str(home / "dvc"),  # DVC remembers there what a remote holds, by its address
+        "DVC_PROFILE_CACHE_DIR": str(home / "dvc"),  # DVC remembers there what a remote holds, by its address
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",

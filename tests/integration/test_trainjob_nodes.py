@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipelines.manifest import PARAMS_FILE, PARAMS_PATH, WORK_PATH, Request, render
-from pipelines.site import Site
+from pipelines.cluster import ClusterProfile
+from pipelines.trainjob import PARAMS_FILE, PARAMS_PATH, WORK_PATH, Request, render
 
 from mdpr.artifacts import read_history, sha256
 from mdpr.params import Params
@@ -31,8 +31,8 @@ def command(encoded: Mapping[str, Path], small_params: Params, tmp_path: Path) -
     sections = small_params.dump(stage.sections.values())
     sections["tune"] |= {"epochs": 1, "context_tokens": 4, "prompt_depth": 2}
     sections["tracking"]["system_metrics"] = False
-    request = Request(name="job", nodes=NODES, claim="work", folder="run")
-    config, job = render(request, yaml.safe_dump(sections), Site(gpus=0))
+    request = Request(name="job", nodes=NODES, pvc="work", folder="run")
+    config, job = render(request, yaml.safe_dump(sections), ClusterProfile(gpus=0))
     (tmp_path / PARAMS_FILE).write_text(config["data"][PARAMS_FILE], "utf-8")
     (tmp_path / "run").mkdir()
     for port in stage.inputs:

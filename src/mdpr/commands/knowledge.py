@@ -95,7 +95,7 @@ def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowledge: Path, params: Path) -> None:
     """Merge the folders SHARDS, written by `mdpr describe --shard I/N`, and audit the result."""
-    from mdpr.kubeflow.side_by_side import write_merged
+    from mdpr.kubeflow.fan_out import write_merged
     from mdpr.params import load_params
 
     section = load_params(params).describe

@@ -18,7 +18,7 @@ PACKAGE = "pipelines"
 
 
 class ProjectGroup(click.Group):
-    """The commands that the project's package names in `COMMANDS` (name -> line of help)."""
+    """The commands that the project's package names in `COMMANDS` (name -> module, line of help)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(load(PACKAGE).COMMANDS)
@@ -26,12 +26,13 @@ class ProjectGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = load(f"{PACKAGE}.{cmd_name}").command
+        module, _ = load(PACKAGE).COMMANDS[cmd_name]
+        command: click.Command = getattr(load(f"{PACKAGE}.{module}"), f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(load(PACKAGE).COMMANDS.items()))
+            formatter.write_dl([(name, line) for name, (_, line) in load(PACKAGE).COMMANDS.items()])
 
 
 def load(name: str) -> ModuleType:

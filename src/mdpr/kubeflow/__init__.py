@@ -1,1 +1,1 @@
-"""The code behind the Kubeflow components: parameters as text, views for the UI, shards and sweeps."""
+"""The code behind the Kubeflow components: parameters as text, views for the UI, fan-out."""

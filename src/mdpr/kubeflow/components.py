@@ -1,4 +1,4 @@
-"""What the Kubeflow components call: a stage by its name, its parameters as text, its ports as artifacts.
+"""The functions that Kubeflow components call: a stage by its name, parameters as text, ports as artifacts.
 
 Parameters travel as YAML text because Kubeflow turns whole numbers inside dictionaries into floats. Nothing
 here imports kfp: an artifact is anything with a `path` and a `metadata` dictionary.
@@ -6,6 +6,7 @@ here imports kfp: an artifact is anything with a `path` and a `metadata` diction
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import subprocess
@@ -13,15 +14,22 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from mdpr.artifacts import data_digests, read_json
-from mdpr.errors import ConfigError, MdprError
-from mdpr.params import SECTIONS, choices, dump_yaml, parse_params, parse_yaml
-from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
+from mdpr.errors import ConfigError, MdprError, TrackingError
+from mdpr.params import SECTIONS, Params, choices, dump_yaml, parse_params, parse_yaml
+from mdpr.stages.stage import CHECKPOINTS, STAGES, Stage, load_stage, run_stage
 
 logger = logging.getLogger(__name__)
+
+# In front of environment variables that Kubeflow's launcher, which runs in the same container, must not read.
+HIDDEN = "MDPR_HIDDEN_"
+OUTBOX = "mlflow.outbox"  # in the folder that a task has in the workspace
+# The states of a pipeline that ended well: of the cluster's backend, of kfp.local, of a pipeline from the cache.
+SUCCEEDED = ("COMPLETE", "SUCCEEDED", "CACHED")
 
 
 class Artifact(Protocol):
@@ -31,27 +39,62 @@ class Artifact(Protocol):
     metadata: dict[str, Any]
 
 
-def run_component(stage_name: str, params: str, /, **ports: Artifact) -> None:
+def run_component(stage_name: str, params: str, workspace: str = "", /, **ports: Artifact) -> None:
     """Run a stage on the paths of `ports`; `params` is YAML text of the sections it reads.
 
-    With MDPR_PROCESSES above 1 the stage runs in as many processes under torchrun, one a GPU. A user's mistake ends the
-    process with one line on stderr and exit code 2.
+    `workspace`: folder that outlives a task that is killed, "" for none. With MDPR_PROCESSES above 1 the stage runs in
+    as many processes under torchrun, one per GPU. A user's mistake ends the process with one line on stderr and exit
+    code 2.
     """
     with one_line_errors():
         stage = load_stage(stage_name)
         paths = {port: Path(artifact.path) for port, artifact in ports.items()}
         sections = parse_params(read_sections(params, "params"))
+        if workspace:
+            if "tracking" in stage.sections and stage_name != "tune":  # models of a sweep are tuned side by side
+                publish_workspace(Path(workspace))
+            sections = keep_state(sections, Path(workspace), paths[stage.outputs[0]])
         processes = int(os.environ.get("MDPR_PROCESSES", "1"))
         if processes > 1:
-            _spread(stage, paths, params, processes)
+            _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
         else:
             run_stage(stage, paths, sections)
         for port in stage.outputs:
             ports[port].metadata.update(summarise(paths[port]))
 
 
+def keep_state(params: Params, workspace: Path, output: Path) -> Params:
+    """`params`, whose files that must outlive the task are in a folder of its own in `workspace`; so are checkpoints.
+
+    A retry of a task has the same `output`, and finds what the attempt before it left. Tasks side by side, maybe on
+    several nodes, share no file. A store of answers with an absolute path stays, so that runs can share one.
+    """
+    own = workspace / hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    own.mkdir(parents=True, exist_ok=True)
+    os.environ[CHECKPOINTS] = str(own)
+    store = Path(params.describe.llm.store)
+    llm = params.describe.llm.model_copy(update={"store": str(store if store.is_absolute() else own / store.name)})
+    tracking = params.tracking.model_copy(update={"outbox": str(own / OUTBOX)})
+    return replace(params, describe=params.describe.model_copy(update={"llm": llm}), tracking=tracking)
+
+
+def publish_workspace(workspace: Path) -> None:
+    """Send MLflow what the tasks of this run could not; a server that does not answer is a warning."""
+    outboxes = sorted(workspace.glob(f"*/{OUTBOX}"))
+    if not outboxes:
+        return
+    from mdpr.mlops.publishing import publish_outbox
+    from mdpr.mlops.store import connect
+
+    for outbox in outboxes:
+        try:
+            publish_outbox(connect(), outbox)
+        except TrackingError as error:
+            logger.warning("%s; results of this run wait in %s", error, outbox)
+
+
 def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int) -> None:
-    """`mdpr STAGE` in `processes` processes of this machine; what they say goes where this process's output goes."""
+    """`mdpr STAGE` in `processes` processes of this machine, their output that of this process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
         file.write_text(params, encoding="utf-8")
@@ -65,17 +108,20 @@ def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int
         )
 
 
-def close_runs(state: str) -> None:
-    """Mark the MLflow runs that this run of Kubeflow left open as failed, unless its end, `state`, is SUCCEEDED.
+def close_runs(state: str, workspace: str = "") -> None:
+    """Send MLflow what waits in `workspace`, and mark the runs that this run of Kubeflow left open as failed.
 
-    KFP_RUN_ID says which run of Kubeflow this is; without it (on one machine) there is nothing to find.
+    `state`: how the pipeline ended, in the backend's words; after a task that was killed it may be RUNNING. KFP_RUN_ID
+    says which run of Kubeflow this is; without it (on one machine) there is nothing to find.
     """
-    run_id = os.environ.get("KFP_RUN_ID")
-    if state == "SUCCEEDED" or not run_id:
-        return
     from mdpr.mlops.runs import fail_open_runs
 
+    run_id = os.environ.get("KFP_RUN_ID")
     with one_line_errors():
+        if workspace:
+            publish_workspace(Path(workspace))
+        if state in SUCCEEDED or not run_id:
+            return
         for closed in fail_open_runs("kfp.run_id", run_id):
             logger.info("MLflow run %s was left open: marked as failed", closed)
 
@@ -162,7 +208,12 @@ def lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Progress on stderr; a user's mistake as the last line of the log instead of a traceback."""
+    """Progress on stderr; a user's mistake as the last line of the log instead of a traceback.
+
+    Secrets that are hidden from Kubeflow's launcher get their own names, in this process and those it starts.
+    """
+    for name in [name for name in os.environ if name.startswith(HIDDEN)]:
+        os.environ[name.removeprefix(HIDDEN)] = os.environ[name]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mdpr").setLevel(logging.INFO)
     try:

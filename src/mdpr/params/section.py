@@ -52,7 +52,7 @@ WRONG_KIND = {
 
 
 class Section(BaseModel):
-    """A section of params.yaml. Frozen; an unknown key is an error, and so is a value of another kind."""
+    """A section of params.yaml or of a cluster's profile. Frozen; an unknown key or kind of value is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 

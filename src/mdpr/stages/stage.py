@@ -40,6 +40,8 @@ from mdpr.stages.outputs import beside, dropped, whole_or_not_at_all
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "MDPR_CHECKPOINTS"  # environment variable: the folder of checkpoints, if not that of the output
+
 
 class Direction(Enum):
     IN = "in"
@@ -136,7 +138,9 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     started = time.monotonic()
     arguments = _arguments(stage, stage, paths, params)
     outputs = {port: paths[port] for port in stage.outputs}
-    checkpoint = beside(paths[stage.outputs[0]], ".", ".checkpoint") if stage.checkpoint else None
+    first = paths[stage.outputs[0]]
+    kept = Path(os.environ[CHECKPOINTS]) / first.name if CHECKPOINTS in os.environ else first
+    checkpoint = beside(kept, ".", ".checkpoint") if stage.checkpoint else None
     if stage.checkpoint:
         arguments[stage.checkpoint] = checkpoint
     if read_launch().is_main:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,18 @@ import yaml
 from mdpr.artifacts import write_json
 from mdpr.errors import ConfigError
 from mdpr.kubeflow import views as kubeflow_views
-from mdpr.kubeflow.components import configure_stages, merge_params, run_component, summarise
+from mdpr.kubeflow.components import (
+    close_runs,
+    configure_stages,
+    keep_state,
+    merge_params,
+    run_component,
+    summarise,
+)
 from mdpr.kubeflow.views import show_confusion, show_metrics
+from mdpr.mlops.store import connect
 from mdpr.params import SECTIONS, load_params, parse_params
-from mdpr.stages.stage import STAGES
+from mdpr.stages.stage import CHECKPOINTS, STAGES
 
 
 @dataclass
@@ -89,10 +99,12 @@ def test_metadata_come_from_the_file_or_from_run_json_inside(tmp_path: Path) -> 
 
 
 def test_metrics_are_flat_numbers(tmp_path: Path) -> None:
-    write_json(tmp_path / "metrics.json", {"zero_shot": {"all": 0.7}, "base": {}, "fused": {"all": 0.8, "few": 0.6}})
+    write_json(
+        tmp_path / "metrics.json", {"zero_shot": {"all": 0.7}, "base": {"all": 0.75}, "fused": {"all": 0.8, "few": 0.6}}
+    )
     view = Port("")
     show_metrics(Port(str(tmp_path)), view)
-    assert view.metadata == {"zero_shot.all": 0.7, "fused.all": 0.8, "fused.few": 0.6}
+    assert view.metadata == {"zero_shot.all": 0.7, "base.all": 0.75, "fused.all": 0.8, "fused.few": 0.6}
 
 
 def test_confusion_counts_pairs_with_rows_actual(tmp_path: Path) -> None:
@@ -112,3 +124,38 @@ def test_a_confusion_matrix_too_large_to_draw_is_told(
         show_confusion(Port(str(tmp_path)), view)
     assert view.matrix is None
     assert "3 classes, at most 2" in caplog.text
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "SUCCEEDED", "CACHED", "FAILED", "RUNNING", "CANCELED", "UNKNOWN"])
+def test_the_exit_handler_reads_the_words_of_the_backend(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    """A run that a killed task left open is a failed one, unless the pipeline ended well: then it is not the task's."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("KFP_RUN_ID", "r1")
+    client = connect().client
+    left = client.create_run("0", tags={"kfp.run_id": "r1"})
+    other = client.create_run("0", tags={"kfp.run_id": "r2"})
+    close_runs(state)
+    found = client.get_run(left.info.run_id).info.status
+    assert found == ("RUNNING" if state in ("COMPLETE", "SUCCEEDED", "CACHED") else "FAILED")
+    assert client.get_run(other.info.run_id).info.status == "RUNNING"
+
+
+def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CHECKPOINTS, raising=False)
+    params = parse_params({"describe": {"llm": {"store": "data/answers.sqlite"}}, "tune": {"epochs": 3}})
+    kept, folders = [], []
+    for output in ("/minio/1/a", "/minio/1/a", "/minio/2/a"):
+        kept.append(keep_state(params, tmp_path, Path(output)))
+        folders.append(Path(os.environ[CHECKPOINTS]))
+    assert kept[0] == kept[1] != kept[2]
+    assert folders[0] == folders[1] != folders[2]
+    assert all(folder.parent == tmp_path for folder in folders)
+    assert Path(kept[0].describe.llm.store).parent == folders[0]
+    assert [Path(item.tracking.outbox).parent for item in kept] == folders
+    assert kept[0].tune == params.tune
+    shared = parse_params({"describe": {"llm": {"store": "/data/answers.sqlite"}}})
+    assert keep_state(shared, tmp_path, Path("x")).describe.llm.store == "/data/answers.sqlite"
+    monkeypatch.delenv(CHECKPOINTS)

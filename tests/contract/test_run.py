@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from components.images import IMAGE_CPU, IMAGE_GPU
 from pipelines.docker import check_engine, docker_runner
+from pipelines.options import Request, arguments, read_params
 from pipelines.run import run_locally
-from pipelines.settings import Request, arguments, read_params
 
 from mdpr.errors import BackboneError, ConfigError, KnowledgeError
 
@@ -50,7 +50,7 @@ def request(*settings: str) -> Request:
 
 def test_an_image_that_is_not_there(engine: None) -> None:
     check_engine([IMAGE_CPU])
-    with pytest.raises(ConfigError, match=f"^the image {IMAGE_GPU} is not there: build it"):
+    with pytest.raises(ConfigError, match=f"^the image {IMAGE_GPU} is missing: build it"):
         check_engine([IMAGE_CPU, IMAGE_GPU])
 
 

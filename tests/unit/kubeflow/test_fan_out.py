@@ -13,9 +13,9 @@ import yaml
 
 from mdpr.artifacts import ModelConfig, read_json, write_json
 from mdpr.errors import ConfigError
-from mdpr.kubeflow import side_by_side as kubeflow_variants
+from mdpr.kubeflow import fan_out as fan_out
 from mdpr.kubeflow.components import merge_params
-from mdpr.kubeflow.side_by_side import params_per_setting, params_per_shard
+from mdpr.kubeflow.fan_out import params_per_setting, params_per_shard
 from mdpr.params import BackboneParams, Params, TuneParams, parse_params
 
 LIMITS = {"requests_per_minute": 100, "tokens_per_minute": 9000}
@@ -100,7 +100,7 @@ def test_settings_that_cannot_be_are_one_line(settings: list[str], message: str)
 
 def test_a_mistake_ends_the_task_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        kubeflow_variants.vary_params("", ["tune: {epochs: 0}"])
+        fan_out.vary_params("", ["tune: {epochs: 0}"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: tune.epochs = 0")
@@ -132,7 +132,7 @@ def tuned(tmp_path: Path) -> Callable[..., Port]:
 
 def choose(models: list[Port], folder: Path) -> tuple[Port, str]:
     model, choice = Port(str(folder / "out" / "model")), Port(str(folder / "choice.md"))
-    kubeflow_variants.select_model(models, model, choice)
+    fan_out.select_model(models, model, choice)
     return model, Path(choice.path).read_text("utf-8")
 
 
@@ -181,10 +181,10 @@ def test_merged_shards_are_what_describe_writes_in_one_piece(
         shards.append(Port(str(paths["knowledge"])))
     inputs = {name: Port(str(encoded[name])) for name in ("prepared", "probe")}
     whole = Port(str(tmp_path / "whole"))
-    kubeflow_variants.merge_shards(text, shards[::-1], **inputs, knowledge=whole)
+    fan_out.merge_shards(text, shards[::-1], **inputs, knowledge=whole)
     for name in ("knowledge.json", "audit.json", "index.html"):
         assert (Path(whole.path) / name).read_bytes() == (encoded["knowledge"] / name).read_bytes()
     shutil.rmtree(whole.path)
     with pytest.raises(SystemExit):
-        kubeflow_variants.merge_shards(text, shards[1:], **inputs, knowledge=whole)
+        fan_out.merge_shards(text, shards[1:], **inputs, knowledge=whole)
     assert not Path(whole.path).exists()

@@ -1,4 +1,4 @@
-"""The pipelines `knowledge` and `sweep`: made of the training pipeline's own pieces, and split where they say."""
+"""The graphs: the pipelines `knowledge` and `sweep` are made of the training pipeline's own pieces."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from components.readme import load_component
-from pipelines.compile import FOLDER, README, stale, write_pipelines
-from pipelines.pictures import draw, with_pictures
-from pipelines.settings import arguments, read_params
-from pipelines.site import Site
-from pipelines.variants import VARIANTS
+from pipelines.cluster import ClusterProfile
+from pipelines.compile import FOLDER, README, draw, stale, with_pictures, write_pipelines
+from pipelines.graphs import VARIANTS
+from pipelines.options import arguments, read_params
 
 from mdpr.errors import ConfigError
 from mdpr.stages.stage import STAGES
@@ -82,7 +81,7 @@ def test_close_runs_however_a_pipeline_ends(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_of_the_ui_is_described_and_reaches_a_task(variant: str) -> None:
-    pipeline = VARIANTS[variant].make(read_params(), Site())
+    pipeline = VARIANTS[variant].make(read_params(), ClusterProfile())
     assert [name for name, port in pipeline.component_spec.inputs.items() if not port.description] == []
     inside = {
         source["componentInputParameter"].removeprefix("pipelinechannel--")
@@ -153,7 +152,11 @@ def test_a_picture_shows_every_task_and_every_artifact_handed_on(variant: str) -
 
 def test_the_picture_of_the_sweep_goes_through_the_loop() -> None:
     lines = {line.strip() for line in draw(FOLDER / "sweep.yaml").splitlines()}
-    assert {"encode -- features --> tune", "tune -- model --> select", "select -- model --> register"} <= lines
+    assert {
+        "encode -- features --> for-loop-2",
+        "for-loop-2 -- model --> select",
+        "select -- model --> register",
+    } <= lines
     assert 'subgraph for-loop-2 ["for each of vary"]' in lines
     assert "vary -.-> for-loop-2" in lines
 
@@ -162,9 +165,9 @@ def test_a_file_that_is_missing_or_changed_is_stale(tmp_path: Path) -> None:
     for name in ("training.yaml", "knowledge.yaml", README):
         shutil.copy(FOLDER / name, tmp_path / name)
     text = (tmp_path / README).read_text("utf-8")
-    (tmp_path / README).write_text(text.replace("tune -- model --> select", "tune --> select"), "utf-8")
-    assert [path.name for path in stale(tmp_path, Site())] == ["sweep.yaml", README]
-    write_pipelines(tmp_path, Site())
+    (tmp_path / README).write_text(text.replace("for-loop-2 -- model --> select", "for-loop-2 --> select"), "utf-8")
+    assert [path.name for path in stale(tmp_path, ClusterProfile())] == ["sweep.yaml", README]
+    write_pipelines(tmp_path, ClusterProfile())
     assert (tmp_path / README).read_text("utf-8") == text
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: which pipeline, with which parameters, for which site."""
+"""Options that the commands share: which pipeline, with which parameters, on which cluster."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import click
 from mdpr.errors import ConfigError
 from mdpr.kubeflow.components import as_sections, merge_params
 from mdpr.params import apply_overrides, dump_yaml, load_params, parse_yaml, read_value
-from pipelines.parameters import CHOICES
-from pipelines.variants import VARIANTS
+from pipelines.graphs import CHOICES, VARIANTS
 
 PARAMS_FILE = Path(__file__).resolve().parents[1] / "params.yaml"
 
@@ -22,17 +21,17 @@ set_option = click.option(
     "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="one parameter; may be repeated"
 )
 recipe_option = click.option("--recipe", default="", metavar="NAME", help="settings of a known benchmark to start from")
-site_option = click.option(
-    "--site",
-    "site_file",
+cluster_option = click.option(
+    "--cluster",
+    "profile_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="YAML file that says what the cluster offers; without it, the defaults of pipelines/site.py",
+    help="YAML file with the profile of the cluster; without it, the defaults of pipelines/cluster.py",
 )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user wants to run: a pipeline by name, and its arguments, checked."""
+    """A pipeline by name, and its arguments, checked."""
 
     variant: str
     arguments: Mapping[str, Any]
@@ -69,9 +68,13 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def read_params(path: Path = PARAMS_FILE) -> dict[str, dict[str, Any]]:
-    """All sections of params.yaml, complete and checked; raises `ConfigError`."""
-    return load_params(path).dump()
+def read_params(path: Path | None = None) -> dict[str, dict[str, Any]]:
+    """All sections of params.yaml, complete and checked: of the working folder, else of the folder of this package.
+
+    Raises `ConfigError`.
+    """
+    own = Path.cwd() / PARAMS_FILE.name
+    return load_params(path or (own if own.is_file() else PARAMS_FILE)).dump()
 
 
 def arguments(
