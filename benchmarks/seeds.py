@@ -96,7 +96,7 @@ def run_seeds(
             with tempfile.TemporaryDirectory() as folder:
                 row = measure(lay_ground(Path(folder), params, frozen))
             where = ({"backbone": index} if weights else {}) | {"seed": seed}
-            logging.info("%s: %s", where, ", ".join(f"{name} {value:.1f}" for name, value in row.items()))
+            logging.info("%s: %s", where, ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
             rows.append(where | row)
     figures = {name: mean(row[name] for row in rows) for name in rows[0] if name not in ("seed", "backbone")}
     half_widths = {f"{name}_ci95": interval_95([row[name] for row in rows]) for name in figures}
