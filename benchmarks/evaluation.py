@@ -97,7 +97,7 @@ def make_predictions(images: int, classes: int, batch_size: int = 1000) -> pd.Da
             scores_BC[torch.arange(len(label_B)), label_B] += 4 + 0.2 * step - 2 * label_B / classes
             scores[branch] = scores_BC.log_softmax(dim=-1)
         weights_BV = torch.rand(len(label_B), len(DIMENSIONS), generator=generator).softmax(dim=-1)
-        recorder.add(label_B, scores, weights_BV)
+        recorder.add(label_B, scores, {"routing": weights_BV, "true_routing": weights_BV})
     return recorder.table()
 
 

@@ -23,7 +23,7 @@ STAGES = ("prepare", "validate", "probe", "describe", "encode", "tune", "evaluat
 
 @pytest.fixture(scope="module")
 def params(project_root: Path) -> Params:
-    quick = ["tune.epochs=1", "evaluate.gallery_images=4", "evaluate.ablations=false", "tracking.system_metrics=false"]
+    quick = ["tune.epochs=1", "evaluate.gallery_images=4", "tracking.system_metrics=false"]
     return parse_params(yaml.safe_load(params_text(read_recipe("emblems-lt"), "foreign", [*SMALL, *quick])))
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mdpr.artifacts import write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
-from mdpr.evaluation.ablations import ABLATIONS
+from mdpr.evaluation.ablations import ABLATION_NAMES
 from mdpr.params import Params, TrackingParams
 from mdpr.stages.stage import load_stage, run_stage
 
@@ -45,7 +45,7 @@ def data(tmp_path: Path, encoded: Mapping[str, Path], small_params: Params, monk
 def test_the_folder_its_report_and_its_run(data: Path, tmp_path: Path) -> None:
     evaluation = data / "evaluation"
     variants = pd.read_csv(evaluation / "variants.csv")
-    assert list(variants["variant"][: len(ABLATIONS)]) == list(ABLATIONS)
+    assert list(variants["variant"][: len(ABLATION_NAMES)]) == list(ABLATION_NAMES)
     assert set(variants["kind"]) == {"ablation", "robust"}
     assert set(pd.read_csv(evaluation / "routing.csv")["shot"]) <= {"many", "medium", "few"}
     assert "Not decided yet" in (evaluation / "report.html").read_text(encoding="utf-8")

@@ -122,22 +122,38 @@ ABLATIONS: dict[str, Ablation] = {
 }
 
 
+NAMES_ONLY = "names_only"  # the class name in the place of each of its sentences
+MOST, LEAST = f"{DROP}most_weighted", f"{DROP}least_weighted"  # the deletion test: per image, of its answer's sentences
+ABLATION_NAMES = (*ABLATIONS, NAMES_ONLY, MOST, LEAST)
+
+
 class RoutingAblations:
     """The fused answer with each of `names`' tables in place of the model's own; the model itself is not touched.
 
-    `prior_CV` is M of `mdpr.artifacts.Features`.
+    `prior_CV` is M of `mdpr.artifacts.Features`, `name_Cd` a unit-length text feature per class name.
     """
 
     kind = "ablation"
 
-    def __init__(self, classifier: Classifier, prior_CV: np.ndarray, names: Sequence[str]) -> None:
+    def __init__(self, classifier: Classifier, prior_CV: np.ndarray, name_Cd: np.ndarray, names: Sequence[str]) -> None:
         self._model = classifier.model
+        self._names = names
         router = self._model.router
         assert router is not None, "this model has no router"
         sentences_CVd = self._model.sentences_CVd
-        prior = torch.as_tensor(prior_CV, dtype=torch.float32, device=sentences_CVd.device)
+        prior, name = (
+            torch.as_tensor(array, dtype=torch.float32, device=sentences_CVd.device) for array in (prior_CV, name_Cd)
+        )
+        deletion = [f"{DROP}{dimension}" for dimension in DIMENSIONS] if {MOST, LEAST} & set(names) else []
+        changes = {
+            key: {"sentences_CVd": name[:, None].expand_as(sentences_CVd)}
+            if key == NAMES_ONLY
+            else ABLATIONS[key](sentences_CVd, prior)
+            for key in dict.fromkeys([*names, *deletion])
+            if key not in (MOST, LEAST)
+        }
         with torch.no_grad():
-            self._tables = {name: router.table(**ABLATIONS[name](sentences_CVd, prior)) for name in names}
+            self._tables = {key: router.table(**change) for key, change in changes.items()}
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         """(B, C) for every ablation."""
@@ -145,12 +161,19 @@ class RoutingAblations:
         assert router is not None
         scale = self._model.backbone.logit_scale
         base_BC = batch.outputs.base_BC
-        return {
+        found = {
             name: self._model.fusion(
                 base_BC, scale * router(batch.outputs.image_Bd, table).similarity_BC, batch.expert_BC
             )
             for name, table in self._tables.items()
         }
+        if {MOST, LEAST} & set(self._names):
+            weights_BV = Classifier.consult(batch.outputs, batch.outputs.fused_BC.argmax(dim=-1))
+            without_VBC = torch.stack([found[f"{DROP}{dimension}"] for dimension in DIMENSIONS])
+            image_B = torch.arange(len(weights_BV), device=weights_BV.device)
+            found[MOST] = without_VBC[weights_BV.argmax(dim=1), image_B]
+            found[LEAST] = without_VBC[weights_BV.argmin(dim=1), image_B]
+        return {name: found[name] for name in self._names}
 
 
 TAUS = np.linspace(0, 2, 21)  # 0: no adjustment

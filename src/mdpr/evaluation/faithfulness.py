@@ -1,4 +1,7 @@
-"""Whether routing believes what a picture shows: for drawn pictures, whose truth is known (`mdpr.artifacts.truth`).
+"""Whether routing can be trusted. routing.json holds the answer, as far as the data set allows one.
+
+For drawn pictures, whose truth is known (`mdpr.artifacts.truth`): does the routing weight tell what a picture shows?
+For all: does it cost more to leave out the sentence that counted most than the one that counted least?
 
 Shapes: N pictures, C classes, V dimensions, A attributes.
 """
@@ -6,16 +9,57 @@ Shapes: N pictures, C classes, V dimensions, A attributes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
+from mdpr.artifacts import Format, read_json
+from mdpr.artifacts.formats import parse
 from mdpr.artifacts.truth import Truth
-from mdpr.evaluation.metrics import group_means
+from mdpr.evaluation.ablations import LEAST, MOST
+from mdpr.evaluation.metrics import group_means, score_branch
+from mdpr.evaluation.uncertainty import gain_intervals
 from mdpr.params import DIMENSIONS
 
 SHOWN = "shown"
+
+
+class RoutingCheck(Format):
+    """routing.json. Fractions; None where a part cannot be had.
+
+    faithfulness    dimension -> AUC, see `faithfulness`; empty without truth
+    oracle          shot group -> accuracy, see `oracle_accuracy`; empty without truth
+    deletion        accuracy without the least weighted sentence minus that without the most weighted one
+    """
+
+    format: Literal["mdpr-routing/1"] = "mdpr-routing/1"
+    faithfulness: dict[str, float]
+    oracle: dict[str, float]
+    deletion: float | None
+    deletion_interval: tuple[float, float] | None
+
+
+def check_routing(
+    predictions: pd.DataFrame, variants: pd.DataFrame | None, shots: Sequence[str], truth: Truth | None
+) -> RoutingCheck:
+    """`variants` are the answers of the ablations; the deletion test needs both of its own among them."""
+    deletion, interval = None, None
+    if variants is not None and {f"{MOST}_top1", f"{LEAST}_top1"} <= set(variants.columns):
+        kept, cut = (score_branch(variants, name, shots)["all"] for name in (LEAST, MOST))
+        deletion, interval = kept - cut, gain_intervals(variants, LEAST, MOST, shots)["all"]
+    found = {}
+    if truth is not None and "true_routing" in predictions:
+        found = faithfulness(np.stack(list(predictions["true_routing"])), truth.of("test"))
+    oracle = {} if truth is None else oracle_accuracy(truth, "test", shots)
+    return RoutingCheck(faithfulness=found, oracle=oracle, deletion=deletion, deletion_interval=interval)
+
+
+def read_routing_check(evaluation: Path) -> RoutingCheck:
+    path = evaluation / "routing.json"
+    return parse(path, RoutingCheck, read_json(path))
 
 
 def faithfulness(weights_NV: np.ndarray, pictures: pd.DataFrame) -> dict[str, float]:

@@ -9,9 +9,10 @@ One row per test image, in the order of test.parquet:
     {branch}_probability        float32       of top1
     {branch}_true_probability   float32       of label
     routing                     list<float32> V weights that the image consulted for its fused top-1 class
+    true_routing                list<float32> V weights that it consulted for its own class
 
 A branch that does not exist has no columns. With routing off there is neither routed nor fused (fused would repeat
-base) nor routing.
+base) nor routing weights.
 
 Ties: classes of equal score are ordered by a hash of (row, class). Over images each of them comes first equally often,
 whatever its index, and the same image gets the same answer every time: C equal scores make an accuracy of about 1 / C,
@@ -72,8 +73,14 @@ class PredictionRecorder:
         self._parts: list[dict[str, Tensor]] = []
         self._images = 0
 
-    def add(self, label_B: Tensor, log_probability_BC: Mapping[str, Tensor], routing_BV: Tensor | None = None) -> None:
-        """Append a batch: its labels, one tensor of log-probabilities a branch, and the routing weights if any.
+    def add(
+        self,
+        label_B: Tensor,
+        log_probability_BC: Mapping[str, Tensor],
+        routing_BV: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Append a batch: its labels, one tensor of log-probabilities per branch, and the routing weights by name of
+        their column, if any.
 
         A branch is one of `BRANCHES`, or a variant with a name of its own (see `mdpr.evaluation.ablations`). Raises
         `ArtifactError` where a branch's scores are not finite.
@@ -82,8 +89,7 @@ class PredictionRecorder:
         part = {"index": torch.arange(self._images, self._images + len(label_B)), "label": label_B}
         for branch, scores_BC in log_probability_BC.items():
             part |= _columns(branch, scores_BC.detach().float().cpu(), label_B, part["index"])
-        if routing_BV is not None:
-            part["routing"] = routing_BV.detach().float().cpu()
+        part |= {name: weights_BV.detach().float().cpu() for name, weights_BV in (routing_BV or {}).items()}
         assert not self._parts or part.keys() == self._parts[0].keys(), "branches differ between batches"
         self._parts.append(part)
         self._images += len(label_B)

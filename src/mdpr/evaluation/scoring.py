@@ -18,7 +18,7 @@ from torch import Tensor
 from mdpr.artifacts import Probe, read_images
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
-    ABLATIONS,
+    ABLATION_NAMES,
     BatchOutputs,
     Flipped,
     PostHoc,
@@ -58,10 +58,11 @@ def predict(
         frozen_Bd = classifier.backbone.encode_image(image_on_device).float()
         outputs = classifier(image_on_device)
         logits = {"zero_shot": probe.logit_scale * frozen_Bd @ text_Cd.T, "base": outputs.base_BC}
-        routing_BV = None
+        routing_BV: dict[str, Tensor] = {}
         if outputs.routed_BC is not None:
             logits |= {"routed": outputs.routed_BC, "fused": outputs.fused_BC}
-            routing_BV = classifier.consult(outputs, outputs.fused_BC.argmax(dim=-1))
+            class_B = {"routing": outputs.fused_BC.argmax(dim=-1), "true_routing": label_B.to(classifier.device)}
+            routing_BV = {name: classifier.consult(outputs, indices_B) for name, indices_B in class_B.items()}
         scores = {branch: F.log_softmax(logits_BC.float(), dim=-1) for branch, logits_BC in logits.items()}
         recorder.add(label_B, scores, routing_BV)
         for branch, scores_BC in scores.items():
@@ -106,7 +107,7 @@ def evaluate_splits(
     variants: list[Variant] = []
     if names := ablation_names(params, routed=classifier.model.router is not None):
         assert prior_CV is not None
-        variants.append(RoutingAblations(classifier, prior_CV, names))
+        variants.append(RoutingAblations(classifier, prior_CV, probe.text_Cd, names))
     if params.post_hoc:
         variants.append(_post_hoc(classifier, _table(prepared, "val", look), params.batch_size))
     if params.test_time == "flip":
@@ -127,7 +128,7 @@ def evaluate_splits(
 def ablation_names(params: EvaluateParams, routed: bool) -> Sequence[str]:
     """The ablations to make, none for a model without a router."""
     if isinstance(params.ablations, bool):
-        return list(ABLATIONS) if params.ablations and routed else []
+        return list(ABLATION_NAMES) if params.ablations and routed else []
     if params.ablations and not routed:
         raise ConfigError("evaluate.ablations names ablations of routing, the model has no router: set it to false")
     return params.ablations

@@ -28,8 +28,10 @@ from mdpr.artifacts import (
     write_json,
     write_predictions,
 )
+from mdpr.artifacts.truth import Truth
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.ablations import COLUMNS, variant_table
+from mdpr.evaluation.faithfulness import RoutingCheck, check_routing, read_routing_check
 from mdpr.evaluation.metrics import class_recall, reliability, score
 from mdpr.evaluation.predictions import Predictions, final_branch, recorded_branches
 from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, intervals
@@ -49,6 +51,7 @@ class Results:
     biases: Biases
     per_class: pd.DataFrame
     reliability: pd.DataFrame
+    routing: RoutingCheck
     variants: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
 
     @classmethod
@@ -59,9 +62,10 @@ class Results:
         rival_C: np.ndarray,
         log_prior_C: np.ndarray,
         resamplings: int = RESAMPLINGS,
+        truth: Truth | None = None,
     ) -> Results:
         """Score what one pass gave. `rival_C` is the class each class is most confused with by the frozen model,
-        `log_prior_C` the log of its estimated pre-training prior.
+        `log_prior_C` the log of its estimated pre-training prior, `truth` is known of drawn pictures only.
 
         Raises `ArtifactError` where the predictions name a class that is not there, or there is none of them.
         """
@@ -77,14 +81,16 @@ class Results:
             biases=biases(predictions, [item.train_images for item in classes], log_prior_C, resamplings),
             per_class=per_class_table(predictions, classes, rival_C),
             reliability=reliability_table(predictions),
+            routing=check_routing(predictions, variants, shots, truth),
             **({} if variants is None else {"variants": variant_table(predictions, variants, predicted.kinds, shots)}),
         )
 
     def write(self, evaluation: Path) -> None:
-        """metrics.json, intervals.json, biases.json, predictions.parquet, and the tables that DVC's plots draw."""
+        """The JSON files, predictions.parquet, and the tables that DVC's plots draw."""
         write_json(evaluation / "metrics.json", self.scores)
         write_json(evaluation / "intervals.json", self.intervals)
         write_json(evaluation / "biases.json", self.biases)
+        write_json(evaluation / "routing.json", self.routing)
         write_predictions(evaluation, self.predictions)
         tables = {
             "per_class": self.per_class,
@@ -112,6 +118,7 @@ class Results:
             biases=read_biases(evaluation),
             per_class=per_class,
             reliability=read_table(evaluation, "reliability.csv"),
+            routing=read_routing_check(evaluation),
             variants=read_table(evaluation, "variants.csv"),
         )
 

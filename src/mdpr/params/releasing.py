@@ -17,6 +17,9 @@ Ablation = Literal[
     "uniform_routing",
     "prior_only",
     "shuffled_sentences",
+    "names_only",
+    "without_most_weighted",
+    "without_least_weighted",
 ]
 
 

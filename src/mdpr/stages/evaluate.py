@@ -24,6 +24,7 @@ def evaluate(
     other classes or on another backbone than the probe's.
     """
     from mdpr import artifacts
+    from mdpr.artifacts.truth import read_truth
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.report.document import Folders, write_report
     from mdpr.evaluation.score_table import write_scores
@@ -42,7 +43,8 @@ def evaluate(
     prior_CV = artifacts.read_features(features, names).prior_CV if classifier.config.tune.routing else None
 
     predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params)
-    results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C)
+    truth = read_truth(prepared)
+    results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, truth=truth)
 
     evaluation.mkdir()
     results.write(evaluation)

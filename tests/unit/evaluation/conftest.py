@@ -45,7 +45,7 @@ def make_predictions(class_count: int, images_per_class: int, routing: bool = Tr
             logits_BC[torch.arange(len(batch)), batch] += skill_B + 0.4 * bonus
             scores[branch] = logits_BC.log_softmax(dim=-1)
         weights_BV = torch.rand(len(batch), len(DIMENSIONS), generator=generator).softmax(dim=-1)
-        recorder.add(batch, scores, weights_BV if routing else None)
+        recorder.add(batch, scores, {"routing": weights_BV, "true_routing": weights_BV} if routing else None)
     return recorder.table()
 
 

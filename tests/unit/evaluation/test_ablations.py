@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from mdpr.artifacts import Features, ModelConfig, read_classes, read_features, read_probe
 from mdpr.errors import ArtifactError, ConfigError
 from mdpr.evaluation.ablations import (
+    ABLATION_NAMES,
     ABLATIONS,
+    LEAST,
+    MOST,
     BatchOutputs,
     RoutingAblations,
     choose,
@@ -69,6 +72,13 @@ def prior_CV(encoded: Mapping[str, Path], classifier: Classifier) -> np.ndarray:
     return read_features(encoded["features"], list(classifier.class_names)).prior_CV
 
 
+def names_of(classifier: Classifier) -> np.ndarray:
+    """A unit-length feature per class name."""
+    width = classifier.model.sentences_CVd.shape[-1]
+    name_Cd = np.random.default_rng(3).normal(size=(len(classifier.class_names), width))
+    return name_Cd / np.linalg.norm(name_Cd, axis=1, keepdims=True)
+
+
 @pytest.fixture(scope="module")
 def seen(classifier: Classifier) -> BatchOutputs:
     size = classifier.image_size_px
@@ -92,7 +102,9 @@ def attention_cosines(classifier: Classifier, image_Bd: Tensor, weight_CV: Tenso
 def test_image_independent_ablations_are_fixed_attention_weights(
     classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
 ) -> None:
-    found = RoutingAblations(classifier, prior_CV, ["uniform_routing", "prior_only"]).log_probabilities(seen)
+    found = RoutingAblations(
+        classifier, prior_CV, names_of(classifier), ["uniform_routing", "prior_only"]
+    ).log_probabilities(seen)
     prior = torch.as_tensor(prior_CV).clamp_min(0)
     weights = {"uniform_routing": torch.full_like(prior, 1 / V), "prior_only": prior / prior.sum(1, keepdim=True)}
     for name, weight_CV in weights.items():
@@ -105,18 +117,33 @@ def test_image_independent_ablations_are_fixed_attention_weights(
 def test_without_a_dimension_its_sentences_do_not_matter(
     classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
 ) -> None:
-    found = RoutingAblations(classifier, prior_CV, list(ABLATIONS)).log_probabilities(seen)
+    found = RoutingAblations(classifier, prior_CV, names_of(classifier), list(ABLATIONS)).log_probabilities(seen)
     assert list(found) == list(ABLATIONS)
     for log_probability_BC in found.values():
         torch.testing.assert_close(log_probability_BC.exp().sum(dim=1), torch.ones(4))
     before = classifier.model.sentences_CVd.clone()
     try:
         classifier.model.sentences_CVd[:, 0] = torch.randn_like(before[:, 0])
-        again = RoutingAblations(classifier, prior_CV, list(ABLATIONS)).log_probabilities(seen)
+        again = RoutingAblations(classifier, prior_CV, names_of(classifier), list(ABLATIONS)).log_probabilities(seen)
     finally:
         classifier.model.sentences_CVd.copy_(before)
     same = {name for name in ABLATIONS if torch.allclose(found[name], again[name], atol=1e-6)}
     assert same == {f"without_{DIMENSIONS[0]}"}
+
+
+@torch.no_grad()
+def test_the_deletion_test_leaves_out_what_counted_most_and_least(
+    classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
+) -> None:
+    made = RoutingAblations(classifier, prior_CV, names_of(classifier), list(ABLATION_NAMES)).log_probabilities(seen)
+    assert list(made) == list(ABLATION_NAMES)
+    weights_BV = Classifier.consult(seen.outputs, seen.outputs.fused_BC.argmax(dim=1))
+    for row in range(len(weights_BV)):
+        for name, place in ((MOST, weights_BV[row].argmax()), (LEAST, weights_BV[row].argmin())):
+            torch.testing.assert_close(made[name][row], made[f"without_{DIMENSIONS[int(place)]}"][row])
+    alone = RoutingAblations(classifier, prior_CV, names_of(classifier), [MOST]).log_probabilities(seen)
+    assert list(alone) == [MOST]
+    torch.testing.assert_close(alone[MOST], made[MOST])
 
 
 def test_shuffling_leaves_no_class_its_own_sentences() -> None:
@@ -131,9 +158,9 @@ def test_shuffling_leaves_no_class_its_own_sentences() -> None:
 
 
 def test_every_setting_of_ablations_is_one_there_is() -> None:
-    everything = EvaluateParams(ablations=tuple(ABLATIONS))
-    assert ablation_names(everything, routed=True) == tuple(ABLATIONS)
-    assert ablation_names(EvaluateParams(), routed=True) == list(ABLATIONS)
+    everything = EvaluateParams(ablations=ABLATION_NAMES)
+    assert ablation_names(everything, routed=True) == ABLATION_NAMES
+    assert ablation_names(EvaluateParams(), routed=True) == list(ABLATION_NAMES)
     assert ablation_names(EvaluateParams(), routed=False) == []
     assert ablation_names(EvaluateParams(ablations=False), routed=True) == []
     with pytest.raises(ConfigError, match="has no router: set it to false"):
@@ -183,7 +210,7 @@ def test_variants_never_touch_the_main_rows(
     pd.testing.assert_frame_equal(alone.predictions, full.predictions)
     assert alone.variants is None
     kinds = list(full.kinds.values())
-    assert kinds == ["ablation"] * len(ABLATIONS) + ["robust"] * 3
+    assert kinds == ["ablation"] * len(ABLATION_NAMES) + ["robust"] * 3
     classes = read_classes(encoded["prepared"])
     variants = Results.of(full, classes, probe.rival_C, probe.log_prior_C, resamplings=100).variants
     assert list(variants["variant"]) == list(full.kinds)

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from mdpr import artifacts
 from mdpr.artifacts import Promotion, display_names, who_wrote
 from mdpr.artifacts.formats import parse
+from mdpr.artifacts.truth import read_truth
+from mdpr.evaluation.diagnosis import auc_rows, diagnose, routing_lines
 from mdpr.evaluation.report.cells import (
     BIAS_TITLES,
     GROUP_TITLES,
@@ -122,7 +124,7 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
         history=artifacts.read_history(folders.model),
         selected_epoch=artifacts.read_model_config(folders.model).selected_epoch,
         prior_C=np.exp(frozen.log_prior_C),
-        gallery=make_gallery(picked, classes, knowledge.sentences_CV(), images),
+        gallery=make_gallery(picked, classes, knowledge.sentences_CV(), images, read_truth(folders.prepared)),
         lineage=artifacts.read_lineage(folders.evaluation) | {"sentences": who_wrote(knowledge)},
         audit=read_audit(folders.knowledge, folders.features),
         promotion=promotion,
@@ -172,6 +174,9 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
         content=content,
         results=results,
         summary=summary_sentence(results),
+        diagnosis=diagnose(results),
+        routing_lines=routing_lines(results),
+        auc_rows=auc_rows(results),
         cards=[make_card(results, group) for group in groups],
         branches={branch: BRANCHES[branch] for branch in branches},
         group_titles={group: GROUP_TITLES[group] for group in groups},

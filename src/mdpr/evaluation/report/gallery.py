@@ -15,7 +15,9 @@ import pandas as pd
 from PIL import Image
 
 from mdpr.artifacts import SHOT_GROUPS, ClassInfo, ShotGroup, display_names
+from mdpr.artifacts.truth import Truth
 from mdpr.evaluation.predictions import final_branch
+from mdpr.params import DIMENSIONS
 
 THUMBNAIL_SIDE_PX = 160
 LOSSLESS_SIDE_PX = 64  # up to this side PNG is small, and shows every pixel as the model saw it
@@ -23,7 +25,11 @@ LOSSLESS_SIDE_PX = 64  # up to this side PNG is small, and shows every pixel as 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One test image. `routing` (V weights) and `sentences` (V) are of the predicted class; empty without routing."""
+    """One test image.
+
+    `routing` (V weights) and `sentences` (V) are of the predicted class; empty without routing. `states` says whether a
+    drawn picture shows each dimension: shown, absent or foreign (another class's); empty if that is not known.
+    """
 
     index: int
     actual: str
@@ -33,6 +39,7 @@ class GalleryItem:
     data_uri: str
     sentences: Sequence[str]
     routing: Sequence[float]
+    states: Sequence[str] = ()
 
 
 def tail_group(classes: Sequence[ClassInfo], predictions: pd.DataFrame) -> ShotGroup:
@@ -69,8 +76,10 @@ def make_gallery(
     classes: Sequence[ClassInfo],
     sentences_CV: Sequence[Sequence[str]],
     images: Mapping[int, Image.Image],
+    truth: Truth | None = None,
 ) -> list[GalleryItem]:
     """The rows of `pick_tail_images` with thumbnails; `images` holds the pictures by row of test.parquet."""
+    pictures = None if truth is None else truth.of("test").reindex(columns=DIMENSIONS, fill_value="")
     names = display_names(classes)
     branch = final_branch(picked)
     items = []
@@ -87,6 +96,7 @@ def make_gallery(
                 data_uri=thumbnail_uri(images[int(row["index"])]),
                 sentences=list(sentences_CV[predicted]) if routed else [],
                 routing=np.asarray(row["routing"], dtype=float).tolist() if routed else [],
+                states=() if pictures is None else pictures.iloc[int(row["index"])].tolist(),
             )
         )
     return items

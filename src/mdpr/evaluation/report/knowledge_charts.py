@@ -58,8 +58,8 @@ def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequen
     return Figure(
         name="routing",
         title="Which knowledge was consulted",
-        caption="By shot group of the image's class. An image's weights sum to 1; the dashed line is no "
-        f"preference ({uniform:.2f}). Within a group the means differ by at most {spread:.2g}.",
+        caption="By shot group of the image's class. The dashed line is no preference between the "
+        f"{len(labels)} sentences ({uniform:.2f}). Within a group the means differ by at most {spread:.2g}.",
         alternative=f"Mean routing weight by dimension. Largest for {most}.",
         svg=render(bars + even, "routing"),
         legend=legend,

@@ -1,0 +1,108 @@
+"""Plain lines about a result: what is wrong with a model, and what its routing is worth.
+
+The report shows them; nothing is computed here that another file of evaluation/ does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY
+from mdpr.evaluation.predictions import final_branch
+from mdpr.evaluation.score_table import BRANCHES, points, signed_points
+from mdpr.evaluation.tables import Results
+
+NOTHING = 0.01  # a fraction: an interval around 0 that is wider than this shows nothing either way
+SHUFFLED = "shuffled_sentences"
+
+
+def diagnose(results: Results) -> list[str]:
+    """What a reader must know before the scores, most serious first; empty if nothing is wrong."""
+    scores, lines = results.scores, []
+    answers = results.predictions[f"{final_branch(results.predictions)}_top1"]
+    if answers.nunique() == 1 and len(results.classes) > 1:
+        lines.append("The model gives the same class for every image: it has learned nothing.")
+    below_zero_shot = results.intervals.gain_of_fused["zero_shot"]["all"][1] < 0
+    if below_zero_shot:
+        loss = points(scores["zero_shot"]["all"] - scores["fused"]["all"])
+        lines.append(f"The frozen model is better: tuning costs {loss} points of accuracy over all classes.")
+    best = max((branch for branch in ("base", "routed") if branch in scores), key=lambda key: scores[key]["all"])
+    loss_to_branch = scores[best]["all"] - scores["fused"]["all"]
+    if "routed" in scores and loss_to_branch > 0 and not _overlap(results, best):
+        lines.append(f"The final answer is {points(loss_to_branch)} points below its own branch {BRANCHES[best]}.")
+    if (line := sentences_line(results)) and not _sentences_count(results):
+        lines.append(line)
+    return lines
+
+
+def routing_lines(results: Results) -> list[str]:
+    """What the sentences and their routing weights are worth; empty for a model without a router."""
+    check, lines = results.routing, []
+    if line := sentences_line(results):
+        lines.append(line)
+    costs = {name: _gain(results, name) for name in (NAMES_ONLY, MOST, LEAST)}
+    if names := costs[NAMES_ONLY]:
+        lines.append(f"With the class name in place of each sentence: {_with_interval(*names)}.")
+    if (most := costs[MOST]) and (least := costs[LEAST]) and check.deletion is not None and check.deletion_interval:
+        low, high = check.deletion_interval
+        shown = "so the weights say which sentence matters" if low > 0 else "so the weights do not show what matters"
+        lines.append(
+            f"Leaving out the sentence with the largest weight changes accuracy by {signed_points(most[0])} points, "
+            f"the one with the smallest weight by {signed_points(least[0])}: a difference of "
+            f"{_with_interval(check.deletion, low, high)}, {shown}."
+        )
+    if check.faithfulness:
+        lines.append(
+            f"Routing weights tell the pictures that show a dimension from the others with an AUC of "
+            f"{mean(check.faithfulness.values()):.2f} (mean over dimensions; 0.5 is chance, 1 is never wrong)."
+        )
+    if check.oracle:
+        lines.append(
+            f"An answer that knows what each picture really shows would reach {points(check.oracle['all'])} %."
+        )
+    return lines
+
+
+def sentences_line(results: Results) -> str | None:
+    """What the sentences of other classes cost; None if that was not measured."""
+    shuffled = _gain(results, SHUFFLED)
+    if shuffled is None:
+        return None
+    measured = f"with the sentences of other classes accuracy changes by {_with_interval(*shuffled)}"
+    if _sentences_count(results):
+        return f"The sentences count: {measured}."
+    _, low, high = shuffled
+    if low > -NOTHING and high < NOTHING:
+        return f"The sentences change nothing here: {measured}."
+    return f"It is not shown that the sentences count: {measured}."
+
+
+def _sentences_count(results: Results) -> bool:
+    shuffled = _gain(results, SHUFFLED)
+    return shuffled is not None and shuffled[2] < 0
+
+
+def _gain(results: Results, variant: str) -> tuple[float, float, float] | None:
+    """Gain of a variant over the model and its interval."""
+    rows = results.variants[results.variants["variant"] == variant]
+    if rows.empty:
+        return None
+    gain, low, high = rows[["gain", "gain_low", "gain_high"]].to_numpy(dtype=float)[0].tolist()
+    return gain, low, high
+
+
+def _overlap(results: Results, branch: str) -> bool:
+    """Whether the intervals of a branch and of the final answer overlap."""
+    (low, _), (_, high) = results.intervals.accuracy[branch]["all"], results.intervals.accuracy["fused"]["all"]
+    return low < high
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{signed_points(value)} points (95 % interval {signed_points(low)} to {signed_points(high)})"
+
+
+def auc_rows(results: Results) -> Sequence[tuple[str, str]]:
+    """Dimension and AUC, the best first."""
+    ranked = sorted(results.routing.faithfulness.items(), key=lambda item: -item[1])
+    return [(dimension, f"{value:.2f}") for dimension, value in ranked]
