@@ -39,7 +39,7 @@ test: setup
 	# Two workers, a file each: most tests wait for processes of their own. More torch threads than cores would only wait.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term --numprocesses $(TEST_WORKERS) --dist loadfile
 
-check: setup
+check: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
