@@ -61,7 +61,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         One decoded picture is held at a time. Whatever goes wrong with a picture is its own row's error.
         """
         from mdpr.errors import DataError
-        from mdpr.images.decoding import decode_image
 
         rows: list[int] = []
         batch: list[Any] = []
@@ -72,7 +71,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 pixels_left -= _pixels(data)
                 if pixels_left < 0:
                     raise DataError(f"the request holds more than {MAX_PIXELS_PER_REQUEST:,} pixels: send it in parts")
-                batch.append(self.classifier.transform(decode_image(data, "the image")))
+                batch.append(self.classifier.preprocess(data))
             except DataError as error:
                 answers[row]["error"] = str(error)
             except Exception as error:

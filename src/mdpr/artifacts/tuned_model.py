@@ -23,6 +23,7 @@ class ModelConfig(Format):
     class_names: tuple[str, ...]
     train_images: tuple[int, ...]
     knowledge_digest: str
+    background: str = "white"  # what transparent images are laid on, as in the training data
     selected_epoch: int
     val_accuracy: dict[str, float]  # class-balanced, of the selected epoch: base, routed, fused
 

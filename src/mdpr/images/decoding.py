@@ -91,8 +91,7 @@ def decode(data: bytes, where: str, background: str = "white", max_pixels: int =
     except Image.UnidentifiedImageError:
         raise DataError(f"{where} is not an image ({', '.join(FORMATS)}): convert or remove the file") from None
     except Exception as error:  # Pillow's readers raise whatever their parsers run into
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where} cannot be decoded ({reason}): restore or remove the file") from None
+        raise DataError(f"{where} cannot be decoded ({_reason(error)}): restore or remove the file") from None
     size = f"{where} has {width_px} x {height_px} pixels, more than"
     if width_px * height_px > max_pixels:
         raise DataError(f"{size} {max_pixels:,} in all: scale it down")
@@ -100,14 +99,17 @@ def decode(data: bytes, where: str, background: str = "white", max_pixels: int =
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any picture of Pillow's as RGB, as `decode_image` gives it.
+    """Any picture of Pillow's as RGB and upright, as `decode_image` gives it.
 
     Greyscale is repeated over the channels. Grey values of more than 8 bits are scaled by the smallest depth of
     `DEPTHS` that holds the largest of them, floating-point ones up to 1 by 255. Transparency is composited on
     `background` (a colour's name or #RRGGBB).
-    Raises `ValueError` for values that are negative, not finite or above 16 bits.
+    Raises `DataError` for grey values that are negative, not finite or above 16 bits, and if the pixels cannot be read.
     """
-    return _as_rgb(image, background)[0]
+    try:
+        return _as_rgb(_load_upright(image)[0], background)[0]
+    except Exception as error:  # as in `decode`
+        raise DataError(f"the image cannot be used ({_reason(error)}): save it anew") from None
 
 
 def verify_image(
@@ -152,6 +154,10 @@ def quiet_pillow() -> Iterator[None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _load_upright(image: Image.Image) -> tuple[Image.Image, tuple[Note, ...]]:

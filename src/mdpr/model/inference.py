@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from mdpr.artifacts import ModelConfig, read_features, read_model_config
@@ -128,10 +128,10 @@ class Classifier:
         if isinstance(image, Tensor):
             return image
         if isinstance(image, str | Path):
-            return self.transform(decode_image(_read(Path(image)), str(image)))
+            return self.transform(decode_image(_read(Path(image)), str(image), self.config.background))
         if isinstance(image, bytes):
-            return self.transform(decode_image(image, "the image"))
-        return self.transform(to_rgb(ImageOps.exif_transpose(image)))
+            return self.transform(decode_image(image, "the image", self.config.background))
+        return self.transform(to_rgb(image, self.config.background))
 
     def _prediction(self, values_k: Tensor, indices_k: Tensor, routing_BV: Tensor | None, row: int) -> Prediction:
         pairs = zip(indices_k.tolist(), values_k.tolist(), strict=True)

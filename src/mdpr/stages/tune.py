@@ -63,12 +63,19 @@ def tune(
             except Diverged:
                 checkpoints.discard()  # to resume it would end in the same way again
                 raise
-            _write(model, tuned, data, encoded, backbone, result)
+            background = artifacts.read_card(prepared).background
+            _write(model, tuned, data, encoded, backbone, result, background)
             artifacts.write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
 
 
 def _write(
-    model: Path, tuned: MDPR, data: TrainingData, encoded: Features, backbone: BackboneParams, result: FitResult
+    model: Path,
+    tuned: MDPR,
+    data: TrainingData,
+    encoded: Features,
+    backbone: BackboneParams,
+    result: FitResult,
+    background: str,
 ) -> None:
     from mdpr import artifacts
     from mdpr.model.backbone import save_weights
@@ -80,6 +87,7 @@ def _write(
         class_names=tuned.class_names,
         train_images=tuple(data.counts),
         knowledge_digest=encoded.knowledge_digest,
+        background=background,
         selected_epoch=result.epoch,
         val_accuracy=result.val_accuracy,
     )

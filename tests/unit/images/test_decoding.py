@@ -275,3 +275,14 @@ def test_content_decides_what_an_image_is() -> None:
     assert not is_image(b"hello, this is no image"[:16])
     assert not is_image(b"")
     assert {".jfif", ".jpe", ".pgm", ".mpo", ".webp"} <= IMAGE_SUFFIXES
+
+
+def test_a_picture_that_pillow_opened_is_turned_and_a_broken_tag_costs_nothing() -> None:
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+    block += struct.pack("<HHII", 0x010F, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    data = encode(Image.fromarray(PIXELS), "PNG", exif=block + struct.pack("<III", 0, 1, 2))
+    assert np.array_equal(np.asarray(to_rgb(Image.open(io.BytesIO(data)))), np.rot90(PIXELS, -1))
+    with pytest.raises(DataError, match="the image cannot be used"):
+        to_rgb(Image.open(io.BytesIO(data[:-40])))
+    with pytest.raises(DataError, match="grey values from -1 to -1"):
+        to_rgb(Image.fromarray(np.full((3, 3), -1, np.int32)))
