@@ -1,20 +1,295 @@
 """How other people's pictures and folders fare: nothing may be lost in silence, nothing may stop without a line.
 
-python -m benchmarks.intake [--json] [--exif 6000] [--files 100000] [--images 2000]
+    python -m benchmarks.intake [--json] [--exif 6000] [--files 100000] [--images 2000] [--rounds 5]
+
+exif_survived       pictures with an EXIF block damaged at random that are decoded, of --exif
+folder_cases_right  folders, tables and odd pictures that are read as they should be or refused with the word that
+                    names the fault, as a fraction of all cases (rows: each of them)
+silent_losses       pictures of all cases that were neither used nor counted nor refused
+prepare_vs_bare, load_vs_bare   as in benchmarks.data
+look_s              seconds of `mdpr data look` on a folder of --files files, the start of Python included
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import os
 import random
 import struct
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.data import PHOTO_PX, measure_load, measure_prepare, median_ratio, photos, timed
+from benchmarks.report import device_name, emit
+from mdpr.artifacts import read_card, read_classes, read_images
+from mdpr.errors import MdprError
+from mdpr.images.decoding import decode, decode_image
+from mdpr.params import Params, PrepareParams
+from mdpr.stages.stage import load_stage, run_stage
+
+PACKAGES = ("pillow", "pyarrow", "torch", "torchvision")
 ORIENTATION, ROWS_PER_STRIP = 0x0112, 0x0116
 EXIF_TAGS = {0x010F: "maker", ORIENTATION: 6, 0x011A: 72.0, 0x0128: 2, 0x0132: "2020:01:01 10:00:00"}
+CAT_AND_DOG = {"cat": 6, "dog": 6}
+WITH_ANT = {**CAT_AND_DOG, "ant": 1}
+N1_N2, NAMED = {"n1": 6, "n2": 6}, {"tench": 6, "eel": 6}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A source as people have it. It must give `counts` (images of each class, all splits together) or be `refused`.
+
+    folders   pictures to put into each folder
+    add       what else belongs to it
+    """
+
+    name: str
+    folders: Mapping[str, int]
+    counts: Mapping[str, int] | None = None
+    refused: str = ""
+    add: Callable[[Path], object] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    """A file of the source."""
+    data = content.encode() if isinstance(content, str) else content
+    return lambda root: (root / name).write_bytes(data)
+
+
+def link(name: str, target: str) -> Callable[[Path], object]:
+    return lambda root: (root / name).symlink_to(target)
+
+
+def fifo(name: str) -> Callable[[Path], object]:
+    def make(root: Path) -> None:
+        os.mkfifo(root / name)
+
+    return make
+
+
+def sparse(root: Path) -> None:
+    with (root / "cat" / "s.png").open("wb") as file:
+        file.truncate(200 * 2**30)
+
+
+def picture(kind: str, values: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+
+
+def table(*rows: str) -> Callable[[Path], object]:
+    return write("images.csv", "\n".join(["path,label", *rows]) + "\n")
+
+
+LISTED = tuple(
+    f"{label}/{6 * place + index}.png,{label}" for place, label in enumerate(CAT_AND_DOG) for index in range(6)
+)
+SPLITS = {f"{split}/{label}": 6 for split in ("train", "test") for label in CAT_AND_DOG}
+GREY = np.full((40, 64), 88)
+NEGATIVE = GREY.astype(np.int32) - 99
+
+CASES = (
+    Case("plain", CAT_AND_DOG, CAT_AND_DOG),
+    *[
+        Case(f"folder {name}", {**CAT_AND_DOG, f"cat/{name}": 3}, CAT_AND_DOG)
+        for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX", ".ipynb_checkpoints")
+    ],
+    *[
+        Case(f"split {name}", {**SPLITS, f"{name}/cat": 6, f"{name}/dog": 6}, refused=f"{name} is no split")
+        for name in ("valid", "validation", "dev", "Val", "eval")
+    ],
+    Case(
+        "Training and Testing", {f"{s}ing/{c}": 6 for s in ("Train", "Test") for c in CAT_AND_DOG}, refused="rename it"
+    ),
+    Case("class train", {"bus": 6, "plane": 6, "train": 6}, refused="rename it if train is a class"),
+    Case("test without labels", {"train/cat": 6, "train/dog": 6, "test": 6}, refused="test_from"),
+    Case("splits inside classes", {"cat/train": 6, "cat/test": 6, "dog/train": 6}, refused="above the classes"),
+    Case("two levels", {"A/cat": 6, "A/dog": 6, "B/cat": 6, "B/dog": 6}, refused="class_depth"),
+    Case("second level", {"A/cat": 6, "A/dog": 6}, CAT_AND_DOG, settings={"class_depth": 2}),
+    Case("case", {"Bee": 6, "bee": 6}, refused="differ by case"),
+    Case("NFC and NFD", {"\u00e9": 6, "e\u0301": 6, "z": 6}, {"\u00e9": 12, "z": 6}),
+    Case(
+        "NFC and NFD splits", {"train/\u00e9": 6, "train/z": 6, "test/e\u0301": 6, "test/z": 6}, {"\u00e9": 12, "z": 12}
+    ),
+    Case("underscores", {"fire_truck": 6, "dog": 6}, {"fire truck": 6, "dog": 6}),
+    Case("bell", {"a\x07b": 6, "dog": 6}, refused="control character"),
+    Case("not a character", {"a\ufffeb": 6, "dog": 6}, refused="control character"),
+    Case("terminal", {"a\x1b]0;t\x07": 6, "dog": 6}, refused="control character"),
+    Case(
+        "names.csv",
+        N1_N2,
+        NAMED,
+        add=write("names.csv", "folder,name\nn1,tench\nn2,eel\n"),
+    ),
+    Case(
+        "names.json",
+        N1_N2,
+        NAMED,
+        add=write("classes.json", '{"n1": "tench", "n2": "eel"}'),
+    ),
+    Case("names missing", N1_N2, refused="no name", add=write("classes.json", '{"n1": "tench"}')),
+    Case("one image", {"cat": 30, "dog": 1}, refused="small_classes"),
+    Case("one image dropped", WITH_ANT, CAT_AND_DOG, settings={"small_classes": "drop"}),
+    Case(
+        "one image for training",
+        WITH_ANT,
+        WITH_ANT,
+        settings={"small_classes": "train_only"},
+    ),
+    Case("link out", CAT_AND_DOG, refused="through a link", add=link("cat/more", "/usr/share")),
+    Case("link up", CAT_AND_DOG, refused="link to a folder above", add=link("cat/loop", "..")),
+    Case("dead link", CAT_AND_DOG, refused="leads nowhere", add=link("cat/x.png", "nowhere.png")),
+    Case("device", CAT_AND_DOG, refused="not a regular file", add=link("cat/x.png", "/dev/zero")),
+    Case("FIFO", CAT_AND_DOG, refused="not a regular file", add=fifo("cat/p.png")),
+    Case("sparse", CAT_AND_DOG, refused="bytes, more than", add=sparse),
+    Case("table", CAT_AND_DOG, CAT_AND_DOG, add=table(*LISTED), settings={"source": "csv"}),
+    Case(
+        "table link out",
+        CAT_AND_DOG,
+        refused="through a link",
+        add=lambda root: (link("away", "/usr/share")(root), table("away/x.png,cat", *LISTED)(root)),
+        settings={"source": "csv"},
+    ),
+    Case(
+        "table FIFO",
+        CAT_AND_DOG,
+        refused="FIFO",
+        add=lambda root: (fifo("p.png")(root), table("p.png,cat", *LISTED)(root)),
+        settings={"source": "csv"},
+    ),
+    Case(
+        "suffix .jfif",
+        {**CAT_AND_DOG, "ant": 0},
+        {**CAT_AND_DOG, "ant": 5},
+        add=lambda root: [
+            (root / "ant" / f"{index}.jfif").write_bytes(picture("JPEG", noise(index))) for index in range(5)
+        ],
+    ),
+    Case(
+        "no suffix",
+        {**CAT_AND_DOG, "ant": 0},
+        {**CAT_AND_DOG, "ant": 5},
+        add=lambda root: [(root / "ant" / f"{index}").write_bytes(picture("JPEG", noise(index))) for index in range(5)],
+    ),
+    Case("suffix .heic", CAT_AND_DOG, CAT_AND_DOG, add=write("cat/x.heic", b"\0\0\0\x18ftypheic")),
+    *[
+        Case(
+            f"grey {name}",
+            CAT_AND_DOG,
+            {"cat": 7, "dog": 6},
+            add=write(f"cat/grey88.{kind.lower()}", picture(kind, values)),
+        )
+        for name, kind, values in (
+            ("12 of 16 bits", "PNG", GREY.astype(np.uint16) << 4),
+            ("16 bits", "PNG", GREY.astype(np.uint16) * 257),
+            ("32 bits", "TIFF", GREY.astype(np.int32)),
+            ("floating point", "TIFF", (GREY / 255).astype(np.float32)),
+        )
+    ],
+    Case(
+        "grey negative",
+        CAT_AND_DOG,
+        refused="grey values",
+        add=write("cat/x.tiff", picture("TIFF", GREY.astype(np.int32) - 99)),
+    ),
+)
+
+
+def judge(case: Case, folder: Path) -> tuple[bool, int, str]:
+    """Whether a case came out as it must, how many pictures were lost in silence, and what was said."""
+    root, made = folder / "source", 0
+    for name, count in case.folders.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for _ in range(count):
+            (root / name / f"{made}.png").write_bytes(picture("PNG", noise(made)))
+            made += 1
+    if case.add:
+        case.add(root)
+    params = PrepareParams.model_validate(
+        {"source": "folder", "root": str(root), "profile": "natural", **case.settings}
+    )
+    try:
+        run_stage(load_stage("prepare"), {"prepared": folder / "prepared"}, Params(prepare=params))
+    except MdprError as error:
+        one_line = "\n" not in str(error) and str(error).isprintable()
+        return bool(case.refused) and case.refused in str(error) and one_line, 0, str(error).replace(str(folder), "")
+    card, classes = read_card(folder / "prepared"), read_classes(folder / "prepared")
+    records = [record for split in card.images for record in read_images(folder / "prepared" / f"{split}.parquet")]
+    counts = {item.name: sum(record.label == item.index for record in records) for item in classes}
+    greys = [np.asarray(decode_image(record.image, "x")) for record in records if "grey88" in record.path]
+    sound = counts == case.counts and all((pixels == 88).all() for pixels in greys)
+    accounted = bool(card.left_out or card.passed_over or card.dropped_classes)
+    return sound, 0 if accounted else max(0, made - len(records)), str(counts)
+
+
+def measure_look(folder: Path, files: int) -> float:
+    """Seconds of the command on empty files in 1,000 class folders."""
+    for number in range(files):
+        path = folder / f"class {number % 1000:04}" / f"{number:06}.jpg"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+    command = [sys.executable, "-m", "mdpr", "data", "look", str(folder)]
+    return timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+
+def survived(count: int) -> int:
+    """How many pictures with a damaged EXIF block are decoded."""
+    alive = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for data in fuzzed_exif(count):
+            try:
+                alive += decode(data, "x").image.size in ((30, 20), (20, 30))
+            except MdprError:
+                continue
+    return alive
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exif", type=int, default=6000, help="pictures with a damaged EXIF block")
+    parser.add_argument("--files", type=int, default=100_000, help="files of the folder that is looked at")
+    parser.add_argument("--images", type=int, default=2000, help="JPEGs that are prepared and loaded")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of preparing and loading; the median counts")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads and processes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for number, case in enumerate(CASES):
+            right, lost, outcome = judge(case, folder / str(number))
+            rows.append({"case": case.name, "right": right, "lost": lost, "outcome": outcome[:200]})
+        look_s = measure_look(folder / "look", arguments.files)
+        files = photos(folder / "photos", arguments.images, PHOTO_PX)
+        prepare_s = measure_prepare(folder, files, arguments.rounds, arguments.workers)
+        load_s = measure_load(folder, files, arguments.rounds, arguments.workers)
+    figures = {
+        "exif_survived": survived(arguments.exif),
+        "folder_cases_right": sum(row["right"] for row in rows) / len(rows),
+        "silent_losses": sum(row["lost"] for row in rows),
+        "prepare_vs_bare": median_ratio(prepare_s),
+        "load_vs_bare": median_ratio(load_s),
+        "look_s": look_s,
+    }
+    shown = [{"figure": name, "value": value} for name, value in figures.items()]
+    emit("intake", device_name(), PACKAGES, figures, rows, arguments.json, shown)
 
 
 def fuzzed_exif(count: int, seed: int = 0) -> Iterator[bytes]:
@@ -59,3 +334,7 @@ def _exif_places(tiff: bytes) -> list[int]:
         elif tag in EXIF_TAGS and tag > ROWS_PER_STRIP:
             places += range(entry + 2, entry + 12)
     return places
+
+
+if __name__ == "__main__":
+    main()

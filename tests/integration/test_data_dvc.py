@@ -294,3 +294,29 @@ def test_a_login_stays_in_the_process(
     for folder in (tmp_path, Path(environment["HOME"])):
         for path in folder.rglob("*"):
             assert not path.is_file() or password.encode() not in path.read_bytes(), path
+
+
+# --- a container's user -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_a_uid_without_an_entry_in_passwd_pulls_as_others_do(
+    home: str | None, shared: Shared, environment: dict[str, str], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    unnamed = {key: value for key, value in environment.items() if key not in ("USER", "LOGNAME", "HOME", "TMPDIR")}
+    unnamed |= {"DVC_SITE_CACHE_DIR": str(tmp_path / "dvc"), "TMPDIR": str(tmp_path)} | ({"HOME": home} if home else {})
+    (tmp_path / "params.yaml").write_text("prepare: {source: folder, profile: natural}\n")
+    reads_all = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # the interpreter may lie in /root
+    command = [sys.executable, "-B", "-m", "mdpr", "prepare", "--prepared", "prepared"]
+    source = ["--repo", f"file://{shared.folder}", "--rev", "v1", "--path", "shoes"]
+    done = subprocess.run(
+        ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *reads_all, *command, *source],
+        cwd=tmp_path,
+        env=unnamed,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_card(tmp_path / "prepared").origin is not None

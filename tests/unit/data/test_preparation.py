@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.intake import CASES, Case, judge
 
 from mdpr.artifacts import SPLITS, read_card, read_classes, read_images, sha256, write_images
 from mdpr.data.sources import Place, open_source
@@ -150,3 +151,10 @@ def test_too_few_images_are_named(
     with pytest.raises(MdprError, match=message):
         prepare("folder", make_folder(counts), tmp_path / "prepared")
     assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_of_the_benchmark_comes_out_right(case: Case, tmp_path: Path) -> None:
+    right, lost, outcome = judge(case, tmp_path)
+    assert right, outcome
+    assert not lost

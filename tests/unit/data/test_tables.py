@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mdpr.artifacts import write_images
+from mdpr.data.class_list import shipped_class_list
 from mdpr.data.sources import SOURCES, Place, Source
 from mdpr.data.sources import open_source as open_at
 from mdpr.data.sources.source import SourceSplit
@@ -18,6 +19,7 @@ from mdpr.errors import ArtifactError, DataError
 from mdpr.params import PrepareParams
 
 MakeSource = Callable[..., Path]
+MakeFolder = MakeSource
 
 
 def images_of(split: SourceSplit) -> set[tuple[bytes, int]]:
@@ -208,3 +210,156 @@ def write_class_list(root: Path, *names: str) -> None:
 
 def test_every_source_of_the_settings_has_a_function() -> None:
     assert set(get_args(PrepareParams.model_fields["source"].annotation)) == set(SOURCES)
+
+
+@pytest.mark.parametrize("image", ["secret.png", "away/secret.png"])
+def test_a_table_follows_the_rule_of_folders_for_links(
+    image: str, make_csv: MakeSource, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    root = make_csv(["path,label", f"{image},ant", "train/bee/000.png,bee"])
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.png").write_bytes(png(1))
+    (root / "away").symlink_to(tmp_path / "outside")
+    (root / "secret.png").symlink_to(tmp_path / "outside" / "secret.png")
+    pool = open_source("csv", root).pool
+    with pytest.raises(DataError, match=rf"{image} \(images\.csv line 2\) leads out of .* prepare\.follow_links"):
+        [item.read() for item in pool.images(np.arange(2))]
+    followed = open_source("csv", root, follow_links=True).pool
+    assert [item.read() for item in followed.images(np.array([0]))] == [png(1)]
+
+
+def test_a_number_that_is_an_index_and_a_name_is_refused_in_a_table(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label", "a,0", "b,2"])
+    write_class_list(root, "2", "1", "0")
+    with pytest.raises(DataError, match="line 2: label '0' is an index and the name of class 2"):
+        open_source("csv", root)
+    write_class_list(root, "2017", "2018", "2019")
+    assert open_source("csv", root).pool.labels_N.tolist() == [0, 2]
+
+
+def test_a_number_in_a_published_list_is_an_index(tmp_path: Path) -> None:
+    write_class_list(tmp_path, "2", "1", "0")
+    for split in ("train", "val", "test"):
+        write_list(tmp_path / f"Places_LT_{split}.txt", "a.jpg 0", "b.jpg 1", "c.jpg 2")
+    source = open_source("places_lt", tmp_path)
+    assert source.pool.labels_N.tolist() == [0, 1, 2]
+    assert [item.name for item in source.classes] == ["2", "1", "0"]
+
+
+def test_labels_of_a_table_get_names_and_one_form(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label", "a,e\u0301", "b,\u00e9", "c,fire_truck"])
+    assert [item.name for item in open_source("csv", root).classes] == ["fire truck", "\u00e9"]
+    (root / "names.csv").write_text("label,name\n\u00e9,letter\nfire_truck,engine\n", encoding="utf-8")
+    source = open_source("csv", root)
+    assert source.pool.labels_N.tolist() == [1, 1, 0]
+    assert [(item.name, item.label) for item in source.classes] == [("engine", "fire_truck"), ("letter", "\u00e9")]
+
+
+def test_numbers_may_be_named_one_by_one(make_csv: MakeSource) -> None:
+    root = make_csv(["path,label", "a,7", "b,12"])
+    (root / "classes.json").write_text('{"7": "seven", "12": "twelve"}')
+    source = open_source("csv", root)
+    assert [item.name for item in source.classes] == ["twelve", "seven"]
+    assert source.pool.labels_N.tolist() == [1, 0]
+
+
+def test_a_parquet_file_without_any_label_names_the_way_on(make_parquet: MakeSource) -> None:
+    root = make_parquet()
+    write_images(root / "test.parquet", [b"", b""], ["a", "b"], [-1, -1])
+    with pytest.raises(DataError, match=r"test\.parquet has no labels .* prepare\.test_from"):
+        open_source("parquet", root)
+    assert open_source("parquet", root, test_from="share").test is None
+
+
+# --- lists of benchmarks ----------------------------------------------------------------------------------------------
+
+
+def write_list(file: Path, *lines: str, end: str = "\n") -> None:
+    file.write_bytes((end.join(lines) + end).encode())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_imagenet_lt(end: str, make_folder: MakeFolder, tmp_path: Path) -> None:
+    images, lists = make_folder(), tmp_path / "lists"
+    lists.mkdir()
+    write_list(lists / "ImageNet_LT_train.txt", "train/ant/000.png 1", "train/bee/001.png 999", end=end)
+    write_list(lists / "ImageNet_LT_val.txt", "train/cat/002.png 0", end=end)
+    write_list(lists / "ImageNet_LT_test.txt", "test/cat/000.png 0", "test/cat/001.png 5", end=end)
+    source = open_source("imagenet_lt", lists, image_root=str(images))
+    assert (len(source.classes), source.classes[0].name) == (1000, "tench")
+    assert source.pool.labels_N.tolist() == [1, 999]
+    assert source.val is not None
+    assert source.val.labels_N.tolist() == [0]
+    (image,) = source.pool.images(np.array([1]))
+    assert image.read() == (images / "train/bee/001.png").read_bytes()
+    assert image.where.endswith("train/bee/001.png (ImageNet_LT_train.txt line 2)")
+
+
+def test_places_lt_has_the_shipped_names(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_list(tmp_path / f"Places_LT_{split}.txt", "a with a space.jpg 364")
+    source = open_source("places_lt", tmp_path)
+    assert len(source.classes) == 365
+    (image,) = source.pool.images(np.array([0]))
+    assert image.path == "a with a space.jpg"
+
+
+def test_inat2018_takes_the_names_of_the_set_and_its_val_as_test(tmp_path: Path) -> None:
+    names = [{"id": 1, "name": "Apis mellifera"}, {"id": 0, "name": "Bombus terrestris"}]
+    (tmp_path / "categories.json").write_text(json.dumps(names))
+    write_list(tmp_path / "iNaturalist18_train.txt", "a.jpg 0", "b.jpg 1")
+    write_list(tmp_path / "iNaturalist18_val.txt", "c.jpg 1")
+    source = open_source("inat2018", tmp_path)
+    assert [item.name for item in source.classes] == ["Bombus terrestris", "Apis mellifera"]
+    assert source.val is None
+    assert source.test is not None
+    assert source.test.labels_N.tolist() == [1]
+    (tmp_path / "categories.json").write_text('[{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]')
+    with pytest.raises(DataError, match=r"categories\.json: ids must run 0, 1, 2"):
+        open_source("inat2018", tmp_path)
+    (tmp_path / "categories.json").unlink()
+    with pytest.raises(DataError, match=r"categories\.json is missing: it comes with iNaturalist 2018"):
+        open_source("inat2018", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("b.jpg", r"Places_LT_train\.txt line 2: 'b\.jpg' must be a path, a space and a label"),
+        ("b.jpg one", "line 2: 'b.jpg one' must be a path"),
+        ("b.jpg 365", r"line 2: label '365' is not in the class list"),
+        ("../b.jpg 3", r"line 2: path '\.\./b\.jpg' leads out of"),
+        ("/etc/b.jpg 3", r"line 2: path '/etc/b\.jpg' leads out of"),
+        ("x/../../b.jpg 3", "leads out of"),
+    ],
+)
+def test_mistakes_in_a_list_are_named_or_skipped_and_listed(line: str, message: str, tmp_path: Path) -> None:
+    write_list(tmp_path / "Places_LT_train.txt", "a.jpg 0", line, "c.jpg 2")
+    for split in ("val", "test"):
+        write_list(tmp_path / f"Places_LT_{split}.txt", "a.jpg 0")
+    with pytest.raises(DataError, match=message):
+        open_source("places_lt", tmp_path)
+    place = Place.of(PrepareParams(source="places_lt", root=str(tmp_path), skip_bad=True))
+    if "must be a path" in message:  # not a row at all: the list itself is wrong
+        with pytest.raises(DataError, match=message):
+            open_at("places_lt", place)
+        return
+    assert open_at("places_lt", place).pool.labels_N.tolist() == [0, 2]
+    (listed,) = place.log.left_out
+    assert listed.startswith("Places_LT_train.txt line 2: ")
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Places_LT_train\.txt is missing: put the benchmark's list files"):
+        open_source("places_lt", tmp_path)
+    with pytest.raises(DataError, match=r"prepare\.image_root = .*/none: there is no such folder"):
+        open_source("places_lt", tmp_path, image_root=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("cifar10", 10), ("cifar100", 100), ("places365", 365), ("imagenet", 1000)]
+)
+def test_shipped_names_are_distinct_once_told_apart(name: str, classes: int) -> None:
+    shown = {(item.name, item.disambiguation) for item in shipped_class_list(name)}
+    assert len(shown) == classes
+    assert all(text.strip() == text for text, _ in shown)
