@@ -11,8 +11,10 @@ import sys
 
 import click
 
+from mdpr.commands import accept_verbose
 from mdpr.errors import MdprError, printable
 from mdpr.launch import read_launch
+from mdpr.params.section import suggest
 from mdpr.stages.stage import STAGES, load_stage
 
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
@@ -53,11 +55,17 @@ class LazyGroup(click.Group):
         if cmd_name in STAGES:
             from mdpr.commands.stage import stage_command
 
-            return stage_command(load_stage(cmd_name))
+            return accept_verbose(stage_command(load_stage(cmd_name)))
         if cmd_name in COMMANDS:
-            command: click.Command = importlib.import_module(f"mdpr.commands.{cmd_name}").command
-            return command
+            return accept_verbose(importlib.import_module(f"mdpr.commands.{cmd_name}").command)
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
+            ctx.fail(f"No such command {args[0]!r}{suggest(args[0], known)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, table in (("Stages, in order", STAGES), ("Other commands", COMMANDS)):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mdpr.params import DIMENSIONS
 from mdpr.stages.stage import STAGES, load_stage
 
@@ -61,11 +63,21 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
     done = mdpr("prepair", "--prepared", "out", cwd=tmp_path)
     assert done.returncode == 2
-    assert "No such command 'prepair'" in done.stderr
+    assert "No such command 'prepair'; did you mean prepare?" in done.stderr
 
 
-def test_verbose_adds_the_traceback_and_keeps_the_line(tmp_path: Path) -> None:
-    done = mdpr("--verbose", "prepare", "--prepared", "out", cwd=tmp_path)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--verbose", "prepare", "--prepared", "out"),
+        ("prepare", "--prepared", "out", "-v"),
+        ("tracking", "publish", "--verbose"),
+        ("pipeline", "trainjob", "-v", "--cluster", "params.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_verbose_adds_the_traceback_and_keeps_the_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = mdpr(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: params.yaml does not exist")

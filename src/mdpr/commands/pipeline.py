@@ -12,6 +12,7 @@ from types import ModuleType
 
 import click
 
+from mdpr.commands import accept_verbose
 from mdpr.errors import MdprError
 
 PACKAGE = "pipelines"
@@ -28,7 +29,7 @@ class ProjectGroup(click.Group):
             return None
         module, _ = load(PACKAGE).COMMANDS[cmd_name]
         command: click.Command = getattr(load(f"{PACKAGE}.{module}"), f"{cmd_name}_command")
-        return command
+        return accept_verbose(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
