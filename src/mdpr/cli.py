@@ -6,7 +6,9 @@ Starting up loads click and nothing heavy: `mdpr --help` must not wait for torch
 from __future__ import annotations
 
 import importlib
+import io
 import logging
+import os
 import sys
 
 import click
@@ -87,10 +89,16 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for a user's mistake, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character of a name or a table
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         code = 130
+    except BrokenPipeError:  # `mdpr registry list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to write at exit
+        code = 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +161,168 @@ def test_a_registry_without_the_version_says_what_to_do(
         promotions.promote(registered, evaluation, policy)
     with pytest.raises(TrackingError, match="shoes has no version with the alias champion: there is nothing"):
         promotions.rollback("shoes")
+
+
+# --- the gate reads what was registered ---------------------------------------------------------------------
+
+
+def set_metric(branch: str, figure: str, value: object) -> Callable[[Path], None]:
+    def edit(evaluation: Path) -> None:
+        metrics = json.loads((evaluation / "metrics.json").read_text())
+        metrics[branch][figure] = value
+        (evaluation / "metrics.json").write_text(json.dumps(metrics))
+
+    return edit
+
+
+def set_shots(pattern: str, shot: str) -> Callable[[Path], None]:
+    def edit(evaluation: Path) -> None:
+        path = evaluation / "per_class.csv"
+        path.write_text(path.read_text().replace(pattern, shot))
+
+    return edit
+
+
+def answer_all(evaluation: Path) -> None:
+    table = artifacts.read_predictions(evaluation)
+    artifacts.write_predictions(evaluation, table.assign(fused_top1=table["label"]))
+
+
+EDITS = {
+    "groups": set_shots(",few", ",many"),
+    "two of ten groups": set_shots("c9,few", "c9,many"),
+    "an index in words": set_shots("9,c9,few", "nine,c9,few"),
+    "calibration": set_metric("fused", "ece", 0.0),
+    "accuracy": set_metric("fused", "all", 0.99),
+    "a word": set_metric("fused", "ece", "abc"),
+    "no number": set_metric("fused", "ece", None),
+    "another branch": set_metric("zero_shot", "all", 0.0),
+    "answers": answer_all,
+}
+
+
+@pytest.mark.parametrize("how", EDITS)
+def test_what_was_edited_since_is_refused(
+    how: str, registered_once: tuple[artifacts.Registration, Path], policy: Policy, tmp_path: Path
+) -> None:
+    registration, evaluation = registered_once
+    edited = tmp_path / "edited"
+    shutil.copytree(evaluation, edited)
+    EDITS[how](edited)
+    for decide in (promotions.judge, promotions.promote):
+        with pytest.raises(ArtifactError, match="is not what version 1 was registered with"):
+            decide(registration, edited, policy)
+    assert promotions.judge(registration, evaluation, policy).decision.promote
+
+
+@pytest.fixture
+def registered_once(
+    store: Store, parts: Parts, evaluated: Evaluated, register_params: RegisterParams, tmp_path: Path
+) -> tuple[artifacts.Registration, Path]:
+    evaluation = evaluated(tmp_path / "evaluation", 0.8, TRACKING)
+    return releases.register(parts, evaluation, TRACKING, register_params), evaluation
+
+
+def test_a_later_evaluation_of_the_champions_run_does_not_touch_what_the_gate_reads(
+    store: Store,
+    registered_once: tuple[artifacts.Registration, Path],
+    retrained: Retrained,
+    evaluated: Evaluated,
+    register_params: RegisterParams,
+    policy: Policy,
+    tmp_path: Path,
+) -> None:
+    registration, evaluation = registered_once
+    promotions.promote(registration, evaluation, policy)
+    again = evaluated(tmp_path / "again", 0.2, TRACKING, artifacts.read_run(evaluation))  # artifacts of the same names
+    better = evaluated(tmp_path / "better", 0.95, TRACKING)
+    other = releases.register(retrained(tmp_path / "model"), better, TRACKING, register_params)
+    outcome = promotions.judge(other, better, policy).decision
+    assert outcome.promote
+    gain = next(check for check in outcome.checks if check.name == "all, points against the champion, lower bound")
+    assert gain.estimate == pytest.approx(15.0, abs=2)
+    assert artifacts.read_run(again).run_id == registration.run_id
+
+
+@pytest.mark.parametrize("run_id", ["../../x", "", "a'b", "x" * 10_000, "a\nb", 7])
+def test_what_is_no_run_id_is_refused(
+    run_id: object, parts: Parts, evaluated: Evaluated, register_params: RegisterParams, store: Store, tmp_path: Path
+) -> None:
+    evaluation = evaluated(tmp_path / "evaluation", 0.8, TRACKING)
+    run = json.loads((evaluation / "run.json").read_text())
+    (evaluation / "run.json").write_text(json.dumps(run | {"run_id": run_id}))
+    with pytest.raises(ArtifactError, match=r"run\.json: run_id") as caught:
+        releases.register(parts, evaluation, TRACKING, register_params)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError):
+        artifacts.read_run(evaluation)
+
+
+# --- killed halfway -----------------------------------------------------------------------------------------
+
+REGISTER = """
+import os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from mdpr.mlops import releases
+from mdpr.mlops.served_model import Parts
+from mdpr.params import RegisterParams, TrackingParams
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(MlflowClient, sys.argv[1], die)
+knowledge, features, model, evaluation, pyfunc = map(Path, sys.argv[2:])
+tracking = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)
+releases.register(Parts(knowledge, features, model), evaluation, tracking, RegisterParams(pyfunc=str(pyfunc)))
+"""
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        "log_outputs",
+        "log_model_artifacts",
+        "finalize_logged_model",
+        "create_model_version",
+        "set_registered_model_alias",
+    ],
+)
+def test_a_killed_register_is_finished_by_the_next(
+    at: str, store: Store, parts: Parts, evaluated: Evaluated, register_params: RegisterParams, tmp_path: Path
+) -> None:
+    evaluation = evaluated(tmp_path / "evaluation", 0.8, TRACKING)
+    folders = [parts.knowledge, parts.features, parts.model, evaluation, register_params.pyfunc]
+    command = [sys.executable, "-c", REGISTER, at, *map(str, folders)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    registration = releases.register(parts, evaluation, TRACKING, register_params)
+    experiment = store.client.get_experiment_by_name("shoes")
+    (model,) = store.client.search_logged_models([experiment.experiment_id])
+    assert (model.status, model.model_uri) == ("READY", registration.source)
+    assert aliases(store) == {"challenger": "1"}
+    assert mlflow.pyfunc.load_model("models:/shoes@challenger") is not None
+
+
+def test_logged_models_are_ranked_by_what_they_scored(
+    store: Store,
+    registered_once: tuple[artifacts.Registration, Path],
+    retrained: Retrained,
+    evaluated: Evaluated,
+    register_params: RegisterParams,
+    tmp_path: Path,
+) -> None:
+    better = releases.register(
+        retrained(tmp_path / "model"), evaluated(tmp_path / "better", 0.95, TRACKING), TRACKING, register_params
+    )
+    experiment = store.client.get_experiment_by_name("shoes")
+    order = [{"field_name": "metrics.test/fused/all", "ascending": False}]
+    ranked = store.client.search_logged_models([experiment.experiment_id], order_by=order)
+    assert [model.model_uri for model in ranked] == [better.source, registered_once[0].source]
+    assert ranked[0].params["selected_epoch"] == "0"
+    assert {metric.key: metric.value for metric in ranked[0].metrics}["test/fused/all"] == 0.95
+    (history,) = store.client.get_metric_history(better.run_id, "test/fused/all")
+    assert history.value == 0.95  # once in the run
 
 
 def test_a_class_called_like_a_path_or_a_script_is_text(

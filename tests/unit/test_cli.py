@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,19 @@ def test_control_characters_never_reach_the_terminal(tmp_path: Path) -> None:
     done = mdpr("prepare", "--prepared", "out", cwd=tmp_path)
     assert r"\x1b" in done.stderr
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_cannot_show_a_character_gets_another(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("tracking: {model_name: Mödel 日本}", encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    command = [sys.executable, "-m", "mdpr", "registry", "list"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "del " in done.stdout.decode(encoding)
+
+
+def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m mdpr recipe list | true"
+    done = subprocess.run(["/bin/bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mdpr.artifacts.formats import Format, parse, read_csv, read_json
+from mdpr.artifacts.prepared import SHOT_GROUPS
 from mdpr.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -153,8 +154,12 @@ def read_table(evaluation: Path, name: str) -> pd.DataFrame:
 
 
 def read_shots(evaluation: Path) -> list[str]:
-    """The shot group of each class in order of index, from per_class.csv."""
-    return [str(shot) for shot in read_table(evaluation, "per_class.csv").sort_values("index")["shot"]]
+    """The shot group of each class in order of index, from per_class.csv; raises `ArtifactError`."""
+    table = read_table(evaluation, "per_class.csv").sort_values("index")
+    if table["index"].tolist() != list(range(len(table))) or not set(table["shot"]) <= set(SHOT_GROUPS):
+        groups = ", ".join(SHOT_GROUPS)
+        raise ArtifactError(f"{evaluation / 'per_class.csv'} must hold each class once, in one of the groups {groups}")
+    return [str(shot) for shot in table["shot"]]
 
 
 def read_lineage(evaluation: Path) -> dict[str, str]:

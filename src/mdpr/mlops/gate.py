@@ -1,23 +1,17 @@
-"""promotion.yaml: what the gate asks of a model.
+"""The gate: when the champion gives way, by the policy in promotion.yaml. Pure functions of two models' answers.
 
-Two models' answers to the same test images, compared by a paired bootstrap (see `mdpr.evaluation.uncertainty`).
+Accuracies are class-balanced, in percent, differences in percentage points, between the challenger and its opponent:
+the champion, or for a first model the frozen CLIP's own zero-shot answers. With a margin of 0 on `all` a model must be
+shown to be better: of two equal models the challenger wins with a probability of 1 - confidence at most, whatever
+else the policy requires, for all of it must hold.
 
-An image has one of four outcomes: both right, the challenger alone, the opponent alone, none. Their counts by class
-hold all that class-balanced accuracy needs, of either model and of both together, so drawing them keeps the pairing.
-
+Two models' answers to the same test images are compared by a paired bootstrap (see `mdpr.evaluation.uncertainty`). An
+image has one of four outcomes: both right, only the challenger, only the opponent, none. Their counts per class hold
+all that class-balanced accuracy needs, of either model and of both together, so drawing them keeps the pairing.
 worst_quartile is the mean over the quarter of the classes with the lowest accuracy, each model's own: naming the
 classes by one model's result would favour the other.
 
 Shapes: N test images, C classes, S resamplings.
-
-The gate: when the champion gives way. Pure functions of two models' answers to the same test images.
-
-Accuracies are class-balanced, differences in percentage points, between the challenger and its opponent: the
-champion, or for a first model the frozen CLIP's own zero-shot answers. With a margin of 0 on `all` a model must be
-shown to be better: of two equal models the challenger wins with a probability of 1 - confidence at most, whatever
-else is asked for, for everything asked for must hold.
-
-Shapes: N test images.
 """
 
 from __future__ import annotations
@@ -75,6 +69,7 @@ class LaterModels(Frozen):
 class Policy(Frozen):
     """No key has a default: a gate is written down or there is none. A group that is not named is not judged."""
 
+    required_groups: tuple[Group, ...]  # a model that has no test image of one is not promoted
     confidence: float = Field(gt=0.5, lt=1)
     bootstrap_samples: int = Field(ge=100, le=1_000_000)
     seed: int = Field(ge=0)
@@ -82,7 +77,7 @@ class Policy(Frozen):
     later_models: LaterModels
 
     def with_margin(self, points: float) -> Policy:
-        """This policy, which asks for `points` more over the champion in the accuracy of all classes."""
+        """This policy with a margin over the champion, in the accuracy of all classes, that is higher by `points`."""
         later = self.later_models
         margins = later.margin_points | {"all": later.margin_points["all"] + points}
         return self.model_copy(update={"later_models": later.model_copy(update={"margin_points": margins})})
@@ -96,8 +91,9 @@ def read_policy(path: Path) -> Policy:
         raise ConfigError(f"{path}: {fault_line(error, Policy)}") from None
 
 
+FLOOR, OPPONENT = ", percent", ", points against "  # in the names of checks
 WORST = "worst_quartile"
-WORST_SHARE = 4  # one class in so many
+WORST_SHARE = 4  # the worst quarter of the classes
 WORTH = ((100, 100), (100, 0), (0, 100), (0, 0))  # of each outcome, in percent: to the challenger, to the opponent
 
 
@@ -149,7 +145,7 @@ def compare(
 
 
 def _by_group(count_SC4: np.ndarray, masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Class-balanced accuracy in percent, (S, 2) a group: of the challenger and of its opponent."""
+    """Class-balanced accuracy in percent, (S, 2) per group: of the challenger and of its opponent."""
     import numpy as np
 
     image_C1 = count_SC4[0].sum(axis=1)[:, None]
@@ -172,7 +168,7 @@ class Latency:
 class Candidate:
     """A model as the gate sees it: its answers, and digests of the classes and the test images behind them.
 
-    predictions    a row an image: index, label, zero_shot_top1, base_top1, and fused_top1 where it routes
+    predictions    a row per image: index, label, zero_shot_top1, base_top1, and fused_top1 if it routes
     ece            expected calibration error of the model's own answer, a fraction
     """
 
@@ -217,61 +213,72 @@ def should_promote(
     if champion:
         rule, name = policy.later_models, "the champion"
         checks = [*_margins(rule.margin_points, comparison.gain, name), *_later(rule, comparison.gain)]
-        checks += _bounds_of_later(rule, challenger, champion)
-        asked = {*rule.margin_points, *rule.tolerance_points}
+        checks += _limits_of_later(rule, challenger, champion)
+        judged = {*rule.margin_points, *rule.tolerance_points}
         compared = _same_device(challenger, champion)
     else:
         first, name = policy.first_model, "zero-shot"
         checks = [*_floors(first, comparison.accuracy), *_margins(first.margin_points, comparison.gain, name)]
-        checks += _bounds_of_first(first, challenger)
-        asked = {*first.floor_percent, *first.margin_points}
+        checks += _limits_of_first(first, challenger)
+        judged = {*first.floor_percent, *first.margin_points}
         compared = challenger.latency is not None
-    notes = [f"{group}: no such class among the test images" for group in sorted(asked - set(comparison.gain))]
-    notes += [] if compared else ["latency: not measured on the same device, not judged"]
-    return _decide(checks, notes, name, policy.confidence)
-
-
-def _decide(checks: Sequence[Check], notes: Sequence[str], opponent: str, confidence: float) -> Decision:
-    promote = all(check.passed for check in checks)
+    absent = sorted({*judged, *policy.required_groups} - set(comparison.gain))
+    lines = {group: f"{group}: no such class among the test images" for group in absent}
     failed = [describe(check) for check in checks if not check.passed]
-    words = [f"failed: {'; '.join(failed)}"] if failed else [describe(check) for check in checks]
-    verdict = "good enough" if promote else "not good enough"
-    details = "; ".join([f"{confidence:.0%} confidence", *words, *notes])
-    return Decision(promote, f"{verdict} against {opponent} ({details})", tuple(checks))
+    failed += [line for group, line in lines.items() if group in policy.required_groups]
+    notes = [line for group, line in lines.items() if group not in policy.required_groups]
+    notes += [] if compared else ["latency: not measured on the same device"]
+    reason = _reason(checks, failed, notes, name, policy.confidence)
+    return Decision(not failed, reason, tuple(checks))
+
+
+def _reason(
+    checks: Sequence[Check], failed: Sequence[str], notes: Sequence[str], opponent: str, confidence: float
+) -> str:
+    """The decision in words. A missed floor is no comparison, and what could not be judged is no failure."""
+    lost = any(OPPONENT in check.name for check in checks if not check.passed)
+    head = ("not good enough" if failed else "good enough") + (f" against {opponent}" if lost or not failed else "")
+    parts = [f"{head} ({confidence:.0%} confidence)"]
+    parts += [f"failed: {'; '.join(failed)}"] if failed else [f"passed: {'; '.join(map(describe, checks))}"]
+    parts += [f"not judged: {'; '.join(notes)}"] if notes else []
+    return ". ".join(parts)
 
 
 def describe(check: Check) -> str:
-    """A check in words: its figure, and what it had to be."""
-    return f"{check.name} {check.value:+.2f}, must be {check.passes} {check.threshold + 0.0:+.2f}"
+    """A check in words: its figure, and the bound. Only differences have a sign."""
+    signed = OPPONENT in check.name or "increase" in check.name
+    value, bound = (format(number + 0.0, "+.2f" if signed else ".2f") for number in (check.value, check.threshold))
+    required = f"the floor is {bound}" if FLOOR in check.name else f"must be {check.passes} {bound}"
+    return f"{check.name}: {value}, {required}"
 
 
 def _floors(rule: FirstModel, accuracy: Mapping[str, Figure]) -> Iterator[Check]:
     for group, floor in rule.floor_percent.items():
         if group in accuracy:
             figure = accuracy[group]
-            yield _check(f"{group}, percent, lower bound", figure.lower, "at least", floor, figure.value)
+            yield _check(f"{group}{FLOOR}, lower bound", figure.lower, "at least", floor, figure.value)
 
 
 def _margins(margin_points: Mapping[Group, float], gain: Mapping[str, Figure], opponent: str) -> Iterator[Check]:
     for group, margin in margin_points.items():
         if group in gain:
-            name = f"{group}, points against {opponent}, lower bound"
+            name = f"{group}{OPPONENT}{opponent}, lower bound"
             yield _check(name, gain[group].lower, "above", margin, gain[group].value)
 
 
 def _later(rule: LaterModels, gain: Mapping[str, Figure]) -> Iterator[Check]:
     for group, tolerance in rule.tolerance_points.items():
         if group in gain:
-            yield _check(f"{group}, points against the champion", gain[group].value, "at least", -tolerance)
+            yield _check(f"{group}{OPPONENT}the champion", gain[group].value, "at least", -tolerance)
 
 
-def _bounds_of_first(rule: FirstModel, challenger: Candidate) -> Iterator[Check]:
+def _limits_of_first(rule: FirstModel, challenger: Candidate) -> Iterator[Check]:
     yield _check("calibration error (ECE)", challenger.ece, "at most", rule.max_ece)
     if challenger.latency:
         yield _check("latency of one image, ms", challenger.latency.ms, "at most", rule.max_latency_ms)
 
 
-def _bounds_of_later(rule: LaterModels, challenger: Candidate, champion: Candidate) -> Iterator[Check]:
+def _limits_of_later(rule: LaterModels, challenger: Candidate, champion: Candidate) -> Iterator[Check]:
     yield _check("increase of calibration error (ECE)", challenger.ece - champion.ece, "at most", rule.max_ece_increase)
     if challenger.latency and champion.latency and _same_device(challenger, champion):
         ratio = challenger.latency.ms / champion.latency.ms

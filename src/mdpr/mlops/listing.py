@@ -15,7 +15,7 @@ from mdpr.mlops.releases import DECISION_TAG, FIGURES_TAG, LATENCY_TAG, TEST_SET
 if TYPE_CHECKING:
     from rich.table import Table
 
-NUMBERS = ("version", "all", "few", "ece", "latency_ms")
+FIGURES = ("all", "few", "ece")  # fractions, shown in percent
 COLUMNS = ("version", "aliases", "registered", "all", "few", "ece", "latency_ms", "gate")
 
 
@@ -30,7 +30,7 @@ def registry_rows(registry: Registry) -> list[dict[str, Any]]:
                 "version": version.number,
                 "aliases": sorted(alias for alias, number in aliases.items() if number == version.number),
                 "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
-                **{key: figures.get(key) for key in ("all", "few", "ece")},
+                **{key: figures.get(key) for key in FIGURES},
                 "latency_ms": latency.get("ms"),
                 "gate": version.tags.get(DECISION_TAG),
                 "run_id": version.run_id,
@@ -69,14 +69,12 @@ def registry_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, title=f"{name}: versions in the MLflow registry (accuracies as fractions)")
+    table = Table(box=None, title=f"{name}: versions in the MLflow registry (all, few, ece in percent)")
     for column in COLUMNS:
-        table.add_column(
-            column, justify="right" if column in ("version", "all", "few", "ece", "latency_ms") else "left"
-        )
+        table.add_column(column, justify="right" if column in ("version", *FIGURES, "latency_ms") else "left")
     for row in rows:
         style = "bold" if "champion" in row["aliases"] else None
-        table.add_row(*(Text(_text(row[column])) for column in COLUMNS), style=style)
+        table.add_row(*(Text(_text(row[column], 100 if column in FIGURES else 1)) for column in COLUMNS), style=style)
     return table
 
 
@@ -93,7 +91,7 @@ def checks_table(promotion: Promotion) -> Table:
     return table
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, scale: int) -> str:
     if isinstance(value, list):
         return "\n".join(value)
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{scale * value:.1f}" if isinstance(value, float) else str(value)

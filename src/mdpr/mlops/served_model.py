@@ -105,7 +105,9 @@ def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) ->
             _save(saved, parts, code, form)
             if util.find_spec("torch"):
                 latency = _try_out(saved)
-            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            outputs = client.get_run(run.run_id).outputs
+            if logged.model_id not in {item.model_id for item in (outputs.model_outputs if outputs else ())}:
+                client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
             client.log_model_artifacts(logged.model_id, str(saved))
             status = "READY"
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mdpr.params.section import Count, CountOrZero, InputPath, Percent, Section, offered
 
@@ -42,10 +43,17 @@ class EvaluateParams(Section):
 class RegisterParams(Section):
     """What becomes a version in the model registry."""
 
-    alias: str = Field(
-        "challenger", min_length=1, max_length=255, pattern=r"^[^/:@]+$", description="alias given to the new version"
-    )
+    alias: str = Field("challenger", max_length=255, description="alias given to the new version")
     pyfunc: InputPath = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")
+
+    @field_validator("alias")
+    @classmethod
+    def _is_an_alias_of_its_own(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII) or re.fullmatch(r"[vV]\d+", name):
+            raise ValueError(f"{name!r} must be letters, digits, - and _, and not v and a number")
+        if name.lower() in ("champion", "previous", "latest"):
+            raise ValueError(f"{name!r} is given by promote or by MLflow itself: choose another alias")
+        return name
 
 
 class PromoteParams(Section):
@@ -67,11 +75,16 @@ class TrackingParams(Section):
     )
     model_name: str = Field(
         "mdpr",
-        min_length=1,
         max_length=255,
-        pattern=r"^[^/:]+$",
         description="name in the MLflow model registry, without / and :",
         json_schema_extra=offered(),
     )
     outbox: str = Field("mlflow.outbox", min_length=1, description="folder for what MLflow does not have yet")
     system_metrics: bool = Field(True, description="log the load of CPU, memory, disk, network and GPUs every epoch")
+
+    @field_validator("model_name")
+    @classmethod
+    def _is_a_name_of_mlflow(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w .-]*", name):  # of what MLflow takes: no quote either, names stand in its queries
+            raise ValueError(f"{name!r} must be letters, digits, spaces and . - _, no / and no :")
+        return name

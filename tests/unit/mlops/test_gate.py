@@ -16,6 +16,7 @@ from mdpr.mlops.gate import Candidate, Comparison, Latency, Policy, compare, rea
 
 POLICY = Policy.model_validate(
     {
+        "required_groups": ["all"],
         "confidence": 0.95,
         "bootstrap_samples": 1000,
         "seed": 0,
@@ -90,6 +91,20 @@ def test_a_first_model_has_floors_and_must_not_lose_to_zero_shot() -> None:
     }
 
 
+def test_a_missed_floor_is_no_comparison_and_a_remark_is_no_failure() -> None:
+    groups = {"all": GROUPS["all"], "many": GROUPS["all"]}
+    decision = should_promote(candidate(right_with(0.45, 0), right_with(0.2, 1)), None, groups, POLICY)
+    assert not decision.promote
+    assert "zero-shot" not in decision.reason
+    failed, _, notes = decision.reason.partition("failed: ")[2].partition("not judged: ")
+    assert "all, percent, lower bound" in failed
+    assert "the floor is 60.00" in failed
+    assert "+" not in failed
+    assert "few: no such class" in notes
+    assert "latency" in notes
+    assert "few" not in failed
+
+
 def test_better_replaces_worse_and_not_the_other_way_round() -> None:
     strong, weak = candidate(right_with(0.9, 0)), candidate(right_with(0.8, 1))
     assert should_promote(strong, weak, GROUPS, POLICY).promote
@@ -156,7 +171,11 @@ def test_without_few_shot_classes_the_rest_decides() -> None:
     groups = {"all": GROUPS["all"], "many": GROUPS["all"]}
     decision = should_promote(candidate(right_with(0.9, 0)), candidate(right_with(0.8, 1)), groups, POLICY)
     assert decision.promote
-    assert "few: no such class" in decision.reason
+    assert "few: no such class" in decision.reason.partition("not judged: ")[2]
+    required = POLICY.model_copy(update={"required_groups": ("all", "few")})
+    decision = should_promote(candidate(right_with(0.9, 0)), candidate(right_with(0.8, 1)), groups, required)
+    assert not decision.promote
+    assert "few: no such class" in decision.reason.partition("failed: ")[2]
 
 
 def test_models_of_different_tests_are_not_compared() -> None:

@@ -1,13 +1,16 @@
+"""Versions and aliases of the registry, on a real sqlite store."""
+
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mdpr.errors import TrackingError
+from mdpr.errors import ConfigError, TrackingError
 from mdpr.mlops import registry as registry_module
 from mdpr.mlops.promotions import move_champion
-from mdpr.mlops.registry import CHAMPION, PREVIOUS, Registry
+from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry
 from mdpr.mlops.store import Store
+from mdpr.params import parse_params
 
 
 @pytest.fixture
@@ -104,3 +107,28 @@ def test_tags_and_card_are_kept(registry: Registry) -> None:
     assert version.card == "# Card"
     assert version.tags["mdpr.test.fused.all"] == "0.8"
     assert version.tags["n"] == "0"
+
+
+@pytest.mark.parametrize("name", ["team/mdpr", "a:b", "it's", 'a "b"', "x\ny", "", " ", "..", "a" * 10_000])
+def test_a_name_that_the_registry_cannot_take_is_refused_with_the_settings(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.model_name") as caught:
+        parse_params({"tracking": {"model_name": name}})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("alias", ["champion", "previous", "Latest", "v3", "a b", "a/b", "é", "x\ny", "", "a" * 10_000])
+def test_an_alias_that_is_not_free_is_refused_with_the_settings(alias: str) -> None:
+    with pytest.raises(ConfigError, match=r"register\.alias") as caught:
+        parse_params({"register": {"alias": alias}})
+    assert "\n" not in str(caught.value)
+
+
+def test_promotion_logs_stand_apart_from_training_runs(registry: Registry) -> None:
+    make_versions(registry, 1)
+    client = registry.store.client
+    (run,) = client.search_runs([client.get_experiment_by_name("shoes").experiment_id])
+    assert "promotion_log" not in " ".join(run.data.tags)
+    model = client.get_registered_model("shoes")
+    log = client.get_run(model.tags[PROMOTION_LOG_TAG])
+    assert client.get_experiment(log.info.experiment_id).name != "shoes"
+    assert "champion" in model.description
