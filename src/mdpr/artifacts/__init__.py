@@ -61,6 +61,7 @@ from mdpr.artifacts.prepared import (
     model_digests,
     read_card,
     read_classes,
+    read_split,
     write_classes,
 )
 from mdpr.artifacts.released import (
@@ -139,6 +140,7 @@ __all__ = [
     "read_registration",
     "read_run",
     "read_shots",
+    "read_split",
     "read_table",
     "read_tensors",
     "read_unfinished",

@@ -61,9 +61,11 @@ def read_csv(path: Path, stage: str, columns: Mapping[str, type], *, may_be_empt
     if not path.exists():
         raise ArtifactError(f"{path} is missing: run {stage} first")
     texts = {name: str for name, kind in columns.items() if kind is str}
+    text = read_text(path, ArtifactError)
+    if text and not text.endswith("\n"):
+        raise ArtifactError(f"{path} is cut short: run {stage} again")
     try:
-        text = io.StringIO(read_text(path, ArtifactError))
-        table = pd.read_csv(text, keep_default_na=False, na_values=[""], dtype=texts)
+        table = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], dtype=texts)
     except ValueError as error:  # the base of pandas' own errors
         raise ArtifactError(f"{path} is not a readable table ({error}): run {stage} again") from None
     if missing := [name for name in columns if name not in table.columns]:

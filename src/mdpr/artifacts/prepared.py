@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from mdpr.artifacts.formats import Format, parse, read_json, write_json
+from mdpr.artifacts.image_tables import ImageFile, read_images
 from mdpr.errors import ArtifactError, printable
 
 Split = Literal["train", "val", "test"]
@@ -137,6 +138,22 @@ class DataCard(Format):
 def read_card(prepared: Path) -> DataCard:
     path = prepared / "card.json"
     return parse(path, DataCard, read_json(path))
+
+
+def read_split(prepared: Path, split: Split) -> ImageFile:
+    """The images of a split; raises `ArtifactError` if they are not those that card.json counts."""
+    import numpy as np
+
+    path = prepared / f"{split}.parquet"
+    images, expected = read_images(path), read_card(prepared).images_per_class[split]
+    found = dict(zip(*(values.tolist() for values in np.unique(images.labels_N, return_counts=True)), strict=True))
+    for label in sorted({*found, *range(len(expected))}):
+        count = expected[label] if 0 <= label < len(expected) else 0
+        if found.get(label, 0) != count:
+            raise ArtifactError(
+                f"{path} has {found.get(label, 0)} images of class {label}, card.json says {count}: run prepare again"
+            )
+    return images
 
 
 def data_digests(prepared: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdpr.artifacts import Probe, read_images
+from mdpr.artifacts import Probe, Split, read_split
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
@@ -139,5 +139,5 @@ def _post_hoc(classifier: Classifier, val: ImageTable, batch_size: int) -> PostH
     return PostHoc(classifier, track(make_loader(val, batch_size), "choose on validation"))
 
 
-def _table(prepared: Path, split: str, look: ImageTransform) -> ImageTable:
-    return ImageTable(read_images(prepared / f"{split}.parquet"), look, cache_max_bytes=0)
+def _table(prepared: Path, split: Split, look: ImageTransform) -> ImageTable:
+    return ImageTable(read_split(prepared, split), look, cache_max_bytes=0)

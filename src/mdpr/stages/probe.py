@@ -10,7 +10,7 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
     """Write the zero-shot confusion, each class's rival and accuracy, and the estimated hidden prior."""
     import torch
 
-    from mdpr.artifacts import Probe, read_classes, read_images, write_probe
+    from mdpr.artifacts import Probe, read_classes, read_split, write_probe
     from mdpr.images.loading import ImageTable, eval_transform, make_loader
     from mdpr.model.backbone import Backbone
     from mdpr.probe.bias import class_features, confusion_matrix, estimate_log_prior, rivals
@@ -21,7 +21,7 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
     text_Cd = class_features(frozen, names, params.templates)
 
     transform = eval_transform(frozen.image_size_px, frozen.image_mean, frozen.image_std)
-    dataset = ImageTable(read_images(prepared / "train.parquet"), transform)
+    dataset = ImageTable(read_split(prepared, "train"), transform)
     logits, labels = [], []
     for image_B3HW, label_B in track(make_loader(dataset, params.batch_size), "probe"):
         image_Bd = frozen.encode_image(image_B3HW.to(frozen.device))

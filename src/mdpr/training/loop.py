@@ -22,7 +22,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 
-from mdpr.artifacts import ShotGroup, read_classes, read_images
+from mdpr.artifacts import ShotGroup, read_classes, read_split
 from mdpr.errors import ConfigError, Diverged, Interrupted
 from mdpr.evaluation.metrics import group_means
 from mdpr.images.loading import (
@@ -300,7 +300,7 @@ class TrainingData:
         """The splits of the folder `prepared`, transformed as `backbone` needs them."""
         classes = read_classes(prepared)
         preprocess = (backbone.image_size_px, backbone.image_mean, backbone.image_std)
-        train, val = (read_images(prepared / f"{split}.parquet") for split in ("train", "val"))
+        train, val = read_split(prepared, "train"), read_split(prepared, "val")
         return cls(
             train=ImageTable(train, train_transform(*preprocess, params.augment), seed=params.seed),
             val=ImageTable(val, eval_transform(*preprocess)),
