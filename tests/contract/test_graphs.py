@@ -11,10 +11,11 @@ import yaml
 from components.readme import load_component
 from pipelines.cluster import ClusterProfile
 from pipelines.compile import FOLDER, README, draw, stale, with_pictures, write_pipelines
-from pipelines.graphs import VARIANTS
+from pipelines.graphs import CHOICES, VARIANTS
 from pipelines.options import arguments, read_params
 
 from mdpr.errors import ConfigError
+from mdpr.params import apply_overrides, parse_params
 from mdpr.stages.stage import STAGES
 
 LOOP = "for-loop-2"
@@ -111,6 +112,35 @@ def test_parameters_are_read_as_the_type_the_pipeline_takes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("learning_rate=1e-3", 0.001),
+        ("learning_rate=1E-6", 0.000001),
+        ("learning_rate=.5", 0.5),
+        ("learning_rate=+1e3", 1000.0),
+        ("margin_points=1e1", 10.0),
+        ("epochs=1e0", 1),
+        ("epochs= 5", 5),
+        ("epochs='5'", 5),
+        ("seed=0x10", 16),
+        ("routing=yes", True),
+        ("routing=False", False),
+        ("root=/data/set #2", "/data/set #2"),
+        ("experiment=2024", "2024"),
+    ],
+)
+def test_a_parameter_is_read_as_set_reads_its_setting(parameter: str, value: Any) -> None:
+    name, _, text = parameter.partition("=")
+    read = arguments(read_params(), "", [], "training", [parameter])[name]
+    assert (read, type(read)) == (value, type(value))
+    *sections, key = CHOICES[name].key.split(".")
+    found = parse_params(apply_overrides({}, [f"{CHOICES[name].key}={text}"])).dump()
+    for section in sections:
+        found = found[section]
+    assert found[key] == value
+
+
+@pytest.mark.parametrize(
     ("variant", "parameter", "named"),
     [
         ("training", "shards=2", "the pipeline training takes NAME=VALUE of source, "),
@@ -118,6 +148,14 @@ def test_parameters_are_read_as_the_type_the_pipeline_takes() -> None:
         ("knowledge", "shards=two", "must be of type int"),
         ("knowledge", "shards=true", "must be of type int"),
         ("knowledge", "shards=[", "is not valid YAML"),
+        ("knowledge", "shards=010", "may be octal"),
+        ("training", "learning_rate=1e400", "must be a finite number"),
+        ("training", "learning_rate=nan", "must be a finite number"),
+        ("training", "seed=010", "may be octal"),
+        ("training", "epochs=1:30", "quote it"),
+        ("training", "routing=0", "tune.routing = 0: must be true or false"),
+        ("training", "epochs=true", "tune.epochs = True: must be a whole number"),
+        ("training", "model_name=team/mdpr", "tracking.model_name"),
         ("knowledge", "shards=0", "shards = 0"),
         ("sweep", "settings=[]", "settings is empty"),
         ("sweep", "settings=[tune: {sed: 1}]", "did you mean seed"),
