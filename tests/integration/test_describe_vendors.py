@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from benchmarks.describe import make_inputs
-from benchmarks.llm_stub import Payload, Reply, running
+from benchmarks.llm_stub import Payload, Reply, answer, running, sentence_for
 
 from mdpr.artifacts import Knowledge, read_json, read_knowledge
 from mdpr.errors import KnowledgeError
@@ -140,3 +140,24 @@ def test_a_refused_key_is_one_line_without_the_key(vendor: str, tmp_path: Path) 
         describe(tmp_path, vendor, stub.url)
     assert KEY not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["function_calling", "json_schema"])
+def test_a_vendor_that_this_project_does_not_know_finds_its_own_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_VERSION", "2024-06-01")
+
+    def behave(_: int, payload: Payload) -> Reply:
+        return answer(payload, json.dumps({"sentence": sentence_for(payload)}))
+
+    with running(behave) as stub:
+        make_inputs(tmp_path, THINGS)
+        store = str(tmp_path / "answers.sqlite")
+        llm = {"vendor": "azure_openai", "model": "stub", "base_url": stub.url.removesuffix("/v1"), "store": store}
+        settings = {"provider": "llm", "strict": False, "llm": llm | {"structured_output": form}}
+        ports = {name: tmp_path / name for name in ("prepared", "probe", "knowledge")}
+        run_stage(load_stage("describe"), ports, parse_params({"describe": settings}))
+    assert all(KEY in head and "/openai/deployments/stub/" in head for head in stub.headers)
+    assert len(read_knowledge(tmp_path / "knowledge" / "knowledge.json", THINGS).classes) == len(THINGS)

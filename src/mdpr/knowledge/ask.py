@@ -174,26 +174,31 @@ class _Asker:
         self._stopped = ""  # why no more calls are made
         self._warned_of_usage = False
 
-    def ask_all(self, questions: Sequence[Question]) -> Generator[Question, None, None]:
-        """Yields each question when it has its answer or its reason. Leaving early cancels the calls in progress."""
+    def ask_all(self, questions: Sequence[Question]) -> Generator[None, None, None]:
+        """Yields whenever a question has its answer or its reason. Leaving early cancels the calls in progress."""
         left = iter(questions)
-        finished: asyncio.Queue[Question] = asyncio.Queue()
+        finished: asyncio.Queue[Exception | None] = asyncio.Queue()
 
         async def work() -> None:
-            for question in left:
-                await self._settle(question)
-                finished.put_nowait(question)
+            try:
+                for question in left:
+                    await self._settle(question)
+                    finished.put_nowait(None)
+            except Exception as error:  # a mistake in this file: nobody would wait for the worker's end
+                finished.put_nowait(error)
 
         async def start() -> list[asyncio.Task[None]]:
             return [asyncio.create_task(work()) for _ in range(min(self._llm.concurrency, len(questions)))]
 
         with warnings.catch_warnings(), asyncio.Runner() as runner:  # cancels what is left at its end
             warnings.filterwarnings("ignore", "Pydantic serializer", UserWarning)  # openai's types, for odd replies
-            workers = runner.run(start())
+            workers = runner.run(start())  # asyncio itself keeps only weak references
             for _ in questions:
-                yield runner.run(finished.get())
+                if mistake := runner.run(finished.get()):
+                    raise mistake
+                yield
+            runner.run(asyncio.wait(workers))
             runner.run(self._chat.close())
-        assert all(worker.done() for worker in workers)
 
     async def _settle(self, question: Question) -> None:
         """Ask one question; whatever goes wrong costs this question only."""

@@ -16,17 +16,19 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.questions import Question, Schema
 from mdpr.knowledge.replies import Reply, Unusable, reply_from_body, reply_from_message
-from mdpr.params import LlmParams
+from mdpr.params import LlmParams, fault_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 KEY_ENV = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "google_genai": "GOOGLE_API_KEY"}
 EXTRAS = {"openai": "llm", "anthropic": "llm,anthropic", "google_genai": "llm,google"}  # of this project's installation
-MAX_TOKENS_NAMES = {"ollama": "num_predict"}  # vendors whose model has another name for max_tokens
+OPTION_NAMES = {"ollama": {"max_tokens": "num_predict"}, "azure_openai": {"base_url": "azure_endpoint"}}
 NO_KEY = "none"  # for a server without keys: clients refuse an empty one
 CLIENT_SLACK_S = 5.0  # the client's own limit comes later than ours, whose error is the same for every vendor
 LIMITER_CHECKS_S = 0.02
@@ -96,12 +98,15 @@ class Chat:
 
     def _build(self, llm: LlmParams, key: str) -> BaseChatModel:
         options: dict[str, Any] = {
-            MAX_TOKENS_NAMES.get(llm.vendor, "max_tokens"): llm.max_tokens,
+            "max_tokens": llm.max_tokens,
             "timeout": llm.timeout_s + CLIENT_SLACK_S,
             "max_retries": 0,
         }
         sent = {"temperature": llm.temperature, "api_key": key or None, "base_url": llm.base_url or None}
         options |= {name: value for name, value in sent.items() if value is not None}
+        for name, theirs in OPTION_NAMES.get(llm.vendor, {}).items():
+            if name in options:
+                options[theirs] = options.pop(name)
         try:
             from langchain.chat_models import init_chat_model
             from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -122,7 +127,7 @@ class Chat:
             hint = f"pip install 'mdpr[{EXTRAS[llm.vendor]}]'" if llm.vendor in EXTRAS else _line(error)
             raise KnowledgeError(f"describe.llm.vendor = {llm.vendor} needs a package: {hint}") from None
         except Exception as error:  # each vendor's package has its own errors for settings it cannot use
-            text = without_key(_line(error), key)
+            text = without_key(fault_line(error) if isinstance(error, ValidationError) else _line(error), key)
             raise KnowledgeError(f"describe.llm.vendor = {llm.vendor}, model = {llm.model}: {text}") from None
         if llm.seed is not None and "seed" in type(model).model_fields:
             model = model.model_copy(update={"seed": llm.seed})
