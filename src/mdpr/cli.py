@@ -22,21 +22,24 @@ from mdpr.stages.stage import STAGES, load_stage
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
 also a component of the Kubeflow pipeline in pipelines/."""
 
-# Name -> its line in `mdpr --help`; the command itself is in mdpr.commands.<name>.
-COMMANDS: dict[str, str] = {
-    "init": "Make a project of your own: Git, DVC, settings, policy, README, CI workflow.",
-    "demo": "Run the whole chain on the embedded data in a folder of its own: `mdpr demo`.",
-    "knowledge": "Start, check or merge a knowledge base: `mdpr knowledge audit FILE`.",
-    "summary": "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
-    "report": "Make the report again with the gate's decision, and open it.",
-    "compare": "Compare runs on the same test images: paired tests, corrected by Holm's method.",
-    "registry": "Look into the MLflow model registry: versions, aliases, test figures.",
-    "predict": "Classify image files, folders or a list of them with the champion or another model.",
-    "serve": "Serve the champion over HTTP.",
-    "tracking": "Publish to MLflow what it could not take while it was down.",
-    "recipe": "List, show or use the settings of a known benchmark.",
-    "pipeline": "Compile the Kubeflow pipeline, run it here, or start it on a cluster.",
-    "data": "See how a data set would be read; bring one that DVC keeps elsewhere into data/.",
+# Name -> its module in mdpr.commands, where it stands under that name, and its line in `mdpr --help`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("projects", "Make a project of your own: Git, DVC, settings, policy, README, CI workflow."),
+    "demo": ("projects", "Run the whole chain on the embedded data in a folder of its own: `mdpr demo`."),
+    "knowledge": ("knowledge", "Start, check or merge a knowledge base: `mdpr knowledge audit FILE`."),
+    "summary": (
+        "results",
+        "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
+    ),
+    "report": ("results", "Make the report again with the gate's decision, and open it."),
+    "compare": ("results", "Compare runs on the same test images: paired tests, corrected by Holm's method."),
+    "registry": ("models", "Look into the MLflow model registry: versions, aliases, test figures."),
+    "predict": ("models", "Classify image files, folders or a list of them with the champion or another model."),
+    "serve": ("models", "Serve the champion over HTTP."),
+    "tracking": ("models", "Publish to MLflow what it could not take while it was down."),
+    "recipe": ("projects", "List, show or use the settings of a known benchmark."),
+    "pipeline": ("pipeline", "Compile the Kubeflow pipeline, run it here, or start it on a cluster."),
+    "data": ("data", "See how a data set would be read; bring one that DVC keeps elsewhere into data/."),
 }
 
 
@@ -59,7 +62,8 @@ class LazyGroup(click.Group):
 
             return accept_verbose(stage_command(load_stage(cmd_name)))
         if cmd_name in COMMANDS:
-            return accept_verbose(importlib.import_module(f"mdpr.commands.{cmd_name}").command)
+            module = importlib.import_module(f"mdpr.commands.{COMMANDS[cmd_name][0]}")
+            return accept_verbose(getattr(module, cmd_name))
         return None
 
     def resolve_command(
@@ -70,7 +74,8 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, table in (("Stages, in order", STAGES), ("Other commands", COMMANDS)):
+        lines = {name: line for name, (_, line) in COMMANDS.items()}
+        for title, table in (("Stages, in order", STAGES), ("Other commands", lines)):
             with formatter.section(title):
                 formatter.write_dl(list(table.items()))
 

@@ -132,10 +132,10 @@ def test_a_setting_becomes_an_option_of_its_stage(project: Path) -> None:
 
 def test_a_command_is_listed_and_runs(project: Path) -> None:
     (project / "src/mdpr/commands/hello.py").write_text(
-        '"""`mdpr hello`."""\n\nimport click\n\n\n@click.command("hello")\ndef command() -> None:\n'
+        '"""`mdpr hello`."""\n\nimport click\n\n\n@click.command("hello")\ndef hello() -> None:\n'
         '    """Say hello."""\n    click.echo("hello")\n'
     )
-    into_table(project, "src/mdpr/cli.py", "COMMANDS", '"hello": "Say hello.",')
+    into_table(project, "src/mdpr/cli.py", "COMMANDS", '"hello": ("hello", "Say hello."),')
     assert "Say hello." in run(project, "-m", "mdpr", "--help")
     assert run(project, "-m", "mdpr", "hello").strip() == "hello"
 

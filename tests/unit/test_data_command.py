@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mdpr.commands.data import command
+from mdpr.commands.data import data as command
 from mdpr.data.look import source_of
 from mdpr.errors import DataError
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from mdpr.commands.recipe import command
+from mdpr.commands.projects import recipe as command
 from mdpr.data.sources import SOURCES
 from mdpr.errors import ConfigError, MdprError
 from mdpr.params import SECTIONS, load_params, parse_params

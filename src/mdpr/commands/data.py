@@ -10,11 +10,11 @@ from mdpr.errors import DataError, MdprError
 
 
 @click.group("data")
-def command() -> None:
+def data() -> None:
     """See how a data set would be read; bring one that DVC keeps elsewhere into data/."""
 
 
-@command.command("look")
+@data.command("look")
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--source", help="prepare.source; without it, what the files in ROOT suggest")
 @click.option("--class-depth", type=int, help="prepare.class_depth: which folder is the class; 0: the innermost")
@@ -48,7 +48,7 @@ def look_command(
         click.echo(line)
 
 
-@command.command("import")
+@data.command("import")
 @click.option("--repo", required=True, metavar="URL", help="Git repository with DVC data: an address or a folder")
 @click.option("--path", required=True, help="the data set in that repository")
 @click.option("--rev", help="commit, tag or branch; without it, the default branch as it is now")

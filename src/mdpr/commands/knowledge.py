@@ -17,11 +17,11 @@ COLORS: Mapping[str, str] = {"error": "red", "warning": "yellow"}
 
 
 @click.group("knowledge")
-def command() -> None:
+def knowledge() -> None:
     """Start a knowledge base, check one, or merge one from shards."""
 
 
-@command.command("audit")
+@knowledge.command("audit")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--names", type=click.Path(path_type=Path), help="class names, one per line, in order of class index")
 @click.option("--tokens", is_flag=True, help="count CLIP's tokens too (loads open_clip)")
@@ -64,7 +64,7 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
         click.echo(f"{file}: {len(knowledge.classes)} classes, {len(findings)} warnings, no errors")
 
 
-@command.command("new")
+@knowledge.command("new")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
 @click.option("--probe", type=click.Path(path_type=Path), help="reads: the class that each is most confused with")
@@ -85,7 +85,7 @@ def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
     click.echo(f"{file}: {len(classes)} classes, 5 sentences each to write; then set describe.path to it")
 
 
-@command.command("merge")
+@knowledge.command("merge")
 @click.argument("shards", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
 @click.option(

@@ -51,5 +51,5 @@ def load(name: str) -> ModuleType:
 
 
 @click.group("pipeline", cls=ProjectGroup)
-def command() -> None:
+def pipeline() -> None:
     """Compile the Kubeflow pipeline, run it here, or start it on a cluster."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from mdpr.artifacts import Promotion
-from mdpr.commands.compare import render as render_comparison
+from mdpr.commands.results import comparison_tables
 from mdpr.errors import printable
 from mdpr.evaluation.comparison import Run, compare
 from mdpr.evaluation.report import document
@@ -86,7 +86,7 @@ def test_a_terminal_gets_no_control_character(evil: ReportContent, hostile: tupl
         champion_after=None, checks=(),
     )  # fmt: skip
     for text in (
-        shown(render_comparison(runs, compare(runs, resamplings=100))),
+        shown(comparison_tables(runs, compare(runs, resamplings=100))),
         shown(render_summary(Summary(evil.results.scores, promotion, None, tmp_path / "\x07.html"))),
     ):
         assert all(letter.isprintable() or letter == "\n" for letter in text)

@@ -1,8 +1,10 @@
-"""`mdpr predict`."""
+"""`mdpr registry`, `mdpr tracking`, `mdpr predict`, `mdpr serve`: MLflow's registry, and the models in it at work."""
 
 from __future__ import annotations
 
 import csv
+import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +13,53 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
+
 if TYPE_CHECKING:
     from mdpr.model.inference import Classifier, Prediction
+
+
+@click.group("registry")
+def registry() -> None:
+    """Look into the MLflow model registry."""
+
+
+@registry.command("list")
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="print a JSON array and nothing else")
+def list_versions(params: Path, as_json: bool) -> None:
+    """Every version of tracking.model_name: aliases, test figures, and what the gate said."""
+    from rich.console import Console
+
+    from mdpr.mlops.listing import registry_rows, registry_table
+    from mdpr.mlops.registry import Registry
+    from mdpr.mlops.store import connect
+    from mdpr.params import load_params
+
+    tracking = load_params(params).tracking
+    rows = registry_rows(Registry(connect(), tracking.model_name))
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        Console().print(registry_table(tracking.model_name, rows))
+
+
+@click.group("tracking")
+def tracking() -> None:
+    """Publish to MLflow what it could not take while it was down."""
+
+
+@tracking.command("publish")
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+def publish(params: Path) -> None:
+    """Publish what waits in tracking.outbox to the store that it is for. Every later stage does so, too."""
+    from mdpr.mlops.publishing import publish_outbox
+    from mdpr.mlops.store import connect
+    from mdpr.params import load_params
+
+    outbox = load_params(params).tracking.outbox
+    click.echo(f"items published: {publish_outbox(connect(), Path(outbox))} (from {outbox})")
+
 
 BATCH_IMAGES = 64
 
@@ -31,7 +78,7 @@ BATCH_IMAGES = 64
 @click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), help="names the model's registry entry"
 )
-def command(
+def predict(
     images: tuple[str, ...],
     model: str | None,
     features: Path | None,
@@ -166,3 +213,23 @@ def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@click.command("serve")
+@click.option("--alias", default="champion", show_default=True, help="which version of tracking.model_name to serve")
+@click.option("--host", default=DEFAULT_HOST, show_default=True, help="0.0.0.0 to be reached from elsewhere")
+@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="processes, a model in each")
+@click.option("--timeout-s", type=click.IntRange(min=1), default=DEFAULT_TIMEOUT_S, show_default=True)
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+def serve(alias: str, host: str, port: int, workers: int, timeout_s: int, params: Path) -> None:
+    """Serve the champion over HTTP, in the protocol of MLflow: POST images to /invocations."""
+    from mdpr.mlops.served_model import find_version, serve_command, serve_environment
+    from mdpr.params import load_params
+
+    tracking = load_params(params).tracking
+    version = find_version(tracking.model_name, alias)
+    click.echo(f"serving version {version} of {tracking.model_name} at http://{host}:{port}/invocations", err=True)
+    arguments = serve_command(tracking.model_name, version, host=host, port=port, workers=workers, timeout_s=timeout_s)
+    # The server takes this process's place: signals and the exit code are its own.
+    os.execve(sys.executable, arguments, serve_environment(os.environ, workers))  # noqa: S606 - no shell

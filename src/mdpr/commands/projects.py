@@ -1,0 +1,114 @@
+"""`mdpr init`, `mdpr demo`, `mdpr recipe`: where a project and its settings come from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from mdpr.errors import ConfigError
+
+
+@click.command("init")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--recipe", default="own-data", show_default=True, help="settings to start from: mdpr recipe list")
+@click.option("--images", default="", help="folder of your images (CLASS/*.jpg), absolute or in the project")
+@click.option("--with-pipeline", is_flag=True, help="Copy the Kubeflow graph and its components, to change them.")
+@click.option("--update", is_flag=True, help="Bring an existing project to this version; your changes stay.")
+def init(folder: Path, recipe: str, images: str, with_pipeline: bool, update: bool) -> None:
+    """Make a project of your own: Git, DVC, settings, the gate's policy, a README, a CI workflow.
+
+    Example: mdpr init shoes --images /data/shoes
+    """
+    from mdpr import project
+
+    if update:
+        report = project.update(folder)
+        for name, difference in report.differences.items():
+            click.echo(f"{difference}\n")
+            click.echo(f"{name}: you changed it, it stays as it is", err=True)
+        click.echo(f"{len(report.written)} files written, {len(report.current)} were current", err=True)
+        return
+    files = project.create(folder, project.Choices(recipe, images, with_pipeline))
+    click.echo(f"{folder}: {len(files)} files, Git and DVC are set up", err=True)
+    click.echo(f"next: cd {folder}; read README.md; dvc repro", err=True)
+
+
+DEFAULT = "fashion-mnist-lt"
+
+
+@click.command("demo")
+@click.argument("recipe", default=DEFAULT)
+@click.option("--folder", type=click.Path(path_type=Path), help="new folder to run in  [default: a temporary one]")
+def demo(recipe: str, folder: Path | None) -> None:
+    """Run the whole chain on the embedded data: no network, no key, no GPU.
+
+    RECIPE is fashion-mnist-lt (default) or another one whose data come with the package. The folder stays: look at the
+    report, change a setting in params.yaml, run `dvc repro` again.
+
+    Example: mdpr demo --folder demo
+    """
+    from mdpr import project
+    from mdpr.errors import ConfigError, MdprError
+
+    choices = project.Choices(recipe)
+    if not choices.embedded:
+        raise ConfigError(f"the data of the recipe {recipe} do not come with the package: mdpr demo {DEFAULT}")
+    folder = folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo"
+    project.create(folder, choices)
+    click.echo(f"running in {folder}", err=True)
+    if code := subprocess.run(["dvc", "repro"], cwd=folder).returncode:
+        raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
+    subprocess.run([sys.executable, "-m", "mdpr", "summary"], cwd=folder, check=True)
+
+
+@click.group("recipe")
+def recipe() -> None:
+    """List, show or use the settings of a known benchmark."""
+
+
+@recipe.command("list")
+def list_recipes() -> None:
+    """Every recipe, its variants and what it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mdpr.recipes import read_recipe, recipe_names
+
+    grid = Table("recipe", "variants", "what it is")
+    for recipe in map(read_recipe, recipe_names()):
+        grid.add_row(recipe.name, ", ".join(recipe.variants) or "-", recipe.title)
+    Console().print(grid)
+
+
+@recipe.command("show")
+@click.argument("name")
+def show(name: str) -> None:
+    """The recipe's file: paper, commands, published figures, settings."""
+    from mdpr.recipes import recipe_text
+
+    click.echo(recipe_text(name), nl=False)
+
+
+@recipe.command("use")
+@click.argument("name")
+@click.option("--variant", metavar="NAME", help="one of the recipe's variants; without it, the recipe as it is")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one parameter over the recipe's")
+@click.option(
+    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="file to write"
+)
+@click.option("--force", is_flag=True, help="replace the file; nothing of it is kept")
+def use(name: str, variant: str | None, overrides: tuple[str, ...], params: Path, force: bool) -> None:
+    """Write params.yaml: all settings of the recipe, and the defaults of what it does not name."""
+    from mdpr.recipes import params_text, read_recipe
+    from mdpr.stages.outputs import write_whole
+
+    recipe = read_recipe(name)
+    text = params_text(recipe, variant, overrides)
+    if params.exists() and not force:
+        raise ConfigError(f"{params} exists: --force replaces it, --params writes another file")
+    write_whole(params, text)
+    click.echo(f"wrote {params}; next: {recipe.commands[-1]}")

@@ -1,0 +1,196 @@
+"""`mdpr summary`, `mdpr report`, `mdpr compare`: looking at what was evaluated."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from mdpr.evaluation.comparison import Difference, Run
+
+
+@click.command("summary")
+@click.option("--evaluation", type=click.Path(path_type=Path), default=Path("data/evaluation"), show_default=True)
+@click.option("--promotion", type=click.Path(path_type=Path), default=Path("data/promotion.json"), show_default=True)
+@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+def summary(evaluation: Path, promotion: Path, params: Path) -> None:
+    """Show the scores, the champion in the MLflow registry, the gate's decision and the report's path."""
+    from rich.console import Console
+
+    from mdpr.params import load_params
+    from mdpr.summary import read_summary, render
+
+    tracking = load_params(params).tracking
+    Console().print(render(read_summary(evaluation, promotion, tracking)))
+
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+PORTS = ("prepared", "probe", "knowledge", "features", "model", "evaluation")
+PROMOTION = "promotion.json"
+
+
+@click.group("report")
+def report() -> None:
+    """Make the report of an evaluation again, with the gate's decision, and open it."""
+
+
+def _options(function: CommandT) -> CommandT:
+    path = click.Path(path_type=Path)
+    options = [
+        click.option("--data", type=path, default=Path("data"), show_default=True, help="folder of all of these"),
+        *(click.option(f"--{port}", type=path, help=f"reads: {port}  [default: DATA/{port}]") for port in PORTS),
+        click.option("--promotion", type=path, help=f"reads: the gate's decision  [default: DATA/{PROMOTION}]"),
+        click.option("--output", type=path, help="the page  [default: DATA/report.html]"),
+        click.option("--params", type=path, default=Path("params.yaml"), show_default=True),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@report.command("render")
+@_options
+def render(data: Path, promotion: Path | None, output: Path | None, params: Path, **ports: Path | None) -> None:
+    """Write the page and print its path."""
+    click.echo(_render(data, promotion, output, params, ports))
+
+
+@report.command("open")
+@_options
+def open_page(data: Path, promotion: Path | None, output: Path | None, params: Path, **ports: Path | None) -> None:
+    """Write the page and open it in the browser; where there is none, print its path."""
+    import webbrowser
+
+    page = _render(data, promotion, output, params, ports)
+    if webbrowser.open(page.resolve().as_uri()):
+        click.echo(f"opened {page}")
+    else:
+        click.echo(f"no browser was found: open {page.resolve()}")
+
+
+def _render(
+    data: Path, promotion: Path | None, output: Path | None, params: Path, ports: dict[str, Path | None]
+) -> Path:
+    from mdpr.artifacts import read_promotion
+    from mdpr.errors import ArtifactError
+    from mdpr.evaluation.report.document import Folders, gather, make_figures, render_report
+    from mdpr.params import load_params
+    from mdpr.stages.outputs import write_whole
+
+    folders = Folders(**{port: path or data / port for port, path in ports.items()})
+    for port, path in ports.items():
+        folder = path or data / port
+        if not folder.is_dir():
+            raise ArtifactError(f"{folder} is missing: run `dvc repro` first, or name it with --{port}")
+    if promotion is not None and not promotion.is_file():
+        raise ArtifactError(f"{promotion} is missing: run promote first, or leave --promotion out")
+    decided = promotion or data / PROMOTION
+    decision = read_promotion(decided) if decided.is_file() else None
+    sections = load_params(params)
+    tracking, evaluate = sections.tracking, sections.evaluate
+    title = f"{tracking.model_name}: evaluation on the test set"
+    content = gather(folders, title, evaluate.gallery_images, decision)
+    page = output or data / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(page, render_report(content, make_figures(content)))
+    return page
+
+
+MLFLOW = "runs:/"
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN ...]")
+@click.option("--resamplings", type=click.IntRange(100, 1_000_000), default=10_000, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def compare(runs: tuple[str, ...], resamplings: int, as_json: bool) -> None:
+    """Compare runs on the same test images: paired tests, corrected by Holm's method.
+
+    A RUN is a folder that evaluate wrote, or an MLflow run as runs:/RUN_ID.
+    """
+    import json
+
+    from mdpr.evaluation.comparison import compare, score_table
+
+    if len(runs) < 2:
+        raise click.UsageError("name at least two runs to compare")
+    if len(set(runs)) < len(runs):
+        raise click.UsageError("the same run is named twice")
+    with tempfile.TemporaryDirectory() as scratch:
+        read = [_read(name, Path(scratch) / str(index)) for index, name in enumerate(runs)]
+    differences = compare(read, resamplings)
+    if as_json:
+        content = {
+            "runs": [{"run": name, **figures} for name, figures in score_table(read).rows.items()],
+            "differences": [{**asdict(item), "significant": item.significant} for item in differences],
+        }
+        click.echo(json.dumps(content, allow_nan=False))
+        return
+    from rich.console import Console
+
+    Console().print(comparison_tables(read, differences))
+
+
+def comparison_tables(runs: Sequence[Run], differences: Sequence[Difference]) -> RenderableType:
+    """Two tables: the runs, and every pair."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mdpr.errors import printable
+    from mdpr.evaluation.comparison import score_table
+    from mdpr.evaluation.score_table import signed_points
+
+    scores = score_table(runs)
+    shown = {name: escape(printable(name)) for name in scores.rows}
+    accuracies = Table(title="Class-balanced accuracy, percent")
+    accuracies.add_column("run", overflow="fold")
+    for group in scores.groups:
+        accuracies.add_column(group, justify="right")
+    for name in scores.rows:
+        accuracies.add_row(shown[name], *scores.cells(name))
+    pairs = Table(title="Differences in points (bold: significant at 5 % after Holm's correction)")
+    for title in ("second", "minus first", "figure"):
+        pairs.add_column(title, overflow="fold")
+    for title in ("difference", "95 % interval", "p", "p (Holm)"):
+        pairs.add_column(title, justify="right")
+    for before, item in zip([None, *differences], differences, strict=False):
+        if before is not None and (before.first, before.second) != (item.first, item.second):
+            pairs.add_section()
+        interval = f"{signed_points(item.interval[0])} to {signed_points(item.interval[1])}" if item.interval else ""
+        pairs.add_row(
+            shown[item.second],
+            shown[item.first],
+            item.figure,
+            signed_points(item.difference),
+            interval,
+            f"{item.p:.2g}",
+            f"{item.p_holm:.2g}",
+            style="bold" if item.significant else None,
+        )
+    return Group(accuracies, pairs)
+
+
+def _read(name: str, scratch: Path) -> Run:
+    """A folder as it is; an MLflow run's artifacts through a folder below `scratch`."""
+    from mdpr.errors import ArtifactError
+    from mdpr.evaluation.comparison import read_results
+
+    if name.startswith(MLFLOW):
+        from mdpr.mlops.runs import fetch_results
+
+        return read_results(fetch_results(name.removeprefix(MLFLOW), scratch), name)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ArtifactError(f"{name} is not a folder: name an evaluation folder, or an MLflow run as runs:/RUN_ID")
+    return read_results(folder, name)
