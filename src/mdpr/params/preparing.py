@@ -28,10 +28,10 @@ class PrepareParams(Section):
     ] = Field(
         "embedded",
         description="embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with "
-        "classes.json; folder: one folder a class, inside train/ and test/ (val/) if you have splits; csv: images.csv "
-        "with the columns path, label and, if you have splits, split; cifar10, cifar100: the original python archive, "
-        "fetched if it is missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; "
-        "emblems: pictures drawn from `seed`, whose truth is known (root: any folder)",
+        "classes.json; folder: one folder per class, inside train/ and test/ (val/) if there are splits; csv: "
+        "images.csv with the columns path, label and, if there are splits, split; cifar10, cifar100: the original "
+        "python archive, fetched if missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: "
+        "hub_name; emblems: pictures drawn from `seed`, whose truth is known (root: any folder)",
         json_schema_extra=offered(),
     )
     root: InputPath = Field(
@@ -82,7 +82,7 @@ class PrepareParams(Section):
     )
     val_from: Literal["left_over", "train_share"] = Field(
         "left_over",
-        description="validation where the source has none: left_over: balanced, from what the cut leaves; "
+        description="validation if the source has none: left_over: balanced, from what the cut leaves; "
         "train_share: at most 20 % of each class's training images (always so for natural)",
     )
     val_images_per_class: Count = Field(200, description="images of each class for validation, at most")
@@ -92,7 +92,7 @@ class PrepareParams(Section):
         "a share of each class's training images",
     )
     test_share: float = Field(
-        0.2, gt=0, lt=1, description="share of each class that becomes the test set where the source has none"
+        0.2, gt=0, lt=1, description="share of each class that becomes the test set if the source has none"
     )
     many_above: Count = Field(100, description="many-shot: more training images than this")
     few_below: Count = Field(20, description="few-shot: fewer training images than this; medium lies between")
