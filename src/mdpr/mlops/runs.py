@@ -7,6 +7,7 @@ reached, the work goes on; what is left is published with the next epoch, by the
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -130,6 +131,7 @@ def open_run(
     store, and if the outbox cannot be written.
     """
     outbox, store, resumed = Path(tracking.outbox), None, run_id is not None
+    tags = {**_source_tags(name), **tags}
     try:
         store = connect()
         publish_outbox(store, outbox, besides=run_id)
@@ -321,6 +323,14 @@ def lineage_tags(inputs: Sequence[Path] = ()) -> dict[str, str]:
         tags |= _dvc_tags(Path(root), inputs)
     if run_id := os.environ.get("KFP_RUN_ID"):
         tags["kfp.run_id"] = run_id
+    return tags
+
+
+def _source_tags(stage: str) -> dict[str, str]:
+    """Who made the run and with what, by the names that MLflow's pages show."""
+    tags = {"mlflow.source.name": f"mdpr {stage}", "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # a container's user without an entry in /etc/passwd
+        tags["mlflow.user"] = getpass.getuser()
     return tags
 
 

@@ -28,6 +28,8 @@ def test_a_finished_run_holds_what_was_logged(store: Store, tracking: TrackingPa
     assert seen.info.status == "FINISHED"
     assert seen.info.run_name == "tune"
     assert seen.data.tags["origin"] == "test"
+    assert seen.data.tags["mlflow.source.name"] == "mdpr tune"
+    assert seen.data.tags["mlflow.user"]
     assert seen.data.params == {key: str(value) for key, value in params.items()}
     history = store.client.get_metric_history(run.run_id, "train/loss")
     assert [(item.step, item.value) for item in history] == [(1, 2.0), (2, 1.0)]
