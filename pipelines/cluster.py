@@ -143,7 +143,7 @@ class Toleration(Section):
 
 
 class TaskLimits(Section):
-    """What differs for one task; None: as in `PLACEMENTS`, GPUs as in the profile."""
+    """Limits of one task that differ; None: as in `PLACEMENTS`, GPUs as in the profile."""
 
     cpu: str | None = Field(None, pattern=CPU, description="processors, 2 or 500m")
     memory: str | None = Field(None, pattern=QUANTITY, description="memory, 16Gi")
@@ -199,7 +199,7 @@ class ClusterProfile(Section):
         return self
 
     def placement(self, task: str) -> Placement:
-        """The entry of `PLACEMENTS` with what the profile says about this task."""
+        """The entry of `PLACEMENTS` with the limits that the profile has for this task."""
         own = self.tasks.get(task, TaskLimits())
         return replace(PLACEMENTS[task], **own.model_dump(exclude_none=True, exclude={"gpus"}))
 

@@ -66,9 +66,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, address: str) -> RunFolder:
-        """Of a path or an fsspec address; raises `ArtifactError` where nothing is there."""
+        """Of a path or an fsspec address; raises `ArtifactError` if nothing is there."""
         plain = urlsplit(address)._replace(query="").geturl() if "://" in address else address
-        # What Kubeflow calls minio:// is any store that speaks S3; AWS_ENDPOINT_URL says which.
+        # What Kubeflow calls minio:// is any store that speaks S3; its address is AWS_ENDPOINT_URL.
         plain = plain.replace("minio://", "s3://", 1) if plain.startswith("minio://") else plain
         try:
             files, path = url_to_fs(plain, use_listings_cache=False) if "://" in plain else url_to_fs(plain)
@@ -87,7 +87,7 @@ class RunFolder:
         return posixpath.basename(self.path)
 
     def find(self, task: str, artifact: str) -> str | None:
-        """Path of an artifact, None where the run has none; raises `ArtifactError` where it has several."""
+        """Path of an artifact, None if the run has none; raises `ArtifactError` if it has several."""
         with store_errors(self.address):
             direct = posixpath.join(self.path, task, artifact)
             if self.files.exists(direct):
@@ -148,7 +148,7 @@ class RunFolder:
 
 @contextmanager
 def store_errors(address: str) -> Iterator[None]:
-    """What a store says as one `ArtifactError`."""
+    """An error of a store as one `ArtifactError`."""
     kinds: tuple[type[Exception], ...] = (OSError,)
     try:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -254,7 +254,7 @@ def as_run(params: Params, model: Path | None) -> Params:
 
 
 def params_text(params: Params, present: Path, run: str) -> str:
-    """params.yaml with `params`; as it is, comments and all, if it says the same already."""
+    """params.yaml with `params`; as it is, comments and all, if it has the same values already."""
     if present.is_file() and load_params(present) == params:
         return present.read_text("utf-8")
     return HEADER.format(run=run) + dump_yaml(params.dump())

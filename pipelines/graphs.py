@@ -47,7 +47,7 @@ OVERRIDES = "Everything else, as YAML text, for example {tune: {context_tokens: 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a pipeline: its default, whose type is the parameter's, and what the UI says about it."""
+    """A parameter of a pipeline: its default, whose type is the parameter's, and its text in the UI."""
 
     default: str | int | float | bool | list[str]
     help: str
@@ -74,7 +74,7 @@ class Variant:
     offered          the choices of params.yaml that the UI offers one by one
     own              parameters that only this pipeline has
     graph            makes the tasks: takes a `Driver` and the parameters' channels by name
-    results          what of a run's folder is worth a look at its end
+    results          name -> path in a run's folder, printed when the run has ended
     check            raises `ConfigError` if a parameter of its own does not go with a stage's; takes the stages'
                      parameters as text, and the pipeline's parameters
     """
@@ -94,7 +94,7 @@ class Variant:
         return {"recipe": Parameter("", RECIPE), **choices, **self.own, "overrides": Parameter("", OVERRIDES)}
 
     def make(self, params: Sections, profile: ClusterProfile, workspace: str | None = None) -> GraphComponent:
-        """The pipeline whose parameters have the values of `params` as defaults, placed as `profile` says.
+        """The pipeline whose parameters have the values of `params` as defaults, placed on the cluster of `profile`.
 
         `workspace`: a folder of this machine for what must outlive a task, instead of a volume of the run.
         """
@@ -124,7 +124,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Driver:
-    """What a graph needs beside its parameters: params.yaml, the cluster, and a folder that outlives a task."""
+    """The needs of a graph beside its parameters: params.yaml, the cluster, and a folder that outlives a task."""
 
     params: Sections
     profile: ClusterProfile

@@ -159,7 +159,7 @@ def all_pages(listing: Callable[..., Any], kind: str) -> Iterator[Any]:
 
 @contextmanager
 def one_line_errors(host: str) -> Iterator[None]:
-    """What the server or the network said, as one `MdprError`."""
+    """An error of the server or the network as one `MdprError`."""
     try:
         yield
     except ApiException as error:

@@ -164,7 +164,7 @@ def _environment(profile: ClusterProfile) -> Iterator[dict[str, Any]]:
 
 
 def _patch(pod: Mapping[str, Any]) -> dict[str, Any]:
-    """What is changed in the runtime: the pod of its job `NODE`."""
+    """The patch of the runtime: the pod of its job `NODE`."""
     job = {"name": NODE, "template": {"spec": {"template": {"spec": dict(pod)}}}}
     return {"template": {"spec": {"replicatedJobs": [job]}}}
 

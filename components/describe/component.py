@@ -15,7 +15,7 @@ def describe(
         params: YAML text with the section describe.
         workspace: Folder that outlives a task that is killed; empty: none.
         prepared: The data set that prepare wrote.
-        probe: The frozen model's bias; says which class each class is most confused with.
+        probe: The frozen model's bias, with the class that each class is most confused with.
 
     Returns:
         knowledge: knowledge.json, audit.json, and index.html to read both.

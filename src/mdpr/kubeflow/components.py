@@ -112,7 +112,7 @@ def close_runs(state: str, workspace: str = "") -> None:
     """Send MLflow what waits in `workspace`, and mark the runs that this run of Kubeflow left open as failed.
 
     `state`: how the pipeline ended, in the backend's words; after a task that was killed it may be RUNNING. KFP_RUN_ID
-    says which run of Kubeflow this is; without it (on one machine) there is nothing to find.
+    is the run of Kubeflow; without it (on one machine) there is nothing to find.
     """
     from mdpr.mlops.runs import fail_open_runs
 
@@ -170,7 +170,7 @@ def merge_params(
     """`configure_stages` by stage name; raises `ConfigError`."""
     merged = read_sections(base, "base")
     if recipe:
-        from mdpr.recipes import params_text, read_recipe  # for `configure` alone: no stage's task waits for it
+        from mdpr.recipes import params_text, read_recipe  # only `configure` needs it: no stage's task waits
 
         chosen = _changed(chosen, merged)
         merged = read_sections(params_text(read_recipe(recipe), None), recipe)
@@ -191,7 +191,7 @@ def read_sections(text: str, what: str) -> dict[str, Any]:
 
 
 def _changed(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `values` is not as in `base`, mapping by mapping."""
+    """The part of `values` that differs from `base`, mapping by mapping."""
     nested = {key: _changed(value, base.get(key, {})) for key, value in values.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in values.items() if key not in nested and value != base.get(key)}
     return {key: value for key, value in nested.items() if value} | plain

@@ -1,6 +1,6 @@
-"""Tasks that run side by side: shards of the classes for `describe`, settings of a sweep for `tune`.
+"""Fan-out and fan-in: shards of the classes for `describe`, settings of a sweep for `tune`.
 
-What the components of the pipelines `knowledge` and `sweep` call. Parameters travel as YAML text.
+The components of the pipelines `knowledge` and `sweep` call these functions. Parameters travel as YAML text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def params_per_setting(params: str, settings: Sequence[str]) -> list[str]:
     for setting in settings:
         changes = read_sections(setting, f"setting {setting!r}")
         if other := sorted(set(changes) - {"tune"}):
-            raise ConfigError(f"setting {setting!r}: {other[0]} is not tune: a sweep varies the settings of tune alone")
+            raise ConfigError(f"setting {setting!r}: {other[0]} is not tune: a sweep varies only the settings of tune")
         merged = base | {"tune": lay_over(base.get("tune", {}), changes.get("tune") or {})}
         text = dump_yaml(parse_params(merged).dump(merged))
         if text in varied:
@@ -99,14 +99,14 @@ def select_model(models: Sequence[Artifact], model: Artifact, choice: Artifact) 
 
 
 def choose(scores: Sequence[float]) -> int:
-    """The place of the highest score, the first of equals. Raises `ConfigError` where there is none."""
+    """The place of the highest score, the first of equals. Raises `ConfigError` if there is none."""
     if not scores:
         raise ConfigError("there is no model to choose from")
     return max(range(len(scores)), key=scores.__getitem__)
 
 
 def validation_accuracy(model: Path) -> float:
-    """Class-balanced validation accuracy of the model's own answer: fused, or base where it does not route."""
+    """Class-balanced validation accuracy of the model's own answer: fused, or base if it does not route."""
     config = read_model_config(model)
     return config.val_accuracy["fused" if config.tune.routing else "base"]
 

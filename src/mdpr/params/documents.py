@@ -1,7 +1,7 @@
-"""YAML and JSON files that people write, read strictly: nothing is read as something else than it says.
+"""YAML and JSON files that people write, read strictly: a value is read as it is written or refused.
 
 YAML is read by the core schema of version 1.2, as DVC does: `on` and `2024-01-31` are text, `1e-3` is a number. What
-other readers understand differently (`010`, `1:30`), a key that stands twice, and a file that is nested too deeply or
+other readers understand differently (`010`, `1:30`), a key that is given twice, and a file that is nested too deeply or
 is not a regular file are errors, each in one line that names the file, the line and the fix.
 """
 
@@ -90,7 +90,7 @@ def read_text(path: Path, error: type[MdprError] = ConfigError) -> str:
 
 
 def parse_yaml(text: str, name: str, error: type[MdprError] = ConfigError) -> Any:
-    """What YAML `text` holds; `name` (a file, an option) stands in the errors."""
+    """The content of YAML `text`; `name` (a file, an option) is named in errors."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as fault:
@@ -119,7 +119,7 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
 
 
 def parse_json(text: str, name: str, error: type[MdprError] = ConfigError) -> Any:
-    """What JSON `text` holds; NaN, Infinity and a key that stands twice are errors."""
+    """The content of JSON `text`; NaN, Infinity and a key that is given twice are errors."""
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
     except json.JSONDecodeError as fault:

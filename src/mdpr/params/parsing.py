@@ -116,7 +116,7 @@ def _field(path: Sequence[str]) -> FieldInfo | None:
 
 @plain_dataclass(frozen=True)
 class Choice:
-    """A setting that the Kubeflow UI offers: its key in params.yaml, its type, and what the UI says about it."""
+    """A setting that the Kubeflow UI offers: its key in params.yaml, its type, and its text in the UI."""
 
     key: str
     kind: type

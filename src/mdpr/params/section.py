@@ -1,4 +1,4 @@
-"""What every section of params.yaml is built from, and how a value that is not allowed is named in one line."""
+"""The base of every section of params.yaml, and the one line that names a value that is not allowed."""
 
 from __future__ import annotations
 

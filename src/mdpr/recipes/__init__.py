@@ -59,7 +59,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """The file of a recipe as it is; `ConfigError` where there is none of that name."""
+    """The file of a recipe as it is; `ConfigError` if there is none of that name."""
     names = recipe_names()
     if name not in names:
         raise ConfigError(f"there is no recipe {name}{suggest(name, names)}")
@@ -67,7 +67,7 @@ def recipe_text(name: str) -> str:
 
 
 def read_recipe(name: str) -> Recipe:
-    """A recipe by its name; raises `ConfigError` where there is none."""
+    """A recipe by its name; raises `ConfigError` if there is none."""
     try:
         return Recipe.model_validate(parse_yaml(recipe_text(name), f"recipe {name}"))
     except ValidationError as error:
@@ -85,6 +85,6 @@ def params_text(recipe: Recipe, variant: str | None, overrides: Sequence[str] = 
     chosen = recipe.variants[variant] if variant is not None else ()
     sections = parse_params(apply_overrides(recipe.settings, [*chosen, *overrides]))
     name = recipe.name if variant is None else f"{recipe.name}, variant {variant}"
-    head = f"# Recipe {name}: {recipe.title}. `mdpr recipe show {recipe.name}` says what to compare with.\n"
+    head = f"# Recipe {name}: {recipe.title}. `mdpr recipe show {recipe.name}` shows what to compare with.\n"
     bodies = (dump_yaml({section: values}) for section, values in sections.dump().items())
     return head + "\n".join(bodies)
