@@ -18,6 +18,9 @@ from torch import Tensor
 
 from mdpr.model.backbone import Backbone
 
+MAX_ITERATIONS = 200
+BLOCK_ROWS = 256  # rows of a matrix of C columns that are worked on at once
+
 
 def class_features(backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Unit-length class features (C, d): the mean over templates of each class's unit-length text features.
@@ -29,15 +32,16 @@ def class_features(backbone: Backbone, class_names: Sequence[str], templates: Se
 
 
 def confusion_matrix(label_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
-    """Shares (C, C), float64: row c holds the share of class c's images predicted as each class. Rows sum to 1.
+    """Shares (C, C), float32: row c holds the share of class c's images predicted as each class. Rows sum to 1.
 
     Normalised per row because the classes are imbalanced. Every class must have images.
     """
-    counts_CC = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts_CC, (label_N, predicted_N), 1)
-    totals_C = counts_CC.sum(axis=1)
+    share_CC = np.zeros((classes, classes), dtype=np.float32)  # counts at first, exact up to 2^24
+    np.add.at(share_CC, (label_N, predicted_N), 1)
+    totals_C = share_CC.sum(axis=1)
     assert totals_C.all(), "every class needs at least one image"
-    return counts_CC / totals_C[:, None]
+    share_CC /= totals_C[:, None]
+    return share_CC
 
 
 def rivals(confusion_CC: np.ndarray, text_Cd: np.ndarray) -> np.ndarray:
@@ -47,16 +51,17 @@ def rivals(confusion_CC: np.ndarray, text_Cd: np.ndarray) -> np.ndarray:
     confusion go to the nearer class too, so that the order of classes has no effect.
     Source: Jia et al., Findings of EMNLP 2025 (differential features).
     """
-    off_diagonal_CC = confusion_CC.astype(np.float64).copy()
-    np.fill_diagonal(off_diagonal_CC, -1)
-    nearness_CC = text_Cd.astype(np.float64) @ text_Cd.T.astype(np.float64)
-    tied_CC = off_diagonal_CC == off_diagonal_CC.max(axis=1, keepdims=True)
-    candidates_CC = np.where(tied_CC, nearness_CC, -np.inf)
-    np.fill_diagonal(candidates_CC, -np.inf)
-    return candidates_CC.argmax(axis=1)
+    text_Cd = text_Cd.astype(np.float64)
+    blocks = np.array_split(np.arange(len(text_Cd)), -(-len(text_Cd) // BLOCK_ROWS))
+    return np.concatenate([_rivals_of(rows, confusion_CC[rows], text_Cd) for rows in blocks])
 
 
-MAX_ITERATIONS = 200
+def _rivals_of(row_c: np.ndarray, confusion_cC: np.ndarray, text_Cd: np.ndarray) -> np.ndarray:
+    """`rivals` of the classes `row_c`; `confusion_cC` are their rows."""
+    own_cC = row_c[:, None] == np.arange(len(text_Cd))
+    confused_cC = np.where(own_cC, -1, confusion_cC)
+    is_candidate_cC = (confused_cC == confused_cC.max(axis=1, keepdims=True)) & ~own_cC
+    return np.where(is_candidate_cC, text_Cd[row_c] @ text_Cd.T, -np.inf).argmax(axis=1)
 
 
 def estimate_log_prior(logits_NC: Tensor, label_N: Tensor, shrinkage: float) -> Tensor:
@@ -64,9 +69,8 @@ def estimate_log_prior(logits_NC: Tensor, label_N: Tensor, shrinkage: float) -> 
 
     Minimises, over theta = log q up to a constant, the mean over classes of the cross entropy of logits - theta, plus
     `shrinkage` times the variance of theta. The problem is convex; the shrinkage pulls towards the uniform prior and
-    keeps classes of one image from running away. Computed in float64 by L-BFGS.
+    keeps classes of one image from running away. Computed by L-BFGS in float64, over blocks of images.
     """
-    logits_NC = logits_NC.double()
     classes = logits_NC.shape[1]
     counts_C = torch.bincount(label_N, minlength=classes)
     weight_N = 1 / (counts_C[label_N].double() * (counts_C > 0).sum())
@@ -81,10 +85,14 @@ def estimate_log_prior(logits_NC: Tensor, label_N: Tensor, shrinkage: float) -> 
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        cross_entropy_N = F.cross_entropy(logits_NC - theta_C, label_N, reduction="none")
-        loss = (weight_N * cross_entropy_N).sum() + shrinkage * theta_C.var(unbiased=False)
-        loss.backward()
-        return loss
+        total = shrinkage * theta_C.var(unbiased=False)
+        total.backward()
+        blocks = (item.split(BLOCK_ROWS) for item in (logits_NC, label_N, weight_N))
+        for logits_nC, label_n, weight_n in zip(*blocks, strict=True):
+            loss = weight_n @ F.cross_entropy(logits_nC.double() - theta_C, label_n, reduction="none")
+            loss.backward()
+            total = total + loss.detach()
+        return total.detach()
 
     optimizer.step(objective)
     return F.log_softmax(theta_C.detach(), dim=0)

@@ -22,20 +22,23 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
 
     transform = eval_transform(frozen.image_size_px, frozen.image_mean, frozen.image_std)
     dataset = ImageTable(read_split(prepared, "train"), transform)
-    logits, labels = [], []
-    for image_B3HW, label_B in track(make_loader(dataset, params.batch_size), "probe"):
+    label_N = torch.from_numpy(dataset.labels_N)
+    logits_NC = torch.empty(len(dataset), len(names))
+    parts = iter(logits_NC.split(params.batch_size))
+    for image_B3HW, _ in track(make_loader(dataset, params.batch_size), "probe"):
         image_Bd = frozen.encode_image(image_B3HW.to(frozen.device))
-        logits.append((frozen.logit_scale * image_Bd @ text_Cd.T).cpu())
-        labels.append(label_B)
-    logits_NC, label_N = torch.cat(logits), torch.cat(labels)
+        next(parts).copy_(frozen.logit_scale * image_Bd @ text_Cd.T)
+    log_prior_C = estimate_log_prior(logits_NC, label_N, params.prior_shrinkage).float().numpy()
+    predicted_N = logits_NC.argmax(dim=1).numpy()
+    del logits_NC, parts  # N * C numbers
 
-    confusion_CC = confusion_matrix(label_N.numpy(), logits_NC.argmax(dim=1).numpy(), len(names))
+    confusion_CC = confusion_matrix(dataset.labels_N, predicted_N, len(names))
     text = text_Cd.cpu().numpy()
     content = Probe(
-        confusion_CC=confusion_CC.astype("float32"),
+        confusion_CC=confusion_CC,
         rival_C=rivals(confusion_CC, text),
-        zero_shot_C=confusion_CC.diagonal().astype("float32"),
-        log_prior_C=estimate_log_prior(logits_NC, label_N, params.prior_shrinkage).float().numpy(),
+        zero_shot_C=confusion_CC.diagonal(),
+        log_prior_C=log_prior_C,
         text_Cd=text,
         logit_scale=frozen.logit_scale.item(),
         fingerprint=frozen.fingerprint,
