@@ -1,30 +1,35 @@
-"""What routing gives: MaPLe with and without MDPR, on plain cross entropy and with logit adjustment.
+"""What routing gives: MaPLe with and without MDPR as published, on plain cross entropy and with logit adjustment, and
+this project's defaults.
 
     python -m benchmarks.accuracy --seeds 5 [--json] [--only maple_ce mdpr_ce] [--set encode.normalize=false]
 
 Every seed cuts its own long tail from the embedded pool, reads its own rivals and trains its own models, each
 selected on validation and scored once on the complete test set (10,000 images). Accuracy is in points, the
-class-balanced mean; gain_ce is MDPR minus MaPLe on plain cross entropy.
+class-balanced mean; gain_ce is MDPR minus MaPLe on plain cross entropy, ours_vs_zero_shot the defaults minus the frozen
+model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
-from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds
+from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds, with_settings
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.images.loading import make_loader
+from mdpr.params.tuning import PUBLISHED
 from mdpr.progress import track
 
-# name -> (base loss, routing)
-MODELS = {
-    "maple_ce": ("ce", False),
-    "mdpr_ce": ("ce", True),
-    "maple_la": ("logit_adjusted", False),
-    "mdpr_la": ("logit_adjusted", True),
+# name -> settings of tune that differ from the defaults
+MODELS: dict[str, dict[str, Any]] = {
+    "maple_ce": {"base_loss": "ce", "routing": False},
+    "mdpr_ce": PUBLISHED,
+    "maple_la": {"base_loss": "logit_adjusted", "routing": False},
+    "mdpr_la": PUBLISHED | {"base_loss": "logit_adjusted"},
+    "ours": {},
 }
 GROUPS = ("all", "many", "medium", "few")
 
@@ -40,10 +45,10 @@ def run_seed(ground: Ground, names: Sequence[str]) -> dict[str, float]:
     """All figures of one seed, in points."""
     figures = {"zero_shot_all": 100 * zero_shot(ground)["all"]}
     for name in track(names, "models"):
-        base_loss, routing = MODELS[name]
-        tune = ground.tune.model_copy(update={"base_loss": base_loss, "routing": routing})
-        scores = ground.score(tune, ground.features)
+        scores = ground.score(with_settings(ground.tune, MODELS[name]), ground.features)
         figures |= {f"{name}_{group}": scores[group] for group in GROUPS}
+    if "ours" in names:
+        figures["ours_vs_zero_shot_all"] = figures["ours_all"] - figures["zero_shot_all"]
     return figures | {
         f"gain_{loss}_{group}": figures[f"mdpr_{loss}_{group}"] - figures[f"maple_{loss}_{group}"]
         for loss in ("ce", "la")

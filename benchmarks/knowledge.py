@@ -41,14 +41,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ablation import without
-from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds
+from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds, with_settings
 from mdpr.artifacts import Features
 from mdpr.artifacts.truth import Truth, read_truth
 from mdpr.evaluation.faithfulness import faithfulness, oracle_accuracy
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.images.loading import make_loader
 from mdpr.model.classifier import MDPR
-from mdpr.params import DIMENSIONS, TuneParams
+from mdpr.params import DIMENSIONS
+from mdpr.params.tuning import PUBLISHED
 from mdpr.progress import track
 from mdpr.recipes import params_text, read_recipe
 from mdpr.training.losses import log_class_prior
@@ -56,14 +57,6 @@ from mdpr.training.losses import log_class_prior
 RECIPE = "emblems-lt"
 BACKBONES = Path("data/backbones")
 GROUPS = ("all", "few")
-PUBLISHED = {
-    "router": "attention",
-    "router_temperature": 1.0,
-    "router_init": "random",
-    "fusion": "mean",
-    "base_loss": "logit_adjusted",
-    "loss": "paper",
-}
 TRAINED = ("maple_la", "published", "ours", "shuffled", "names_only")
 L2_STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of linear_la, towards the names' vectors
 
@@ -99,7 +92,8 @@ def run_seed(ground: Ground, names: Sequence[str]) -> dict[str, float]:
 def trained(ground: Ground, name: str, truth: Truth) -> dict[str, float]:
     """Train one of `TRAINED`: all and few of its answer; of ours the branches and the routing too."""
     base = ground.tune.model_copy(update={"routing": False, "base_loss": "logit_adjusted"})
-    tune = {"maple_la": base, "published": with_settings(ground.tune, PUBLISHED)}.get(name, ground.tune)
+    published = with_settings(ground.tune, PUBLISHED | {"base_loss": "logit_adjusted"})
+    tune = {"maple_la": base, "published": published}.get(name, ground.tune)
     features = {
         "shuffled": lambda: without(ground.features, "shuffled_sentences"),
         "names_only": lambda: names_as_sentences(ground),
@@ -223,12 +217,6 @@ def names_as_sentences(ground: Ground) -> Features:
         summary_Cd=name_Cd,
         prior_CV=np.ones(shape[:2], dtype=np.float32),
     )
-
-
-def with_settings(tune: TuneParams, settings: Mapping[str, object]) -> TuneParams:
-    """`tune` with some settings changed, checked as in params.yaml."""
-    known = {name: value for name, value in settings.items() if name in TuneParams.model_fields}
-    return TuneParams.model_validate(tune.model_dump() | known)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -63,6 +63,11 @@ class Ground:
         """branch -> group -> points on the test set."""
         scores = validate(model, make_loader(self.table("test"), BATCH_IMAGES), self.shots)
         return {branch: {group: 100 * value for group, value in groups.items()} for branch, groups in scores.items()}
+
+
+def with_settings(tune: TuneParams, settings: Mapping[str, object]) -> TuneParams:
+    """`tune` with some settings changed, checked as in params.yaml."""
+    return TuneParams.model_validate(tune.model_dump() | dict(settings))
 
 
 def make_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:

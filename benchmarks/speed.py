@@ -31,7 +31,7 @@ from benchmarks.report import device_name, emit
 from mdpr.artifacts import Features
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.model.routing import AttentionRouter
+from mdpr.model.routing import ROUTERS, AttentionRouter, Routed
 from mdpr.model.towers import prompted_image_features
 from mdpr.params import DIMENSIONS, TuneParams
 from mdpr.training.losses import Objective
@@ -54,12 +54,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast, for all three")
     parser.add_argument("--context-tokens", type=int, default=16)
     parser.add_argument("--depth", type=int, default=9)
+    parser.add_argument("--router", choices=ROUTERS, default="attention", help="paired_gate: no published computation")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--only", choices=["step", "routing", "eval"], nargs="+", default=["step", "routing", "eval"])
     parser.add_argument("--checkpoint-published", action="store_true")
     parser.add_argument("--skip-published", action="store_true", help="only what compares with the floor: minutes less")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
+    arguments.skip_published |= arguments.router != "attention"
     logging.getLogger().setLevel(logging.ERROR)
 
     figures: dict[str, float] = {}
@@ -115,7 +117,12 @@ class Bench:
         self.skip_published = arguments.skip_published
         names = class_names(classes)
         params = TuneParams(
-            prompting="maple", context_tokens=arguments.context_tokens, prompt_depth=arguments.depth, context_init=""
+            prompting="maple",
+            context_tokens=arguments.context_tokens,
+            prompt_depth=arguments.depth,
+            context_init="",
+            router=arguments.router,
+            fusion="mean",
         )
         generator = torch.Generator().manual_seed(0)
         width = frozen.embed_width
@@ -180,7 +187,7 @@ def measure_step(bench: Bench) -> dict[str, Cost]:
 def measure_routing(bench: Bench) -> dict[str, Cost]:
     """Forward and backward of the router alone, float32, from image features to cosines, weights and true z."""
     router = bench.model.train().router
-    assert isinstance(router, AttentionRouter)
+    assert router is not None
     sentences_CVd = bench.model.sentences_CVd
     image_Bd = F.normalize(torch.randn(len(bench.image), sentences_CVd.shape[-1], device=bench.device), dim=-1)
 
@@ -190,9 +197,13 @@ def measure_routing(bench: Bench) -> dict[str, Cost]:
         (routed.similarity_BC.mean() + routed.weights_BCV.square().mean() + routed.true_Bd.square().mean()).backward()
         router.zero_grad(set_to_none=True)
 
+    def published(x: Tensor) -> Routed:
+        assert isinstance(router, AttentionRouter)
+        return route_repeated(router, x, sentences_CVd, bench.label)
+
     return bench.compare(
         {
-            "published": lambda: run(lambda x: route_repeated(router, x, sentences_CVd, bench.label)),
+            "published": lambda: run(published),
             "ours": lambda: run(lambda x: router(x, router.table(sentences_CVd), bench.label)),
         }
     )

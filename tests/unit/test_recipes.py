@@ -25,7 +25,7 @@ NAMES = (
     "own-data",
     "places-lt",
 )
-VARIANTS = [(name, variant) for name in NAMES for variant in (None, *read_recipe(name).variants)]
+VARIANTS = [(name, variant) for name in NAMES for variant in (None, *read_recipe(name).all_variants)]
 
 
 def recipe(*arguments: str) -> Result:
@@ -47,6 +47,18 @@ def test_a_recipe_is_a_whole_and_valid_params_yaml(name: str, variant: str | Non
     assert prepare.source in SOURCES
     if describe.path.startswith("data/embedded/"):  # the file is shipped, or named before it is
         assert (project_root / describe.path).is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_has_the_published_setting(name: str) -> None:
+    ours, published = (
+        parse_params(yaml.safe_load(params_text(read_recipe(name), variant))) for variant in (None, "published")
+    )
+    tune = published.tune
+    assert (tune.router, tune.fusion, tune.base_loss) == ("attention", "mean", "ce")
+    assert (tune.loss.semantic, tune.loss.prior_alignment, tune.loss.knowledge_alignment) == (0.1, 0.05, 0.1)
+    assert published.prepare == ours.prepare
+    assert tune.epochs == ours.tune.epochs
 
 
 @pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt"])
@@ -96,7 +108,7 @@ def test_use_writes_once_and_replaces_only_when_told(tmp_path: Path) -> None:
         (("use", "cifar10lt"), "there is no recipe cifar10lt; did you mean cifar10-lt?"),
         (("show", "../params"), r"there is no recipe \.\./params; there are cifar10-lt, "),
         (("use", "cifar10-lt", "--variant", "ir20"), "has no variant ir20; there are ir100, ir50, ir10"),
-        (("use", "own-data", "--variant", "x"), "has no variant x; there are none"),
+        (("use", "own-data", "--variant", "x"), "has no variant x; there are published"),
         (("use", "own-data", "--set", "tune.epoch=1"), r"tune\.epoch is not a setting"),
         (("use", "own-data", "--params", "no/where.yaml"), r"no/where\.yaml cannot be written: No such file"),
     ],

@@ -80,7 +80,7 @@ def list_recipes() -> None:
 
     grid = Table("recipe", "variants", "what it is")
     for recipe in map(read_recipe, recipe_names()):
-        grid.add_row(recipe.name, ", ".join(recipe.variants) or "-", recipe.title)
+        grid.add_row(recipe.name, ", ".join(recipe.all_variants), recipe.title)
     Console().print(grid)
 
 

@@ -31,9 +31,9 @@ DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=float("inf"))
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image: fused probability, the k best classes, and what was consulted for the best one.
+    """The answer for one image: fused probability, the k best classes, and the routing weights of the best one.
 
-    routing    dimension -> weight (they sum to 1), or None where the model has no router
+    routing    dimension -> weight, or None if the model has no router; 1 / V each means no preference
     """
 
     class_index: int

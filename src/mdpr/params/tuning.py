@@ -27,19 +27,28 @@ class LossParams(Section):
     """Weights of the four loss terms. Instead of the group, `tune.loss` takes the name of one of `LOSS_PRESETS`."""
 
     base: NonNegative = Field(1.0, description="w_base, on the base branch")
-    semantic: NonNegative = Field(0.1, description="w_sem, on the routed branch (logit-adjusted cross entropy)")
-    prior_alignment: NonNegative = Field(0.05, description="w_pa, routing weights towards the prior M")
-    knowledge_alignment: NonNegative = Field(0.1, description="w_ka, routed text towards the class summary m")
-    ramp: bool = Field(True, description="weights of the routed branch's terms grow from epoch to epoch, as published")
+    semantic: NonNegative = Field(1.0, description="w_sem, on the routed branch (logit-adjusted cross entropy)")
+    prior_alignment: NonNegative = Field(0.0, description="w_pa, routing weights towards the prior M")
+    knowledge_alignment: NonNegative = Field(0.0, description="w_ka, routed text towards the class summary m")
+    ramp: bool = Field(False, description="weights of the routed branch's terms grow from epoch to epoch, as published")
     tau: NonNegative = Field(1.0, description="strength of the logit adjustment")
 
 
-# The two published settings (the paper's text, and what the command line of its code passes), and the paired gate's:
-# its routing depends on the picture, so nothing pulls it towards the prior M.
+# The two published settings: the paper's text, and what the command line of its code passes. The defaults are those of
+# the paired gate: its routing depends on the picture, so nothing pulls it towards the prior M.
 LOSS_PRESETS: dict[str, dict[str, float]] = {
-    "paper": {"semantic": 0.1, "prior_alignment": 0.05, "knowledge_alignment": 0.1},
-    "command_line": {"semantic": 0.1, "prior_alignment": 0.0, "knowledge_alignment": 0.0},
-    "paired_gate": {"semantic": 1.0, "prior_alignment": 0.0, "knowledge_alignment": 0.0, "ramp": False},
+    "paper": {"semantic": 0.1, "prior_alignment": 0.05, "knowledge_alignment": 0.1, "ramp": True},
+    "command_line": {"semantic": 0.1, "prior_alignment": 0.0, "knowledge_alignment": 0.0, "ramp": True},
+}
+
+# `tune` as published: `mdpr recipe use NAME --variant published`.
+PUBLISHED: dict[str, Any] = {
+    "router": "attention",
+    "router_temperature": 1.0,
+    "router_init": "random",
+    "fusion": "mean",
+    "base_loss": "ce",
+    "loss": "paper",
 }
 
 
@@ -61,7 +70,7 @@ class TuneParams(Section):
         True, description="the MDPR branch; false gives the plain prompt tuner", json_schema_extra=offered()
     )
     router: Literal["attention", "paired_gate"] = Field(
-        "attention",
+        "paired_gate",
         description="attention: the published router; paired_gate: a gate per image and sentence over CLIP's logits",
     )
     router_heads: Count = Field(8, description="H, heads of the attention router")
@@ -73,12 +82,12 @@ class TuneParams(Section):
         "random", description="of the attention; identity: routed text starts as the mean of the class's sentences"
     )
     fusion: Literal["mean", "validated", "weighted", "entropy", "gla"] = Field(
-        "mean",
+        "validated",
         description="how the branches become one answer; validated: their weight is chosen on validation; "
         "gla adds the debiased zero-shot expert",
     )
     base_loss: Literal["ce", "logit_adjusted", "balanced_softmax", "ldam", "focal", "class_balanced"] = Field(
-        "ce",
+        "logit_adjusted",
         description="loss of the base branch",
         json_schema_extra=offered(
             text="Loss of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced"
@@ -86,7 +95,7 @@ class TuneParams(Section):
     )
     loss: LossParams = Field(
         default_factory=LossParams,
-        description="weights of the loss terms: this group, or a preset by name: paper, command_line or paired_gate",
+        description="weights of the loss terms: this group, or a published setting by name, paper or command_line",
     )
     epochs: Count = Field(20, description="passes over the training set", json_schema_extra=offered())
     batch_size: Count = Field(

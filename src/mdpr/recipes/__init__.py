@@ -1,7 +1,8 @@
 """A YAML file a benchmark: the paper, the commands, published figures to compare with, the settings.
 
 A recipe names the settings that differ from the documented defaults; a variant names those in which it differs
-from the recipe (another imbalance ratio). `params_text` is the whole params.yaml that comes of it.
+from the recipe (another imbalance ratio). Every recipe has the variant `published`: router, fusion and losses of the
+paper in place of this project's. `params_text` is the whole params.yaml of a recipe and a variant.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mdpr.errors import ConfigError
 from mdpr.params import apply_overrides, dump_yaml, fault_line, parse_params, parse_yaml
 from mdpr.params.section import suggest
+from mdpr.params.tuning import PUBLISHED
 
 EXTENSION = ".yaml"
+COMMON_VARIANTS = {"published": tuple(f"tune.{key}={value}" for key, value in PUBLISHED.items())}
 
 
 class _Part(BaseModel):
@@ -51,6 +54,10 @@ class Recipe(_Part):
     settings: dict[str, dict[str, Any]]
     variants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
+    @property
+    def all_variants(self) -> dict[str, tuple[str, ...]]:
+        return self.variants | COMMON_VARIANTS
+
 
 def recipe_names() -> list[str]:
     """The names of the shipped recipes, sorted."""
@@ -79,10 +86,10 @@ def params_text(recipe: Recipe, variant: str | None, overrides: Sequence[str] = 
 
     Raises `ConfigError` for a variant that the recipe does not have, and for a wrong key or value.
     """
-    if variant is not None and variant not in recipe.variants:
-        known = ", ".join(recipe.variants) or "none"
+    if variant is not None and variant not in recipe.all_variants:
+        known = ", ".join(recipe.all_variants)
         raise ConfigError(f"recipe {recipe.name} has no variant {variant}; there are {known}")
-    chosen = recipe.variants[variant] if variant is not None else ()
+    chosen = recipe.all_variants[variant] if variant is not None else ()
     sections = parse_params(apply_overrides(recipe.settings, [*chosen, *overrides]))
     name = recipe.name if variant is None else f"{recipe.name}, variant {variant}"
     head = f"# Recipe {name}: {recipe.title}. `mdpr recipe show {recipe.name}` shows what to compare with.\n"

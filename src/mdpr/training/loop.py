@@ -415,7 +415,7 @@ def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext
     terms = mean_terms(state.terms, state.term_names, len(data.train), params.batch_size)
     row = make_row(epoch, state.learning_rate, terms, accuracy)
     if isinstance(state.model.fusion, Validated):
-        row["base_weight"] = state.model.fusion.base_weight.item()
+        row["base_weight"] = round(state.model.fusion.base_weight.item(), 2)
     overall = {branch: groups["all"] for branch, groups in accuracy.items()}
     percent = ", ".join(f"{branch} {100 * value:.1f}" for branch, value in overall.items())
     logger.info("epoch %d/%d: loss %.4f, validation %s", epoch + 1, params.epochs, row["loss"], percent)

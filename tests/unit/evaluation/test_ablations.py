@@ -39,15 +39,16 @@ from mdpr.evaluation.uncertainty import biases, rank_correlations, slopes
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.model.inference import Classifier
+from mdpr.model.routing import ROUTERS, AttentionRouter
 from mdpr.params import DIMENSIONS, EvaluateParams, Params
 
 C, V, D = 6, len(DIMENSIONS), 16
 
 
-@pytest.fixture(scope="module")
-def classifier(encoded: Mapping[str, Path], small_params: Params) -> Classifier:
-    """A real, untrained model on the embedded backbone."""
-    tune, backbone = small_params.tune, small_params.backbone
+@pytest.fixture(scope="module", params=ROUTERS)
+def classifier(request: pytest.FixtureRequest, encoded: Mapping[str, Path], small_params: Params) -> Classifier:
+    """A real, untrained model on the embedded backbone, one with each router."""
+    tune, backbone = small_params.tune.model_copy(update={"router": request.param}), small_params.backbone
     classes = read_classes(encoded["prepared"])
     names = [item.name for item in classes]
     features: Features = read_features(encoded["features"], names)
@@ -86,10 +87,11 @@ def seen(classifier: Classifier) -> BatchOutputs:
     return BatchOutputs(images, classifier(images), None)
 
 
-def attention_cosines(classifier: Classifier, image_Bd: Tensor, weight_CV: Tensor) -> Tensor:
-    """The routed cosines of fixed weights by the plain module: values mixed, projected, normalised."""
+def routed_similarity(classifier: Classifier, image_Bd: Tensor, weight_CV: Tensor) -> Tensor:
+    """Of fixed weights. Attention, by the plain module: values mixed, projected, normalised. Gate: weighted cosines."""
     router = classifier.model.router
-    assert router is not None
+    if not isinstance(router, AttentionRouter):  # untrained: the image is not mapped yet, the scale is 1
+        return torch.einsum("bd,cvd,cv->bc", image_Bd, classifier.model.sentences_CVd, weight_CV)
     attention: nn.MultiheadAttention = router.attention
     _, _, value_weight = attention.in_proj_weight.chunk(3)
     _, _, value_bias = attention.in_proj_bias.chunk(3)
@@ -99,7 +101,7 @@ def attention_cosines(classifier: Classifier, image_Bd: Tensor, weight_CV: Tenso
 
 
 @torch.no_grad()
-def test_image_independent_ablations_are_fixed_attention_weights(
+def test_image_independent_ablations_are_fixed_routing_weights(
     classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
 ) -> None:
     found = RoutingAblations(
@@ -108,7 +110,7 @@ def test_image_independent_ablations_are_fixed_attention_weights(
     prior = torch.as_tensor(prior_CV).clamp_min(0)
     weights = {"uniform_routing": torch.full_like(prior, 1 / V), "prior_only": prior / prior.sum(1, keepdim=True)}
     for name, weight_CV in weights.items():
-        routed_BC = classifier.backbone.logit_scale * attention_cosines(classifier, seen.outputs.image_Bd, weight_CV)
+        routed_BC = classifier.backbone.logit_scale * routed_similarity(classifier, seen.outputs.image_Bd, weight_CV)
         expected = classifier.model.fusion(seen.outputs.base_BC, routed_BC)
         torch.testing.assert_close(found[name], expected, atol=1e-4, rtol=1e-4)
 

@@ -93,7 +93,11 @@ def test_a_text_longer_than_the_tower_is_refused_not_cut(backbone: Backbone) -> 
         ({"context_tokens": 75, "context_init": ""}, BackboneError, "has 77 places, 74 of them free"),
         ({"context_tokens": 74, "context_init": ""}, BackboneError, "context_tokens = 74 leaves no room in 77"),
         ({"context_tokens": 2}, ConfigError, "context_init = 'a photo of a' has 4 tokens, tune.context_tokens is 2"),
-        ({"router_heads": 7}, ConfigError, "router_heads = 7 does not divide the joint embedding width 128"),
+        (
+            {"router": "attention", "router_heads": 7},
+            ConfigError,
+            "router_heads = 7 does not divide the joint embedding width 128",
+        ),
     ],
 )
 def test_prompts_a_tower_cannot_take(

@@ -49,7 +49,7 @@ def test_every_tuner_trains_with_every_router_and_without(bench: Any, prompting:
     before = {name: value.clone() for name, value in objective.model.learned_state().items()}
     fitted = fit(objective.model, objective, bench.data)
     changed = {name for name, value in fitted.state.items() if not torch.equal(value, before[name])}
-    assert changed == set(before)
+    assert changed | {"fusion.base_weight"} == set(before)  # chosen, not learned: it may stay at 1/2
     assert not any(name.startswith("backbone.") for name in before)
     assert ("val_routed_all" in fitted.history[0]) == routing
 
@@ -58,7 +58,7 @@ def test_the_fusion_weight_chosen_on_validation_belongs_to_the_best_epoch_and_re
     kept: list[Snapshot] = []
     fitted = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), fusion="validated")
     weights = [row["base_weight"] for row in fitted.history]
-    assert fitted.state["fusion.base_weight"].item() == weights[fitted.epoch]
+    assert fitted.state["fusion.base_weight"].item() == pytest.approx(weights[fitted.epoch])
     for row in fitted.history:  # the weights 0 and 1 are among the candidates
         assert row["val_fused_all"] >= max(row["val_base_all"], row["val_routed_all"])
     resumed = bench.fit(TrainContext(resume=kept[0]), fusion="validated")

@@ -34,7 +34,7 @@ def tune(**values: object) -> TuneParams:
         ({"warmup_epochs": 5, "epochs": 5}, "tune: warmup_epochs = 5 leaves nothing of epochs = 5: lower it"),
         (
             {"loss": "papre"},
-            "tune.loss: 'papre' is no preset: there are paper, command_line, paired_gate, or give the group's keys",
+            "tune.loss: 'papre' is no preset: there are paper, command_line, or give the group's keys",
         ),
         ({"sampling": "balanced"}, "tune.sampling = 'balanced': must be one of instance, class_balanced"),
         ({"precision": "fp8"}, "tune.precision = 'fp8': must be one of fp32, bf16, fp16"),
@@ -48,12 +48,10 @@ def test_a_setting_that_cannot_be_is_one_line(values: dict[str, object], message
 
 
 def test_loss_takes_a_published_preset_by_name() -> None:
-    assert tune(loss="paper").loss == tune().loss
-    off = tune(loss="command_line").loss
+    paper, off = tune(loss="paper").loss, tune(loss="command_line").loss
+    assert (paper.semantic, paper.prior_alignment, paper.knowledge_alignment, paper.ramp) == (0.1, 0.05, 0.1, True)
     assert (off.base, off.semantic, off.prior_alignment, off.knowledge_alignment) == (1.0, 0.1, 0.0, 0.0)
-    gate = tune(loss="paired_gate").loss
-    assert (gate.semantic, gate.prior_alignment, gate.ramp) == (1.0, 0.0, False)
-    assert list(LOSS_PRESETS) == ["paper", "command_line", "paired_gate"]
+    assert list(LOSS_PRESETS) == ["paper", "command_line"]
 
 
 def test_fp16_without_a_gpu_is_refused_with_both_values() -> None:
