@@ -170,9 +170,9 @@ def test_of_twenty_promoting_processes_one_wins_and_the_others_are_told(store: S
     processes = [context.Process(target=promote_when_told, args=item) for item in arguments]
     for process in processes:
         process.start()
-    told = dict(answers.get(timeout=120) for _ in processes)
+    told = dict(answers.get(timeout=600) for _ in processes)
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=120)
     winners = [number for number, error in told.items() if error is None]
     champion = Registry(store, "crowded").get_by_alias(CHAMPION)
     assert champion is not None
