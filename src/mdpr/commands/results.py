@@ -111,9 +111,8 @@ MLFLOW = "runs:/"
 
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN ...]")
-@click.option("--resamplings", type=click.IntRange(100, 1_000_000), default=10_000, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def compare(runs: tuple[str, ...], resamplings: int, as_json: bool) -> None:
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
     """Compare runs on the same test images: paired tests, corrected by Holm's method.
 
     A RUN is a folder that evaluate wrote, or an MLflow run as runs:/RUN_ID.
@@ -128,7 +127,7 @@ def compare(runs: tuple[str, ...], resamplings: int, as_json: bool) -> None:
         raise click.UsageError("the same run is named twice")
     with tempfile.TemporaryDirectory() as scratch:
         read = [_read(name, Path(scratch) / str(index)) for index, name in enumerate(runs)]
-    differences = compare(read, resamplings)
+    differences = compare(read)
     if as_json:
         content = {
             "runs": [{"run": name, **figures} for name, figures in score_table(read).rows.items()],

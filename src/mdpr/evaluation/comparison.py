@@ -1,13 +1,13 @@
 """Several runs on the same test images, each against each: paired tests, corrected for their number.
 
-    all, many, medium, few   difference of class-balanced accuracy, paired bootstrap stratified by class, with the 95 %
-                             percentile interval; p is two-sided, from the share of resamplings on either side of 0
+    all, many, medium, few   difference of class-balanced accuracy on the same images, with the 95 % interval of
+                             `mdpr.evaluation.uncertainty`; p is two-sided: the level at which the interval reaches 0
     images                   exact McNemar test on which images each run gets right (McNemar, 1947)
 
 p values are corrected by Holm's method over all pairs and figures of one comparison (Holm, 1979), so that the chance
 of one false alarm among all of them stays below 5 %.
 
-Shapes: N test images, S resamplings.
+Shapes: N test images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.score_table import ScoreTable
 from mdpr.evaluation.tables import check_label_set
-from mdpr.evaluation.uncertainty import paired_differences, percentile_interval
+from mdpr.evaluation.uncertainty import paired_differences
 
 LEVEL = 0.05
 IMAGES = "images"
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Difference:
-    """second minus first on one figure, as fractions; an interval only where resamplings were drawn."""
+    """second minus first on one figure, as fractions; single images have no interval, only a test."""
 
     first: str
     second: str
@@ -98,28 +98,22 @@ def check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def compare(runs: Sequence[Run], resamplings: int = 10_000) -> list[Difference]:
+def compare(runs: Sequence[Run]) -> list[Difference]:
     """Every pair of `runs` on every figure, in order; raises as `check_comparable` does."""
     check_comparable(runs)
     found: list[Difference] = []
     for first, second in itertools.combinations(runs, 2):
-        drawn = paired_differences(first.label_N, second.right_N, first.right_N, first.shots, resamplings)
+        shares = paired_differences(first.label_N, second.right_N, first.right_N, first.shots)
         first_accuracy, second_accuracy = (_accuracy(run, first.shots) for run in (first, second))
-        for group, value_S in drawn.items():
+        for group, share in shares.items():
             difference = second_accuracy[group] - first_accuracy[group]
-            interval, p = percentile_interval(value_S), bootstrap_p(value_S)
+            interval, p = share.bounds(LEVEL / 2), share.p_value()
             found.append(Difference(first.name, second.name, group, difference, interval, p, p))
         difference = float(second.right_N.mean() - first.right_N.mean())
         p = mcnemar_p(int((second.right_N & ~first.right_N).sum()), int((first.right_N & ~second.right_N).sum()))
         found.append(Difference(first.name, second.name, IMAGES, difference, None, p, p))
     corrected = holm([item.p for item in found])
     return [replace(item, p_holm=p) for item, p in zip(found, corrected, strict=True)]
-
-
-def bootstrap_p(value_S: np.ndarray) -> float:
-    """Two-sided p of "no difference": twice the smaller tail at 0, counting the observed sample as one resampling."""
-    tails = (int((value_S <= 0).sum()), int((value_S >= 0).sum()))
-    return min(1.0, 2 * (min(tails) + 1) / (len(value_S) + 1))
 
 
 def mcnemar_p(won: int, lost: int) -> float:

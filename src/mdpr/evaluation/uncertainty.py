@@ -1,9 +1,15 @@
-"""Uncertainty over the choice of test images: the one bootstrap, and the intervals that are computed with it.
+"""Uncertainty over the choice of test images: bounds of class-balanced means, and the one bootstrap for all else.
 
-A resampling draws n_c of a class's n_c images with replacement, which makes the counts of their outcomes (right or
-wrong; won, lost or alike) multinomial. So counts are drawn, not images: the same distribution, and no image is touched
-(percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Intervals say nothing
-about other training seeds. Figures that count images one by one (top-1, macro F1, calibration, NLL) have none.
+A class-balanced mean (an accuracy, or a paired difference of two) gets Clopper-Pearson bounds with an effective number
+of images: the number that would give a plain share the variance of this mean (Korn and Graubard, Survey Methodology 24,
+1998). They hold from one image per class upwards, where resampling shows no spread at all. Each class's variance is
+estimated from its own outcomes and, as much as it has few images, from those of its whole group.
+
+Figures that are no means (worst class, harmonic and geometric mean, slopes, correlations) are bootstrapped. A
+resampling draws n_c of a class's n_c images with replacement, which makes the counts of their outcomes multinomial. So
+counts are drawn, not images (percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+chapter 13). With few images per class these intervals are too narrow. Figures that count images one by one (top-1,
+macro F1, calibration, NLL) have none. No interval says anything about other training seeds.
 
 The two biases are slopes and rank correlations of a class's accuracy:
 
@@ -21,12 +27,13 @@ Shapes: N test images, C classes (tested ones only for the biases), K outcomes, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import beta, rankdata
 
 from mdpr.artifacts import Bias, Biases, Intervals
 from mdpr.evaluation.metrics import group_members
@@ -45,30 +52,74 @@ def drawn_counts(count_CK: np.ndarray, *, resamplings: int, seed: int) -> Iterat
         yield rng.multinomial(image_C, share_CK, size=(min(at_once, resamplings - start), len(image_C)))
 
 
-def bootstrap_means(
-    count_CK: np.ndarray,
-    value_K: Sequence[float],
-    members: Mapping[str, Sequence[int]],
-    *,
-    resamplings: int,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """S resampled values of each group's class-balanced mean outcome.
+@dataclass(frozen=True)
+class EffectiveShare:
+    """A class-balanced mean as a share of images: `share` of `images` (not whole), on a scale from `low` to `high`."""
 
-    count_CK[c, k] is the number of class c's images with outcome k, worth value_K[k]; `members` maps a group
-    to its class indices. Classes without an image do not count; a group without an image is left out.
+    share: float
+    images: float
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        return self.low + (self.high - self.low) * self.share
+
+    def bounds(self, tail: float) -> tuple[float, float]:
+        """The lower and the upper bound; each is wrong with a probability of about `tail` at most."""
+        hits, misses = self.share * self.images, (1 - self.share) * self.images
+        lower = float(beta.ppf(tail, hits, misses + 1)) if hits > ROUNDING else 0.0
+        upper = float(beta.ppf(1 - tail, hits + 1, misses)) if misses > ROUNDING else 1.0
+        return self.low + (self.high - self.low) * lower, self.low + (self.high - self.low) * upper
+
+    def p_value(self, mean: float = 0.0) -> float:
+        """Two-sided p of the hypothesis that the true mean is `mean`: the level at which a bound reaches it."""
+        hits, misses = self.share * self.images, (1 - self.share) * self.images
+        at = (mean - self.low) / (self.high - self.low)
+        below = float(beta.cdf(at, hits, misses + 1)) if hits > ROUNDING else 1.0
+        above = float(beta.sf(at, hits + 1, misses)) if misses > ROUNDING else 1.0
+        return min(1.0, 2 * min(below, above))
+
+
+def effective_shares(
+    count_CK: np.ndarray, value_K: Sequence[float], members: Mapping[str, Sequence[int]]
+) -> dict[str, EffectiveShare]:
+    """Each group's class-balanced mean outcome.
+
+    count_CK[c, k] is the number of class c's images with outcome k, worth value_K[k]; `members` maps a group to its
+    class indices. Classes without an image do not count; a group without an image is left out.
     """
-    image_C = count_CK.sum(axis=1)
-    tested = np.flatnonzero(image_C)
-    of_group = {group: np.isin(tested, np.asarray(indices, dtype=np.int64)) for group, indices in members.items()}
-    blocks: dict[str, list[np.ndarray]] = {group: [] for group, mask_C in of_group.items() if mask_C.any()}
-    for drawn_SCK in drawn_counts(count_CK[tested], resamplings=resamplings, seed=seed):
-        mean_SC = (drawn_SCK @ np.asarray(value_K, dtype=np.float64)) / image_C[tested]
-        for group, parts in blocks.items():
-            parts.append(mean_SC[:, of_group[group]].mean(axis=1))
-    return {group: np.concatenate(parts) for group, parts in blocks.items()}
+    found = {}
+    for group, indices in members.items():
+        count_cK = count_CK[np.asarray(indices, dtype=np.int64)]
+        count_cK = count_cK[count_cK.sum(axis=1) > 0]
+        if len(count_cK):
+            found[group] = _effective_share(count_cK, np.asarray(value_K, dtype=np.float64))
+    return found
 
 
+def _effective_share(count_CK: np.ndarray, value_K: np.ndarray) -> EffectiveShare:
+    low, high = value_K.min(), value_K.max()
+    unit_K = (value_K - low) / (high - low)
+    image_C1 = count_CK.sum(axis=1, keepdims=True)
+    images, classes = int(image_C1.sum()), len(count_CK)
+    pooled_K = (count_CK.sum(axis=0) + 0.5) / (images + 0.5 * len(value_K))  # Jeffreys: no outcome is impossible
+    chance_CK = (count_CK + BORROWED_IMAGES * pooled_K) / (image_C1 + BORROWED_IMAGES)
+    variance_C = chance_CK @ unit_K**2 - (chance_CK @ unit_K) ** 2
+    # Exact on average if all classes are alike; too large, never too small, if they differ.
+    variance_C = variance_C / (1 - image_C1[:, 0] / (image_C1[:, 0] + BORROWED_IMAGES) ** 2)
+    variance = float((variance_C / image_C1[:, 0]).sum()) / classes**2
+    share = float((count_CK @ unit_K / image_C1[:, 0]).mean())
+    smooth = (images * share + 0.5) / (images + 1)
+    alike = classes**2 / float((1 / image_C1).sum())  # the effective number if all classes are alike
+    trust = images / (images + TRUSTED_IMAGES * classes)  # how well few images show that classes differ
+    effective = alike + trust * (smooth * (1 - smooth) / variance - alike)
+    return EffectiveShare(share, effective, float(low), float(high))
+
+
+BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance counts beside its own
+TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
+ROUNDING = 1e-9
 LEVEL = 0.95
 RESAMPLINGS = 2000
 SEED = 0
@@ -84,49 +135,54 @@ def accuracy_intervals(
     correct_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
     count_CK = outcome_counts(predictions["label"].to_numpy(), np.where(correct_N, 0, 1), len(shots), 2)
     tested = np.flatnonzero(count_CK.sum(axis=1))
-    statistics = recall_statistics([shots[index] for index in tested.tolist()])
+    statistics = recall_statistics()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
     image_C = count_CK[tested].sum(axis=1)
     for drawn_SCK in drawn_counts(count_CK[tested], resamplings=resamplings, seed=SEED):
         recall_SC = drawn_SCK[:, :, 0] / image_C
         for name, statistic in statistics.items():
             parts[name].append(statistic(recall_SC))
-    return {name: percentile_interval(np.concatenate(part)) for name, part in parts.items()}
+    members = group_members(shots, count_CK.sum(axis=1) > 0)
+    shares = effective_shares(count_CK, (1, 0), {group: list(indices) for group, indices in members.items()})
+    found = {group: share.bounds((1 - LEVEL) / 2) for group, share in shares.items()}
+    if "many" in shares and "few" in shares:
+        many, few = ((shares[group].share, found[group]) for group in ("many", "few"))
+        found["head_tail_gap"] = _difference_interval(*many, *few)
+    return found | {name: percentile_interval(np.concatenate(part)) for name, part in parts.items()}
 
 
-def recall_statistics(shots: Sequence[str]) -> dict[str, Statistic]:
-    """Figure -> function from recalls (S, C) of tested classes to its S values; what cannot be had is left out."""
-    members = group_members(shots, np.ones(len(shots), dtype=bool))
-    statistics: dict[str, Statistic] = {group: partial(_mean_over, indices) for group, indices in members.items()}
-    if "many" in members and "few" in members:
-        many, few = statistics["many"], statistics["few"]
-        statistics["head_tail_gap"] = lambda recall_SC: many(recall_SC) - few(recall_SC)
-    return statistics | {
+def _difference_interval(first: float, first_bounds: Interval, second: float, second_bounds: Interval) -> Interval:
+    """The interval of a difference of two independent shares (Newcombe, Statistics in Medicine 17, 1998)."""
+    down = math.hypot(first - first_bounds[0], second_bounds[1] - second)
+    up = math.hypot(first_bounds[1] - first, second - second_bounds[0])
+    return first - second - down, first - second + up
+
+
+def recall_statistics() -> dict[str, Statistic]:
+    """Figure -> function from recalls (S, C) of tested classes to its S values; the figures that are no means."""
+    return {
         "worst_class": lambda recall_SC: recall_SC.min(axis=1),
         "harmonic_mean": _harmonic_means,
         "geometric_mean": _geometric_means,
     }
 
 
-def gain_intervals(
-    predictions: pd.DataFrame, branch: str, reference: str, shots: Sequence[str], resamplings: int = RESAMPLINGS
-) -> dict[str, Interval]:
+def gain_intervals(predictions: pd.DataFrame, branch: str, reference: str, shots: Sequence[str]) -> dict[str, Interval]:
     """Intervals of accuracy(branch) - accuracy(reference) on the same images: paired, so narrower than two."""
     right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
     reference_N = (predictions[f"{reference}_top1"] == predictions["label"]).to_numpy()
-    mean_S = paired_differences(predictions["label"].to_numpy(), right_N, reference_N, shots, resamplings)
-    return {group: percentile_interval(values) for group, values in mean_S.items()}
+    found = paired_differences(predictions["label"].to_numpy(), right_N, reference_N, shots)
+    return {group: share.bounds((1 - LEVEL) / 2) for group, share in found.items()}
 
 
 def paired_differences(
-    label_N: np.ndarray, right_N: np.ndarray, reference_N: np.ndarray, shots: Sequence[str], resamplings: int
-) -> dict[str, np.ndarray]:
-    """S resampled differences of class-balanced accuracy, right minus reference, for every group that exists."""
+    label_N: np.ndarray, right_N: np.ndarray, reference_N: np.ndarray, shots: Sequence[str]
+) -> dict[str, EffectiveShare]:
+    """The difference of class-balanced accuracy, right minus reference, of every group that exists."""
     outcome_N = np.select([right_N & ~reference_N, ~right_N & reference_N], [0, 1], default=2)
     count_CK = outcome_counts(label_N, outcome_N, len(shots), 3)
     tested = group_members(shots, count_CK.sum(axis=1) > 0)
-    members = {group: indices.tolist() for group, indices in tested.items()}
-    return bootstrap_means(count_CK, (1, -1, 0), members, resamplings=resamplings, seed=SEED)
+    return effective_shares(count_CK, (1, -1, 0), {group: list(indices) for group, indices in tested.items()})
 
 
 def intervals(predictions: pd.DataFrame, shots: Sequence[str], resamplings: int = RESAMPLINGS) -> Intervals:
@@ -136,14 +192,13 @@ def intervals(predictions: pd.DataFrame, shots: Sequence[str], resamplings: int 
         branch: accuracy_intervals(predictions, branch, shots, resamplings) for branch in recorded_branches(predictions)
     }
     return Intervals(
-        method="percentile bootstrap over test images, stratified by class",
+        method="means: Clopper-Pearson with effective images; all else: percentile bootstrap over test images by class",
         level=LEVEL,
         resamplings=resamplings,
         seed=SEED,
         accuracy={**accuracy, "fused": accuracy[final]},
         gain_of_fused={
-            reference: gain_intervals(predictions, final, reference, shots, resamplings)
-            for reference in ("zero_shot", "base")
+            reference: gain_intervals(predictions, final, reference, shots) for reference in ("zero_shot", "base")
         },
     )
 
@@ -157,11 +212,6 @@ def percentile_interval(value_S: np.ndarray) -> Interval:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(value_S, [tail, 1 - tail]).tolist()
     return low, high
-
-
-def _mean_over(indices: np.ndarray, recall_SC: np.ndarray) -> np.ndarray:
-    mean_S: np.ndarray = recall_SC[:, indices].mean(axis=1)
-    return mean_S
 
 
 def _harmonic_means(recall_SC: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ the champion, or for a first model the frozen CLIP's own zero-shot answers. With
 shown to be better: of two equal models the challenger wins with a probability of 1 - confidence at most, whatever
 else the policy requires, for all of it must hold.
 
-Two models' answers to the same test images are compared by a paired bootstrap (see `mdpr.evaluation.uncertainty`). An
+Two models' answers to the same test images are compared image by image (see `mdpr.evaluation.uncertainty`). An
 image has one of four outcomes: both right, only the challenger, only the opponent, none. Their counts per class hold
-all that class-balanced accuracy needs, of either model and of both together, so drawing them keeps the pairing.
+all that class-balanced accuracy needs, of either model and of both together.
 worst_quartile is the mean over the quarter of the classes with the lowest accuracy, each model's own: naming the
 classes by one model's result would favour the other.
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mdpr.artifacts import Check
 from mdpr.errors import ConfigError
-from mdpr.evaluation.uncertainty import drawn_counts
+from mdpr.evaluation.uncertainty import drawn_counts, effective_shares, outcome_counts
 from mdpr.params import fault_line, read_yaml
 
 if TYPE_CHECKING:
@@ -127,33 +127,32 @@ def compare(
     import numpy as np
 
     outcome_N = 2 * (1 - right_N.astype(np.int64)) + (1 - opponent_right_N.astype(np.int64))
-    classes = int(label_N.max()) + 1
-    count_C4 = np.bincount(label_N * 4 + outcome_N, minlength=classes * 4).reshape(classes, 4)
-    tested = np.flatnonzero(count_C4.sum(axis=1))
-    count_C4 = count_C4[tested]
-    masks = {group: np.isin(tested, np.asarray(indices, dtype=np.int64)) for group, indices in groups.items()}
-    masks = {group: mask_C for group, mask_C in masks.items() if mask_C.any()}
-    measured = _by_group(count_C4[None], masks)
-    drawn = [_by_group(block_SC4, masks) for block_SC4 in drawn_counts(count_C4, resamplings=resamplings, seed=seed)]
-    accuracy, gain = {}, {}
-    for group, pair_12 in measured.items():
-        ours, theirs = (float(value) for value in pair_12[0])
-        pair_S2 = np.concatenate([block[group] for block in drawn])
-        accuracy[group] = Figure(ours, float(np.quantile(pair_S2[:, 0], 1 - confidence)))
-        gain[group] = Figure(ours - theirs, float(np.quantile(pair_S2[:, 0] - pair_S2[:, 1], 1 - confidence)))
+    classes = 1 + max(int(label_N.max()), *(max(indices, default=0) for indices in groups.values()))
+    count_C4 = outcome_counts(label_N, outcome_N, classes, 4)
+    accuracy, gain = (
+        {
+            group: Figure(share.mean, share.bounds(1 - confidence)[0])
+            for group, share in effective_shares(count_C4, worth_4, groups).items()
+        }
+        for worth_4 in ((100, 100, 0, 0), (0, 100, -100, 0))
+    )
+    count_C4 = count_C4[count_C4.sum(axis=1) > 0]
+    ours, theirs = (float(value) for value in _worst(count_C4[None])[0])
+    drawn = drawn_counts(count_C4, resamplings=resamplings, seed=seed)
+    pair_S2 = np.concatenate([_worst(block_SC4) for block_SC4 in drawn])
+    accuracy[WORST] = Figure(ours, float(np.quantile(pair_S2[:, 0], 1 - confidence)))
+    gain[WORST] = Figure(ours - theirs, float(np.quantile(pair_S2[:, 0] - pair_S2[:, 1], 1 - confidence)))
     return Comparison(accuracy, gain)
 
 
-def _by_group(count_SC4: np.ndarray, masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Class-balanced accuracy in percent, (S, 2) per group: of the challenger and of its opponent."""
+def _worst(count_SC4: np.ndarray) -> np.ndarray:
+    """Accuracy in percent over the worst quartile of the classes, (S, 2): of the challenger and of its opponent."""
     import numpy as np
 
-    image_C1 = count_SC4[0].sum(axis=1)[:, None]
-    accuracy_SC2 = (count_SC4 @ np.array(WORTH)) / image_C1
-    means = {group: accuracy_SC2[:, mask_C].mean(axis=1) for group, mask_C in masks.items()}
+    accuracy_SC2 = (count_SC4 @ np.array(WORTH)) / count_SC4[0].sum(axis=1)[:, None]
     worst_classes = -(-accuracy_SC2.shape[1] // WORST_SHARE)
-    lowest_SC2 = np.partition(accuracy_SC2, worst_classes - 1, axis=1)[:, :worst_classes]
-    return means | {WORST: lowest_SC2.mean(axis=1)}
+    mean_S2: np.ndarray = np.partition(accuracy_SC2, worst_classes - 1, axis=1)[:, :worst_classes].mean(axis=1)
+    return mean_S2
 
 
 @dataclass(frozen=True)

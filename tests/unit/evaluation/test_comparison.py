@@ -16,7 +16,7 @@ from scipy import stats
 from mdpr.artifacts import ClassInfo, write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.comparison import bootstrap_p, compare, holm, mcnemar_p, read_results
+from mdpr.evaluation.comparison import compare, holm, mcnemar_p, read_results
 from mdpr.evaluation.predictions import Predictions
 from mdpr.evaluation.tables import Results
 
@@ -61,20 +61,14 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert mcnemar_p(1, 9) == mcnemar_p(9, 1)
 
 
-def test_bootstrap_p_is_two_sided_and_never_zero() -> None:
-    assert bootstrap_p(np.array([1.0] * 999)) == pytest.approx(2 / 1000)
-    assert bootstrap_p(np.array([-1.0, 1.0] * 500)) == 1
-    assert bootstrap_p(np.zeros(100)) == 1
-
-
 def test_a_run_does_not_differ_from_itself_and_a_worse_one_does(write: Write) -> None:
     same, other = write("same"), write("other")
-    differences = compare([read_results(same, "a"), read_results(other, "b")], resamplings=500)
+    differences = compare([read_results(same, "a"), read_results(other, "b")])
     assert [item.difference for item in differences] == [0] * len(differences)
     assert all(item.p == item.p_holm == 1 for item in differences)
     better, worse = read_results(write("better", images=200), "better"), read_results(write("x", images=200), "worse")
     worse.right_N[:600] = False  # the first classes are lost
-    found = {item.figure: item for item in compare([better, worse], resamplings=500)}
+    found = {item.figure: item for item in compare([better, worse])}
     assert found["all"].significant
     assert found["images"].significant
     assert found["all"].difference < 0
@@ -97,7 +91,7 @@ def test_other_classes_and_other_images_are_refused(write: Write) -> None:
 
 def test_command_prints_a_table_or_one_json_object(write: Write, tmp_path: Path) -> None:
     folders = [str(write(name, seed=seed)) for seed, name in enumerate(("one", "two", "three"))]
-    arguments = ["compare", *folders, "--resamplings", "200"]
+    arguments = ["compare", *folders]
     shown = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert shown.exit_code == 0
     assert "Class-balanced accuracy" in shown.output

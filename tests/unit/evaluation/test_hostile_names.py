@@ -86,7 +86,7 @@ def test_a_terminal_gets_no_control_character(evil: ReportContent, hostile: tupl
         champion_after=None, checks=(),
     )  # fmt: skip
     for text in (
-        shown(comparison_tables(runs, compare(runs, resamplings=100))),
+        shown(comparison_tables(runs, compare(runs))),
         shown(render_summary(Summary(evil.results.scores, promotion, None, tmp_path / "\x07.html"))),
     ):
         assert all(letter.isprintable() or letter == "\n" for letter in text)

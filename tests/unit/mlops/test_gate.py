@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdpr.errors import ConfigError
-from mdpr.evaluation.uncertainty import bootstrap_means
+from mdpr.evaluation.uncertainty import drawn_counts
 from mdpr.mlops.gate import Candidate, Comparison, Latency, Policy, compare, read_policy, should_promote
 
 POLICY = Policy.model_validate(
@@ -115,7 +115,9 @@ def test_the_same_answers_do_not_replace_the_champion() -> None:
     right_N = right_with(0.8, 0)
     decision = should_promote(candidate(right_N), candidate(right_N), GROUPS, POLICY)
     assert not decision.promote
-    assert [check.value for check in decision.checks if "points" in check.name] == [0.0] * 5
+    checks = [check for check in decision.checks if "points" in check.name]
+    assert [check.estimate for check in checks] == [0.0] * 5
+    assert all(-0.1 < check.value <= 0 for check in checks)
     assert failed(candidate(right_N), candidate(right_N)) == {"all, points against the champion, lower bound"}
 
 
@@ -243,12 +245,26 @@ def test_the_bound_of_equal_models_covers_as_promised() -> None:
     assert 0.05 - error <= above / trials <= 0.05 + error
 
 
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_few_images_per_class_promote_no_equal_model_too_often(images: int) -> None:
+    rng = np.random.default_rng(images)
+    label_N, trials = np.repeat(np.arange(20), images), 300
+    above = 0
+    for _ in range(trials):
+        ours, theirs = (rng.random(len(label_N)) < 0.7 for _ in range(2))
+        found = compare(ours, theirs, label_N, {"all": range(20)}, confidence=0.95, resamplings=100, seed=0)
+        assert found.gain["all"].lower < found.gain["all"].value
+        above += found.gain["all"].lower > 0
+    assert above / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
+
+
 def test_drawing_counts_is_drawing_images() -> None:
     rng = np.random.default_rng(0)
     label_N = np.repeat([0, 1], [60, 200])
     won_N = rng.random(260) < 0.3
     count_CK = np.array([[won_N[label_N == c].sum(), (~won_N[label_N == c]).sum()] for c in (0, 1)])
-    counted_S = bootstrap_means(count_CK, (1, 0), {"all": [0, 1]}, resamplings=4000, seed=0)["all"]
+    blocks = drawn_counts(count_CK, resamplings=4000, seed=0)
+    counted_S = np.concatenate([(block[:, :, 0] / count_CK.sum(axis=1)).mean(axis=1) for block in blocks])
     drawn_S = np.mean(
         [won_N[rng.choice(np.flatnonzero(label_N == c), (4000, (label_N == c).sum()))].mean(axis=1) for c in (0, 1)],
         axis=0,
