@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
 import os
 import random
 import shutil
@@ -134,6 +133,11 @@ class Project:
         return "accepted"
 
 
+def tell(line: str, *values: object) -> None:
+    """A line for the person who waits; the logger's stream is caught by `Project.call`."""
+    print(line % values, file=sys.__stderr__)
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Digest of every file below `folder`."""
     return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
@@ -183,7 +187,7 @@ def outputs(project: Project, seed: int) -> Figures:
             end = project.call(arguments)
             ends[end] = ends.get(end, 0) + 1
             if end != "refused":
-                logging.getLogger(__name__).warning("%s --%s %s: %s", stage, port, way[:60], end)
+                tell("%s --%s %s: %s", stage, port, way[:60], end)
     after = contents(root.parent)
     gone = [name for name, digest in before.items() if after.get(name) != digest]
     return {
@@ -201,7 +205,7 @@ def same_bytes(project: Project, seed: int) -> Figures:
     first, second = artifacts(project, "first"), artifacts(project, "second")
     different = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
     for name in different:
-        logging.getLogger(__name__).warning("%s differs between two runs", name)
+        tell("%s differs between two runs", name)
     return {"artifacts_byte_identical": len(first) - len(different), "artifacts_compared": len(first)}
 
 
@@ -218,7 +222,7 @@ def tampered(project: Project, seed: int) -> Figures:
         end = project.call(arguments)
         refused += end == "refused"
         if end != "refused":
-            logging.getLogger(__name__).warning("%s: %s", case.name, end[:300])
+            tell("%s: %s", case.name, end[:300])
         shutil.rmtree(project.root / "runs" / "unused", ignore_errors=True)
     return {"tampered_refused": refused, "tampered_tried": len(cases)}
 
@@ -249,7 +253,7 @@ def signals(project: Project, seed: int, per_stage: int) -> Figures:
                 survived += 1
             else:
                 what = f"exit code {code}, whole {whole}, same {after == expected}, left {hidden}: {errors[-300:]}"
-                logging.getLogger(__name__).warning("%s, signal %d: %s", stage, number, what)
+                tell("%s, signal %d: %s", stage, number, what)
     return {"signals_survived": survived, "signals_tried": tried}
 
 
@@ -285,7 +289,7 @@ def drivers(project: Project, seed: int) -> Figures:
             left = stages_of(project.root)
             ended += bool(children) and not left
             if left or not children:
-                logging.getLogger(__name__).warning("%s, signal %d: seen %s, left %s", name, number, children, left)
+                tell("%s, signal %d: seen %s, left %s", name, number, children, left)
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
     return {"drivers_ended": ended, "drivers_tried": tried}

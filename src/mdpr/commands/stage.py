@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mdpr.params import SECTIONS, load_params
-from mdpr.stages.stage import STAGES, Stage, run_otherwise, run_stage
+from mdpr.stages.stage import MEMORY_MB, STAGES, Stage, run_otherwise, run_stage
 
 
 class StageCommand(click.Command):
@@ -56,6 +56,7 @@ def stage_command(stage: Stage) -> click.Command:
     epilog = "\n\n".join(
         [f"\b\n{_describe_section(name, field.annotation, field.description)}" for name, field in groups.items()]
         + [f"\b\n{_describe_section(name, SECTIONS[name])}" for name in stage.sections.values() if name != stage.name]
+        + ["Memory on the embedded data: {:,} MB resident, {:,} MB of address space.".format(*MEMORY_MB[stage.name])]
     )
     options = [*_port_options(stage), *_common_options(), *_flags(stage), *_setting_options(own)]
     return StageCommand(stage, name=stage.name, callback=run, params=options, help=STAGES[stage.name], epilog=epilog)

@@ -26,6 +26,8 @@ import importlib
 import inspect
 import logging
 import os
+import re
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ from mdpr.stages.outputs import beside, dropped, whole_or_not_at_all
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "MDPR_CHECKPOINTS"  # environment variable: the folder of checkpoints, if not that of the output
+
+
+OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|start new thread")
 
 
 class Direction(Enum):
@@ -64,6 +69,20 @@ STAGES: dict[str, str] = {
     "evaluate": "Score the untouched test set: base, routed, fused, by all / many / medium / few.",
     "register": "Make a version in the MLflow model registry, alias `challenger`.",
     "promote": "Move the alias `champion` to the challenger when the gate passes.",
+}
+
+# Peak memory on the embedded data, CPU, in MB: resident, and address space (what `ulimit -v` limits; the charts of
+# evaluate reserve 64 GB of it). Both grow with the data and the model.
+MEMORY_MB: dict[str, tuple[int, int]] = {
+    "prepare": (190, 1_700),
+    "validate": (370, 2_000),
+    "probe": (1_120, 5_200),
+    "describe": (70, 370),
+    "encode": (990, 3_800),
+    "tune": (1_320, 5_700),
+    "evaluate": (1_460, 74_400),
+    "register": (1_290, 6_000),
+    "promote": (960, 5_100),
 }
 
 
@@ -135,6 +154,7 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     but an earlier output of this stage, or that another process is writing.
     """
     end_with_driver()
+    _check_memory(stage)
     started = time.monotonic()
     arguments = _arguments(stage, stage, paths, params)
     outputs = {port: paths[port] for port in stage.outputs}
@@ -171,9 +191,26 @@ def _arguments(stage: Stage, interface: Interface, paths: Mapping[str, Path], pa
     return {port: paths[port] for port in interface.inputs} | sections
 
 
+def _check_memory(stage: Stage) -> None:
+    """Raises `MdprError` under a limit of address space in which a library would end the process by a signal."""
+    limit, need_mb = resource.getrlimit(resource.RLIMIT_AS)[0], MEMORY_MB[stage.name][1]
+    if limit != resource.RLIM_INFINITY and limit < need_mb * 10**6:
+        raise MdprError(
+            f"{stage.name} needs {need_mb:,} MB of address space, the limit is {limit // 10**6:,} MB: raise `ulimit -v`"
+        )
+
+
 def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> None:
     try:
         interface.function(**arguments)
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
+        reason = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(reason):
+            raise
+        raise MdprError(
+            f"{stage.name} ran out of memory ({reason[:200] or 'allocation failed'}): give it more, or lower its "
+            "batch_size or workers"
+        ) from error
     except ModuleNotFoundError as error:
         extras = "pip install 'mdpr[data,llm,train,track]'"
         raise MdprError(f"{stage.name} needs the package {error.name}, which is not installed: {extras}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,3 +163,34 @@ def test_there_are_nine_stages_and_no_other() -> None:
     assert len(STAGES) == 9
     with pytest.raises(ConfigError, match="there is no stage tuna"):
         load_stage("tuna")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_too_little_memory_is_one_line(paths: dict[str, Path], params: Params, error: Exception) -> None:
+    def grows(source: Path, made: Path, params: TuneParams) -> None:
+        raise error
+
+    with pytest.raises(MdprError, match="tune ran out of memory"):
+        run_stage(stage(grows), paths, params)
+
+
+def test_another_runtime_error_stays_what_it_is(paths: dict[str, Path], params: Params) -> None:
+    def fails(source: Path, made: Path, params: TuneParams) -> None:
+        raise RuntimeError("a slip of ours")
+
+    with pytest.raises(RuntimeError, match="a slip of ours"):
+        run_stage(stage(fails), paths, params)
+
+
+@pytest.mark.parametrize("name", ["prepare", "probe", "evaluate"])
+def test_a_limit_of_address_space_ends_a_stage_before_work(tmp_path: Path, project_root: Path, name: str) -> None:
+    loaded = load_stage(name)
+    for port in loaded.inputs:
+        (tmp_path / port).mkdir()
+    ports = [part for port in loaded.ports for part in (f"--{port}", port)]
+    command = [sys.executable, "-m", "mdpr", name, *ports, "--params", str(project_root / "params.yaml")]
+    limited = ["sh", "-c", 'ulimit -v 1000000; exec "$@"', "sh", *command]
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "ulimit -v" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
