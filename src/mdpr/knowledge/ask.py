@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sqlite3
@@ -192,6 +193,7 @@ class _Asker:
 
         with warnings.catch_warnings(), asyncio.Runner() as runner:  # cancels what is left at its end
             warnings.filterwarnings("ignore", "Pydantic serializer", UserWarning)  # openai's types, for odd replies
+            gc.freeze()  # the libraries' objects stay: without this, each full collection walks all of them
             workers = runner.run(start())  # asyncio itself keeps only weak references
             for _ in questions:
                 if mistake := runner.run(finished.get()):
