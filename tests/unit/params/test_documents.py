@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from mdpr.data.class_list import read_class_list
@@ -62,6 +62,7 @@ def test_yaml_is_read_as_version_1_2_says() -> None:
     assert parse_yaml("base: &b {x: 1, y: 2}\nmore: {<<: *b, y: 3}", "text")["more"] == {"x": 1, "y": 3}
 
 
+@settings(deadline=None)
 @given(
     some.recursive(
         some.text() | some.integers() | some.floats(allow_nan=False) | some.booleans() | some.none(), some.lists
