@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from mdpr.errors import ConfigError
 from mdpr.kubeflow.components import read_sections
 from mdpr.params import Section, fault_line, parse_params
+from mdpr.stages.outputs import write_whole
 from mdpr.stages.stage import load_stage
 from pipelines.cluster import (
     MLFLOW_KEYS,
@@ -34,6 +35,7 @@ from pipelines.cluster import (
 )
 from pipelines.options import arguments, cluster_option, read_params, recipe_option, set_option, stage_texts
 
+HEADER = "# Made by mdpr pipeline trainjob."  # of a file that --output may replace
 RUNTIME = "torch-distributed"
 NODE = "node"  # the runtime's job, and the container in it
 MANAGER = "mdpr"  # who owns the patches of the runtime
@@ -208,5 +210,5 @@ def trainjob_command(
         return
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent} does not exist: make it, or name another --output")
-    output.write_text(text, encoding="utf-8")
+    write_whole(output, f"{HEADER}\n{text}", replaces=HEADER)
     click.echo(f"wrote {output}")

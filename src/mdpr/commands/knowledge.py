@@ -49,9 +49,10 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
         findings += too_many_tokens(knowledge, _tokenizer())
     if page:
         from mdpr.knowledge.write import render_knowledge
+        from mdpr.pages import GENERATOR
         from mdpr.stages.outputs import write_whole
 
-        write_whole(page, render_knowledge(knowledge, findings))
+        write_whole(page, render_knowledge(knowledge, findings), replaces=GENERATOR)
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
     else:

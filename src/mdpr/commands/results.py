@@ -84,6 +84,7 @@ def _render(
     from mdpr.artifacts import read_promotion
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.report.document import Folders, gather, make_figures, render_report
+    from mdpr.pages import GENERATOR
     from mdpr.params import load_params
     from mdpr.stages.outputs import write_whole
 
@@ -102,7 +103,7 @@ def _render(
     content = gather(folders, title, evaluate.gallery_images, decision)
     page = output or data / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, render_report(content, make_figures(content)))
+    write_whole(page, render_report(content, make_figures(content)), replaces=GENERATOR)
     return page
 
 

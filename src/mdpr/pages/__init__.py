@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from mdpr.errors import printable
 
+GENERATOR = 'name="generator" content="mdpr"'  # in every page: by this a page of ours is known
 Filters = Mapping[str, Callable[..., Any]]
 
 

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 MARKER = ".mdpr-output.json"
 MARKER_FORMAT = "mdpr-output/1"
 NAME_MAX_BYTES = 255  # of a file's name, on every file system in use
+START_BYTES = 4096  # of a file, where what wrote it can be seen
 JSON_MAX_BYTES = 2**20  # of an output that is one file, or of a marker
 
 # Port -> the files of an output without a marker (written before there were any): all of the first, any of the second.
@@ -349,8 +350,14 @@ def _put_in_place(targets: Mapping[Path, Place]) -> None:
         remove(place.old)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """`text` under a name of its own first, then renamed; raises `MdprError` if that fails."""
+def write_whole(path: Path, text: str, *, replaces: str | None = None) -> None:
+    """`text` under a name of its own first, then renamed; raises `MdprError` if that fails.
+
+    With `replaces`, a file that is there must hold these words near its start, as all that this program wrote there do:
+    anything else is somebody's own, and a `ConfigError`.
+    """
+    if replaces is not None and os.path.lexists(path) and replaces not in _start_of(path):
+        raise ConfigError(f"{path} exists and was not written by this command: name another file")
     partial = beside(path, ".", f".{uuid4().hex[:8]}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -359,6 +366,13 @@ def write_whole(path: Path, text: str) -> None:
         raise MdprError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _start_of(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as stream:
+        return stream.read(START_BYTES).decode(errors="replace")
 
 
 @contextmanager

@@ -378,3 +378,14 @@ def test_a_text_is_whole_or_not_written(tmp_path: Path) -> None:
     with pytest.raises(MdprError, match="cannot be written"):
         write_whole(tmp_path / "none" / "page.html", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_file_of_somebody_else_is_not_replaced_by_a_page(project: Path) -> None:
+    page = project / "page.html"
+    write_whole(page, "<html>made by us</html>", replaces="made by us")
+    write_whole(page, "<html>made by us, newer</html>", replaces="made by us")
+    page.write_text("my own notes")
+    for path in (page, project):
+        with pytest.raises(ConfigError, match="was not written by this command"):
+            write_whole(path, "<html>made by us</html>", replaces="made by us")
+    assert page.read_text() == "my own notes"
