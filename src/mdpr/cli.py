@@ -13,7 +13,7 @@ import sys
 
 import click
 
-from mdpr.commands import accept_verbose
+from mdpr.commands.stage import accept_verbose, stage_command
 from mdpr.errors import MdprError, printable
 from mdpr.launch import read_launch
 from mdpr.params.section import suggest
@@ -58,8 +58,6 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in STAGES:
-            from mdpr.commands.stage import stage_command
-
             return accept_verbose(stage_command(load_stage(cmd_name)))
         if cmd_name in COMMANDS:
             module = importlib.import_module(f"mdpr.commands.{COMMANDS[cmd_name][0]}")

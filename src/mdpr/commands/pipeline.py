@@ -12,7 +12,7 @@ from types import ModuleType
 
 import click
 
-from mdpr.commands import accept_verbose
+from mdpr.commands.stage import accept_verbose
 from mdpr.errors import MdprError
 
 PACKAGE = "pipelines"

@@ -14,7 +14,7 @@ from mdpr.data.sources.emblems import emblems_source
 from mdpr.data.sources.folders import folder_source
 from mdpr.data.sources.hub import hub_source
 from mdpr.data.sources.source import Place, Source
-from mdpr.data.sources.tables import csv_source, imagenet_lt_source, inat2018_source, parquet_source, places_lt_source
+from mdpr.data.sources.tabular import csv_source, imagenet_lt_source, inat2018_source, parquet_source, places_lt_source
 from mdpr.errors import DataError
 
 __all__ = ["SOURCES", "Place", "Source", "open_source"]
