@@ -227,7 +227,9 @@ def open_workspace() -> Iterator[Workspace]:
 def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]:
     """Bring the outputs and the settings of a run into the workspace, all or none; returns what was written.
 
-    Raises `ArtifactError` where the run lacks something, `ConfigError` where work that is not committed would be lost.
+    With `force` an earlier output and params.yaml are overwritten though they are not committed; anything else that
+    is in an output's place is set aside. Raises `ArtifactError` if the run lacks something, `ConfigError` if work that
+    is not committed would be lost.
     """
     found, places = folder.outputs(), workspace.places()
     settings = folder.find(*SETTINGS)
@@ -239,7 +241,8 @@ def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]
     if not force and (changed := workspace.uncommitted(paths)):
         names = ", ".join(map(workspace.name, changed))
         raise ConfigError(f"{names}: changed and not committed; commit them (dvc commit, git commit), or use --force")
-    with whole_or_not_at_all(outputs, overwrites=["params"]) as partial, tempfile.TemporaryDirectory() as name:
+    writing = whole_or_not_at_all(outputs, overwrites=["params"], set_aside=targets if force else ())
+    with writing as partial, tempfile.TemporaryDirectory() as name:
         copies = dict(zip(targets, partial, strict=False))
         used = Path(name) / workspace.params.name
         folder.copy({settings: used} | {found[port]: copies[port] for port in found})
@@ -279,7 +282,11 @@ def find_run(connection: Connection, run_id: str, default_root: str) -> str:
 @click.option(
     "--root", default=DEFAULT_ROOT, show_default=True, help="pipeline root of the cluster, where a run names none"
 )
-@click.option("--force", is_flag=True, help="Overwrite what is changed and not committed.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Overwrite what is changed and not committed; files that no stage wrote are set aside.",
+)
 def fetch_command(run: str, connection: Connection | None, root: str, force: bool) -> None:
     """Bring what RUN made into this DVC workspace: a folder, an address such as s3://..., or an id with --host."""
     folder = RunFolder.open(find_run(connection, run, root) if connection else run)

@@ -139,7 +139,8 @@ def test_a_mistake_inside_a_task_is_one_line_and_fails_the_run(tmp_path: Path) -
 # --- the run's artifacts in a DVC workspace ---------------------------------------------------------------------------
 
 RUN_ID = "5df0cd85-5615-4b99-8c17-a16f018c6819"
-PLACES = {"registration": "data/registration.json", "promotion": "data/promotion.json"}  # the others: data/PORT
+# In dvc.yaml; the others: data/PORT
+PLACES = {"scores": "scores", "registration": "data/registration.json", "promotion": "data/promotion.json"}
 
 
 @dataclass(frozen=True)
@@ -219,13 +220,21 @@ def test_work_that_is_not_committed_is_not_overwritten(run: Run, workspace: Work
     model = workspace.folder / "data" / "model"
     model.mkdir()
     (model / "mine.txt").write_text("mine")
+    scores = workspace.folder / "scores"
+    scores.write_text("mine, too")
     error = workspace.fetch(str(run.folder), code=2)
     (line,) = error.splitlines()
-    assert line.startswith("error: data/model, params.yaml: changed and not committed; ")
+    assert line.startswith("error: data/model, scores, params.yaml: changed and not committed; ")
     assert (model / "mine.txt").read_text() == "mine"
     assert not (workspace.folder / "data" / "prepared").exists()
     workspace.fetch(str(run.folder), "--force")
     assert workspace.holds(run)
+    (kept,) = model.parent.glob("model.replaced-*")
+    assert [(path.name, path.read_text()) for path in kept.iterdir()] == [("mine.txt", "mine")]
+    (kept,) = workspace.folder.glob("scores.replaced-*")
+    assert kept.read_text() == "mine, too"
+    workspace.fetch(str(run.folder), "--force")  # an earlier output is no work of the user's
+    assert len(list(model.parent.glob("*.replaced-*"))) == 1
 
 
 def test_a_run_in_the_pipeline_root_of_a_cluster(run: Run, workspace: Workspace, in_s3: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ output, so it comes back with `dvc checkout` and travels with a Kubeflow artifac
 `dvc metrics show` would list it: its files are known by their names and keys.
 
 While a stage runs, `.NAME.mdpr/` beside the output holds the lock, the new output, and for a moment the old one.
+A caller may ask that what is not of the port is set aside, as `NAME.replaced-TOKEN`, instead of refused.
 """
 
 from __future__ import annotations
@@ -65,15 +66,16 @@ class Place:
     port: str
     named: Path  # as the user wrote it
     final: Path
-    overwrites: bool = False  # whatever is there may be replaced: its caller has asked
+    overwrites: bool = False  # whatever file is there may be replaced: its caller has asked
+    sets_aside: bool = False  # whatever else is there is renamed first, never removed
     token: str = field(default_factory=lambda: uuid4().hex[:8])
 
     @classmethod
-    def of(cls, port: str, named: Path, overwrites: bool = False) -> Place:
+    def of(cls, port: str, named: Path, overwrites: bool = False, sets_aside: bool = False) -> Place:
         """`named` as an absolute path. Links are followed in every part but the last, which is what gets replaced."""
         path = Path(os.path.realpath(named.parent), named.name)
         final = path if named.name not in ("", "..") else Path(os.path.realpath(named))
-        return cls(port, named, final, overwrites)
+        return cls(port, named, final, overwrites, sets_aside)
 
     @property
     def failed(self) -> Path:
@@ -95,6 +97,14 @@ class Place:
     def old(self) -> Path:
         return self.work / "old"
 
+    @property
+    def aside(self) -> Path:
+        return beside(self.final, "", f".replaced-{self.token}")
+
+    def refusal(self) -> str | None:
+        """Why what is at `final` must not be replaced; None if it may, or is set aside first."""
+        return None if self.sets_aside else _foreign(self, self.final)
+
 
 def beside(path: Path, prefix: str, suffix: str) -> Path:
     """The neighbour of `path` called PREFIX NAME SUFFIX, its middle replaced by a digest if that is too long a name."""
@@ -113,16 +123,18 @@ def whole_or_not_at_all(
     inputs: Mapping[str, Path] | None = None,
     *,
     overwrites: Iterable[str] = (),
+    set_aside: Iterable[str] = (),
     checkpoint: Path | None = None,
 ) -> Iterator[list[Path]]:
     """Paths to write `outputs` (port -> path) to. All of them are put in place when the block ends, or none is.
 
     On `CheckFailed` they are kept as `<output>.failed`. `inputs` (name -> path) are kept apart from the outputs.
-    `overwrites`: outputs that replace whatever file is there. `checkpoint`: a folder that is removed once the outputs
+    `overwrites`: outputs that replace whatever file is there. `set_aside`: outputs in whose way anything that their
+    port did not write is kept, as `<output>.replaced-TOKEN`. `checkpoint`: a folder that is removed once the outputs
     stand. Raises `ConfigError` before the block runs if an output would replace what its port did not write, if it
     touches an input, or if another process is writing it.
     """
-    places = [Place.of(port, path, port in overwrites) for port, path in outputs.items()]
+    places = [Place.of(port, path, port in overwrites, port in set_aside) for port, path in outputs.items()]
     with _os_errors(places[0].named), ExitStack() as held:
         check_paths(places, inputs or {})
         if checkpoint and not _is_folder_of(checkpoint, "state.*"):
@@ -130,8 +142,8 @@ def whole_or_not_at_all(
         for place in sorted(places, key=lambda place: place.final):
             held.enter_context(_locked(place))
         for place in places:  # under the lock: another process may have been putting its output in place
-            for path in (place.final, place.failed):
-                if reason := _foreign(place, path):
+            for path, reason in ((place.final, place.refusal()), (place.failed, _foreign(place, place.failed))):
+                if reason:
                     raise ConfigError(f"{place.port}: {path} {reason}: move it away, or name another path")
         try:
             yield [place.new for place in places]
@@ -139,7 +151,7 @@ def whole_or_not_at_all(
                 assert place.new.exists(), f"the stage did not write {place.named}"
                 _mark(place, place.new)
             for place in places:
-                if reason := _foreign(place, place.final):
+                if reason := place.refusal():
                     raise CheckFailed(f"{place.named} {reason}, since this stage began")
         except CheckFailed as error:
             written = [place for place in places if place.new.exists()]
@@ -332,13 +344,14 @@ def _owner(place: Place) -> str:
 
 
 def _put_in_place(targets: Mapping[Path, Place]) -> None:
-    """Move what is there aside and the new outputs in, all of them or none; then remove what was moved aside."""
+    """Move what is there aside and the new outputs in, all of them or none; then remove the earlier outputs."""
     moved: list[tuple[Path, Path]] = []
     try:
         for target, place in targets.items():
             if os.path.lexists(target):
-                target.rename(place.old)
-                moved.append((place.old, target))
+                before = place.aside if place.sets_aside and _foreign(place, target) else place.old
+                target.rename(before)
+                moved.append((before, target))
         for target, place in targets.items():
             place.new.rename(target)
             moved.append((target, place.new))
@@ -347,6 +360,8 @@ def _put_in_place(targets: Mapping[Path, Place]) -> None:
             now.rename(before)
         raise
     for place in targets.values():
+        if os.path.lexists(place.aside):
+            logger.warning("%s was not an earlier output: it is now %s", place.named, place.aside)
         remove(place.old)
 
 

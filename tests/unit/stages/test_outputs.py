@@ -43,6 +43,17 @@ def fail(output: Path) -> None:
         raise CheckFailed("no")
 
 
+def fails_for(name: str, rename: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+    """`rename`, but for new outputs of `name`."""
+
+    def renames(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new") and self.parent.name == f".{name}.mdpr":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    return renames
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with data of the user's, as the working folder; a home folder beside it."""
@@ -327,18 +338,58 @@ def test_work_that_cannot_be_put_in_place_brings_the_old_output_back(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(Path("first"), "old")
-    rename: Callable[[Path, Path], Path] = Path.rename
-
-    def fails_once(self: Path, target: Path) -> Path:
-        if self.name.endswith(".new"):
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails_once)
+    monkeypatch.setattr(Path, "rename", fails_for("first", Path.rename))
     with pytest.raises(MdprError, match="Input/output error"):
         make(Path("first"))
     assert Path("first/file").read_text() == "old"
     assert not list(Path().glob(".first*"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", ["stray", "foreign", "link", "file", "pipe"])
+def test_what_is_set_aside_is_kept_whole_and_an_earlier_output_is_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fails: bool
+) -> None:
+    own = {"stray": "annotated", "foreign": "data/other", "link": "hidden", "file": "README.md", "pipe": "pipe"}[kind]
+    make(Path("second"), "old", port="probe")
+    before, mode = contents(project), Path(own).lstat().st_mode
+
+    def write() -> None:
+        outputs = {PORT: Path(own), "probe": Path("second")}
+        with whole_or_not_at_all(outputs, set_aside=outputs) as partial:
+            for path in partial:
+                path.mkdir()
+                (path / "file").write_text("newest")
+
+    with monkeypatch.context() as patch:
+        if fails:
+            patch.setattr(Path, "rename", fails_for("second", Path.rename))
+            with pytest.raises(MdprError, match="Input/output error"):
+                write()
+            assert contents(project) == before
+            return
+        write()
+    (kept,) = Path(own).parent.glob(f"{Path(own).name}.replaced-*")
+    assert kept.lstat().st_mode == mode
+    inside = {
+        name.replace(f"home/project/{kept}", f"home/project/{own}", 1): text
+        for name, text in contents(project).items()
+        if name.startswith(f"home/project/{kept}")
+    }
+    assert inside == {name: text for name, text in before.items() if f"{name}/".startswith(f"home/project/{own}/")}
+    write()
+    assert Path(own, "file").read_text() == Path("second/file").read_text() == "newest"
+    assert [path.name for path in Path().rglob("*.replaced-*")] == [kept.name]
+
+
+def test_only_the_outputs_that_are_named_are_set_aside(project: Path) -> None:
+    outputs = {PORT: Path("annotated"), "probe": Path("site")}
+    with pytest.raises(ConfigError, match=r"probe: .*site"), whole_or_not_at_all(outputs, set_aside=[PORT]):
+        pass
+    with pytest.raises(ConfigError, match="working folder"), whole_or_not_at_all({PORT: Path()}, set_aside=[PORT]):
+        pass
+    assert Path("annotated/notes.txt").read_text() == "mine"
+    assert not list(Path().glob("*.replaced-*"))
 
 
 def test_a_checkpoint_that_is_not_one_is_not_removed(project: Path) -> None:
