@@ -33,7 +33,7 @@ def test_a_stages_help_explains_ports_and_settings(tmp_path: Path) -> None:
     for port in load_stage("tune").ports:
         assert f"--{port} PATH" in done.stdout
     assert "--base-loss ce|logit_adjusted|" in done.stdout
-    assert "loss of the base branch [default: 'ce']" in " ".join(done.stdout.split())
+    assert "loss of the base branch [default: 'logit_adjusted']" in " ".join(done.stdout.split())
     assert "Settings in `backbone`" in done.stdout
 
 
