@@ -6,6 +6,7 @@ exif_survived       pictures with an EXIF block damaged at random that are decod
 folder_cases_right  folders, tables and odd pictures that are read as they should be or refused with the word that
                     names the fault, as a fraction of all cases (rows: each of them)
 silent_losses       pictures of all cases that were neither used nor counted nor refused
+wrappers_read       of the wrappers of benchmarks/llm_wrappers.py, those that all 50 sentences are read out of
 prepare_vs_bare, load_vs_bare   as in benchmarks.data
 look_s              seconds of `mdpr data look` on a folder of --files files, the start of Python included
 """
@@ -30,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.data import PHOTO_PX, measure_load, measure_prepare, median_ratio, photos, timed
+from benchmarks.llm_wrappers import wrappers_read
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import read_card, read_classes, read_images
 from mdpr.errors import MdprError
@@ -276,6 +278,7 @@ def main() -> None:
         for number, case in enumerate(CASES):
             right, lost, outcome = judge(case, folder / str(number))
             rows.append({"case": case.name, "right": right, "lost": lost, "outcome": outcome[:200]})
+        wrappers = wrappers_read(folder / "wrappers")
         look_s = measure_look(folder / "look", arguments.files)
         files = photos(folder / "photos", arguments.images, PHOTO_PX)
         prepare_s = measure_prepare(folder, files, arguments.rounds, arguments.workers)
@@ -284,6 +287,8 @@ def main() -> None:
         "exif_survived": survived(arguments.exif),
         "folder_cases_right": sum(row["right"] for row in rows) / len(rows),
         "silent_losses": sum(row["lost"] for row in rows),
+        "wrappers_read": sum(wrappers.values()),
+        "wrappers": len(wrappers),
         "prepare_vs_bare": median_ratio(prepare_s),
         "load_vs_bare": median_ratio(load_s),
         "look_s": look_s,

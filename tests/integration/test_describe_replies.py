@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from benchmarks.describe import make_inputs
 from benchmarks.llm_stub import Behaviour, Payload, Reply, calling, completion, failure, running, sentence_for
+from benchmarks.llm_wrappers import WRAPPERS, content, said
 
 from mdpr.artifacts import parse_knowledge, read_json, read_knowledge
 from mdpr.errors import AnswersMissing, CheckFailed
@@ -45,43 +46,6 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Describe:
         return ports["knowledge"]
 
     return run
-
-
-def said(payload: Payload) -> str:
-    return json.dumps({"sentence": sentence_for(payload)})
-
-
-def content(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
-def tool(payload: Payload) -> str:
-    return str(payload["tools"][0]["function"]["name"]) if "tools" in payload else "answer"
-
-
-WRAPPERS: dict[str, Callable[[Payload], dict[str, Any]]] = {
-    "thinking": lambda payload: content(f"<think>\nOne sentence about {{it}}.\n</think>\n\n{said(payload)}"),
-    "thinking, opened in the prompt": lambda payload: content(f"One sentence.\n</think>\n{said(payload)}"),
-    "thinking in the arguments": lambda payload: (
-        calling(payload, f"<think>hm</think><tool_call>{said(payload)}</tool_call>")
-        if "tools" in payload
-        else content(f"<think>hm</think><tool_call>{said(payload)}</tool_call>")
-    ),
-    "fence": lambda payload: content(f"```json\n{said(payload)}\n```"),
-    "tildes": lambda payload: content(f"~~~\n{said(payload)}\n~~~"),
-    "prose around a fence": lambda payload: content(f"Here it is:\n```json\n{said(payload)}\n```\nHope it helps!"),
-    "call in tags": lambda payload: content(
-        f'<tool_call>\n{{"name": "{tool(payload)}", "arguments": {said(payload)}}}\n</tool_call>'
-    ),
-    "call as text": lambda payload: content(f'{{"name": "{tool(payload)}", "parameters": {said(payload)}}}'),
-    "list of one": lambda payload: content(f"[{said(payload)}]"),
-    "extra keys": lambda payload: content(json.dumps({"sentence": sentence_for(payload), "explanation": "because"})),
-    "another case": lambda payload: content(json.dumps({"Sentence": sentence_for(payload)})),
-    "plain": lambda payload: content(sentence_for(payload)),
-    "arguments as an object": lambda payload: (
-        calling(payload, {"sentence": sentence_for(payload)}) if "tools" in payload else content(said(payload))
-    ),
-}
 
 
 @pytest.mark.parametrize(("form", "classes"), [("function_calling", 10), ("json_schema", 2)])
