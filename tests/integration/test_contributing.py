@@ -14,6 +14,7 @@ import pytest
 from mdpr.stages.stage import STAGES
 
 pytestmark = pytest.mark.integration
+KNOWLEDGE = "data/embedded/knowledge/fashion-mnist.json"
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def run(project: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_tuner_a_sampler_and_a_loss_train(project: Path, encoded: Mapping[str, Path]) -> None:
-    """All three at once, because each needs a training run."""
+def test_a_tuner_a_router_a_sampler_and_a_loss_train(project: Path, encoded: Mapping[str, Path]) -> None:
+    """All at once, because each needs a training run."""
     edit(
         project,
         "src/mdpr/model/prompting.py",
@@ -91,9 +92,29 @@ def test_a_tuner_a_sampler_and_a_loss_train(project: Path, encoded: Mapping[str,
     )
     into_table(project, "src/mdpr/training/losses.py", "BASE_LOSSES", '"halved": _halved,')
     edit(project, "src/mdpr/params/tuning.py", '"focal", "class_balanced"]', '"focal", "class_balanced", "halved"]')
+    into_table(project, "src/mdpr/model/routing.py", "ROUTERS", '"even": lambda params, w, d: PairedGate(w, d),')
+    edit(
+        project,
+        "src/mdpr/params/tuning.py",
+        'Literal["attention", "paired_gate"]',
+        'Literal["attention", "paired_gate", "even"]',
+    )
     ports = [word for port in ("prepared", "probe", "features") for word in (f"--{port}", str(encoded[port]))]
-    chosen = ["--prompting", "mine", "--sampling", "reversed", "--base-loss", "halved", "--epochs", "1"]
-    run(project, "-m", "mdpr", "tune", *ports, "--model", "model", *chosen, "--set", "backbone.device=cpu")
+    chosen = ["--prompting", "mine", "--sampling", "reversed", "--base-loss", "halved", "--router", "even"]
+    run(
+        project,
+        "-m",
+        "mdpr",
+        "tune",
+        *ports,
+        "--model",
+        "model",
+        *chosen,
+        "--epochs",
+        "1",
+        "--set",
+        "backbone.device=cpu",
+    )
     assert '"prompting": "mine"' in (project / "model/config.json").read_text()
 
 
@@ -116,6 +137,18 @@ def test_a_source_gives_the_splits(project: Path) -> None:
     settings = ["--source", "twice", "--root", "pictures", "--profile", "natural", "--val-images-per-class", "2"]
     run(project, "-m", "mdpr", "prepare", "--prepared", "prepared", *settings)
     assert '"cat"' in (project / "prepared/classes.json").read_text()
+
+
+def test_an_audit_check_finds(project: Path) -> None:
+    edit(
+        project,
+        "src/mdpr/knowledge/audit/rules.py",
+        "# Name -> level and check.\n",
+        "def _shirt(sentence):\n    return 'speaks of a shirt' if 'shirt' in sentence else None\n\n\n"
+        "# Name -> level and check.\n",
+    )
+    into_table(project, "src/mdpr/knowledge/audit/rules.py", "SENTENCE_CHECKS", '"shirt": ("warning", _shirt),')
+    assert "speaks of a shirt" in run(project, "-m", "mdpr", "knowledge", "audit", KNOWLEDGE)
 
 
 def test_a_setting_becomes_an_option_of_its_stage(project: Path) -> None:
