@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 from mdpr import artifacts
 from mdpr.images.decoding import decode_image
 from mdpr.mlops import releases
+from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import Registry
 from mdpr.mlops.served_model import Parts
 from mdpr.mlops.store import connect
@@ -78,7 +79,7 @@ def registered(
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         releases.register(parts, evaluated(folder / "evaluation", 0.8, TRACKING), TRACKING, register_params)
-        Registry(connect(), "shoes").move_champion("1", expected=None)
+        move_champion(Registry(connect(), "shoes"), "1", expected=None)
         yield folder
 
 
@@ -141,6 +142,7 @@ def test_every_kind_of_image_is_read(served: str, parts: Parts, picture: Image.I
     grey = ImageOps.grayscale(picture)
     alpha = picture.copy()
     alpha.putalpha(128)
+    on_white = Image.alpha_composite(Image.new("RGBA", alpha.size, "white"), alpha).convert("RGB")
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # the camera was turned
     turned = encode(picture.rotate(90, expand=True), "PNG", exif=exif)
@@ -148,7 +150,7 @@ def test_every_kind_of_image_is_read(served: str, parts: Parts, picture: Image.I
         "png": (encode(picture, "PNG"), picture),
         "webp": (encode(picture, "WEBP", lossless=True), picture),
         "greyscale": (encode(grey, "PNG"), grey.convert("RGB")),
-        "alpha": (encode(alpha, "PNG"), picture),
+        "alpha": (encode(alpha, "PNG"), on_white),
         "exif": (turned, picture),
     }
     for name, image in {"jpeg": picture, "jpeg grey": grey, "cmyk": picture.convert("CMYK")}.items():

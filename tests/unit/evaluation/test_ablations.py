@@ -197,14 +197,17 @@ def test_five_crops_are_corners_and_centre(classifier: Classifier) -> None:
 def test_variants_never_touch_the_main_rows(
     classifier: Classifier, prior_CV: np.ndarray, encoded: Mapping[str, Path], views: str, tmp_path: Path
 ) -> None:
-    from mdpr.artifacts import read_images, write_images
+    from mdpr.artifacts import read_card, read_images, write_images, write_json
 
+    card = read_card(encoded["prepared"]).model_dump(mode="json")
     for split in ("val", "test"):  # a cut of the real splits
         images = read_images(encoded["prepared"] / f"{split}.parquet")
         rows = [images[row] for row in range(0, len(images), max(1, len(images) // 40))][:40]
         write_images(
             tmp_path / f"{split}.parquet", *([getattr(r, key) for r in rows] for key in ("image", "path", "label"))
         )
+        card["images_per_class"][split] = np.bincount([row.label for row in rows], minlength=10).tolist()
+    write_json(tmp_path / "card.json", card)
     probe = read_probe(encoded["probe"], list(classifier.class_names))
     plain = EvaluateParams(ablations=False, post_hoc=False)
     alone = evaluate_splits(classifier, probe, prior_CV, tmp_path, plain)
