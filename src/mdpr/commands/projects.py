@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,9 @@ def demo(recipe: str, folder: Path | None) -> None:
     folder = folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo"
     project.create(folder, choices)
     click.echo(f"running in {folder}", err=True)
-    if code := subprocess.run(["dvc", "repro"], cwd=folder).returncode:
+    scripts = str(Path(sys.executable).parent)  # where the stages' command is, if the environment is not activated
+    environment = os.environ | {"PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])}
+    if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=environment).returncode:
         raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
     subprocess.run([sys.executable, "-m", "mdpr", "summary"], cwd=folder, check=True)
 

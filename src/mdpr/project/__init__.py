@@ -14,9 +14,10 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 
 from mdpr import __version__
@@ -27,6 +28,7 @@ from mdpr.recipes import params_text, read_recipe
 RECORD = ".mdpr.json"
 VERSION_FILE = "mdpr.version"  # a dependency of every stage: a new version of the package runs them again
 EMBEDDED = "data/embedded"
+DVC = (sys.executable, "-m", "dvc")  # of this environment, whether or not it is activated
 PIPELINE = ("pipelines", "components")
 
 
@@ -76,9 +78,10 @@ def create(folder: Path, choices: Choices) -> list[str]:
     above = next((parent for parent in folder.absolute().parents if (parent / ".git").exists()), None)
     if above:
         raise ConfigError(f"{folder} lies in the repository {above}: name a folder outside of it")
-    for program in ("git", "dvc"):
-        if shutil.which(program) is None:
-            raise MdprError(f"{program} is not on the path: install it, or activate the environment that has it")
+    if shutil.which("git") is None:
+        raise MdprError("git is not on the path: install it")
+    if util.find_spec("dvc") is None:
+        raise MdprError("mdpr init needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
     files = dict(project_files(choices))
     made = not folder.exists()
     try:
@@ -87,9 +90,9 @@ def create(folder: Path, choices: Choices) -> list[str]:
         if choices.embedded:
             shutil.copytree(packaged(EMBEDDED), folder / EMBEDDED)
         _run(folder, "git", "init", "--quiet")
-        _run(folder, "dvc", "init", "--quiet")
+        _run(folder, *DVC, "init", "--quiet")
         for key in ("core.analytics", "core.check_update", "core.autostage"):
-            _run(folder, "dvc", "config", "--quiet", key, "false")
+            _run(folder, *DVC, "config", "--quiet", key, "false")
     except BaseException:
         for path in folder.iterdir():  # it was empty before
             shutil.rmtree(path) if path.is_dir() else path.unlink()
