@@ -5,6 +5,7 @@ A real HTTP server answers. Every fault costs the questions it meets, never the 
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
@@ -263,3 +264,12 @@ def test_both_names_of_the_token_limit_are_sent_to_other_servers(describe: Descr
     with running(lambda _, payload: completion(payload, calling(payload, said(payload)))) as stub:
         describe(stub.url, llm={"max_tokens": 77})
         assert {(item["max_tokens"], item["max_completion_tokens"]) for item in stub.payloads} == {(77, 77)}
+
+
+def test_a_notebook_s_running_loop_is_no_obstacle(describe: Describe) -> None:
+    async def cell(url: str) -> Path:
+        return describe(url)
+
+    with running(lambda _, payload: completion(payload, calling(payload, said(payload)))) as stub:
+        folder = asyncio.run(cell(stub.url))
+    assert len(read_knowledge(folder / "knowledge.json").classes) == 2

@@ -10,8 +10,10 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +125,22 @@ def ask(
     The API key is read from `environment`. Raises `KnowledgeError` if there is none, if the vendor's package is not
     installed, if the server refuses the key, the model or the address, and if the store cannot be written.
     """
+    work = partial(_ask, questions, schemas, llm, budget, environment)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(max_workers=1) as thread:  # a notebook's loop, say: a thread can run one only
+        return thread.submit(work).result()
+
+
+def _ask(
+    questions: Sequence[Question],
+    schemas: Mapping[str, Schema],
+    llm: LlmParams,
+    budget: Budget,
+    environment: Mapping[str, str],
+) -> Answers:
     with open_store(Path(llm.store)) as store:
         found = store.find(question.key for question in questions)
         pending = [question for question in questions if question.key not in found]
