@@ -221,6 +221,7 @@ def test_work_that_is_not_committed_is_not_overwritten(run: Run, workspace: Work
     model.mkdir()
     (model / "mine.txt").write_text("mine")
     scores = workspace.folder / "scores"
+    shutil.rmtree(scores)  # of the repository's own last run
     scores.write_text("mine, too")
     error = workspace.fetch(str(run.folder), code=2)
     (line,) = error.splitlines()

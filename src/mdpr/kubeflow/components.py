@@ -55,27 +55,48 @@ def run_component(stage_name: str, params: str, workspace: str = "", /, **ports:
                 publish_workspace(Path(workspace))
             sections = keep_state(sections, Path(workspace), paths[stage.outputs[0]])
         processes = int(os.environ.get("MDPR_PROCESSES", "1"))
-        if processes > 1:
-            _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
-        else:
-            run_stage(stage, paths, sections)
+        with _checkpoints_in(state_folder(Path(workspace), paths[stage.outputs[0]]) if workspace else None):
+            if processes > 1:
+                _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
+            else:
+                run_stage(stage, paths, sections)
         for port in stage.outputs:
             ports[port].metadata.update(summarise(paths[port]))
 
 
 def keep_state(params: Params, workspace: Path, output: Path) -> Params:
-    """`params`, whose files that must outlive the task are in a folder of its own in `workspace`; so are checkpoints.
+    """`params`, whose files that must outlive the task are in its `state_folder`.
 
-    A retry of a task has the same `output`, and finds what the attempt before it left. Tasks side by side, maybe on
-    several nodes, share no file. A store of answers with an absolute path stays, so that runs can share one.
+    A store of answers with an absolute path stays, so that runs can share one.
     """
-    own = workspace / hashlib.sha256(str(output).encode()).hexdigest()[:16]
-    own.mkdir(parents=True, exist_ok=True)
-    os.environ[CHECKPOINTS] = str(own)
+    own = state_folder(workspace, output)
     store = Path(params.describe.llm.store)
     llm = params.describe.llm.model_copy(update={"store": str(store if store.is_absolute() else own / store.name)})
     tracking = params.tracking.model_copy(update={"outbox": str(own / OUTBOX)})
     return replace(params, describe=params.describe.model_copy(update={"llm": llm}), tracking=tracking)
+
+
+def state_folder(workspace: Path, output: Path) -> Path:
+    """The task's own folder in `workspace`.
+
+    A retry of a task has the same `output`, and finds what the attempt before it left. Tasks side by side, maybe on
+    several nodes, share no file.
+    """
+    own = workspace / hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+@contextmanager
+def _checkpoints_in(folder: Path | None) -> Iterator[None]:
+    """Tell the stage, and the processes it starts, where checkpoints are kept; nothing if `folder` is None."""
+    if folder:
+        os.environ[CHECKPOINTS] = str(folder)
+    try:
+        yield
+    finally:
+        if folder:
+            del os.environ[CHECKPOINTS]
 
 
 def publish_workspace(workspace: Path) -> None:

@@ -21,6 +21,7 @@ from mdpr.kubeflow.components import (
     keep_state,
     merge_params,
     run_component,
+    state_folder,
     summarise,
 )
 from mdpr.kubeflow.views import show_confusion, show_metrics
@@ -143,13 +144,12 @@ def test_the_exit_handler_reads_the_words_of_the_backend(
     assert client.get_run(other.info.run_id).info.status == "RUNNING"
 
 
-def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(CHECKPOINTS, raising=False)
+def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path) -> None:
     params = parse_params({"describe": {"llm": {"store": "data/answers.sqlite"}}, "tune": {"epochs": 3}})
     kept, folders = [], []
     for output in ("/minio/1/a", "/minio/1/a", "/minio/2/a"):
         kept.append(keep_state(params, tmp_path, Path(output)))
-        folders.append(Path(os.environ[CHECKPOINTS]))
+        folders.append(state_folder(tmp_path, Path(output)))
     assert kept[0] == kept[1] != kept[2]
     assert folders[0] == folders[1] != folders[2]
     assert all(folder.parent == tmp_path for folder in folders)
@@ -158,4 +158,4 @@ def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path, monkeypatc
     assert kept[0].tune == params.tune
     shared = parse_params({"describe": {"llm": {"store": "/data/answers.sqlite"}}})
     assert keep_state(shared, tmp_path, Path("x")).describe.llm.store == "/data/answers.sqlite"
-    monkeypatch.delenv(CHECKPOINTS)
+    assert CHECKPOINTS not in os.environ
