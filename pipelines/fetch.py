@@ -205,7 +205,10 @@ class Workspace:
         if out is not None:
             return bool(out.status())  # type: ignore[attr-defined]  # dvc.output.Output
         scm = self.repo.scm
-        staged, unstaged, untracked = scm.status(untracked_files="normal")
+        try:
+            staged, unstaged, untracked = scm.status(untracked_files="normal")
+        except NotADirectoryError:  # a committed folder is a file now, and the library does not look further
+            return True
         inside = path.relative_to(scm.root_dir).as_posix()
         return inside in {*unstaged, *untracked, *(name for names in staged.values() for name in names)}
 
