@@ -1,6 +1,6 @@
 # make setup  a .venv from pyproject.toml and constraints.txt; does nothing when it is current
 # make demo   the whole chain on the embedded data: dvc repro, then the table, the champion and the report
-# make test   the test suite with coverage
+# make test   the test suite
 # make check  what CI runs beside the tests: lint, types, import rules, generated files
 # make docs         the documentation site, in build/site
 # make wheel        dist/mdpr-VERSION.whl
@@ -37,7 +37,7 @@ demo: setup
 
 test: setup
 	# Two workers, a file each: most tests wait for processes of their own. More torch threads than cores would only wait.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term --numprocesses $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 check: setup docs
 	$(BIN)/ruff check .

@@ -292,7 +292,7 @@ def evaluated() -> Callable[..., Path]:
     return evaluate
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, its event loop runs: no later module could call asyncio.run
 def browser() -> Iterator[Browser]:
     """The system's Chromium (`chromium`, or the path in PLAYWRIGHT_CHROMIUM_EXECUTABLE_PATH) or Playwright's own."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

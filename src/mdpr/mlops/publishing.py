@@ -280,7 +280,11 @@ def publish(store: Store, item: Item, files: Mapping[str, Path] | None = None) -
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT as CONTEXT
 
     client, run_id = store.client, mirror_run(store, item.run, item.name).run_id
-    for params in in_groups([Param(name, text) for name, text in item.params.items()], PARAMS_PER_REQUEST):
+    # A resumed run keeps the parameters it began with: MLflow never changes one, and only what leaves the result as it
+    # is (workers, device) may differ then.
+    known = client.get_run(run_id).data.params if item.params else {}
+    new_params = [Param(name, text) for name, text in item.params.items() if name not in known]
+    for params in in_groups(new_params, PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=params)
     for tags in in_groups([RunTag(name, text) for name, text in item.tags.items()], PARAMS_PER_REQUEST):
         client.log_batch(run_id, tags=tags)

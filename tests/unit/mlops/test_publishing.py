@@ -228,6 +228,16 @@ def test_a_resumed_run_goes_on_where_it_was(
     assert store.client.get_run(killed).info.status == "FINISHED"
 
 
+def test_a_resumed_run_keeps_the_parameters_it_began_with(store: Store, tracking: TrackingParams) -> None:
+    with open_run(tracking, "tune", {"tune.workers": 0}, {}) as begun:
+        pass
+    with open_run(tracking, "tune", {"tune.workers": 1, "tune.device": "cpu"}, {}, run_id=begun.run_id) as run:
+        assert run.run_id == begun.run_id
+    run_in_store = store.client.get_run(begun.run_id)
+    assert run_in_store.data.params == {"tune.workers": "0", "tune.device": "cpu"}
+    assert run_in_store.info.status == "FINISHED"
+
+
 def test_a_live_run_is_left_alone(store: Store, tracking: TrackingParams, outbox: Path) -> None:
     with open_run(tracking, "tune", {}, {}) as run:
         run._retry_at_s = float("inf")
