@@ -1,8 +1,6 @@
 """The content of prepared/ as the tables that the expectations check: one per split, of the classes, of the profile.
 
-Every image is decoded once, a few at a time. Pictures that look alike are found by pHash: the 8 x 8 lowest frequencies
-of the cosine transform of the picture, grey and 32 x 32, each compared with their median (Zauner, Implementation and
-Benchmarking of Perceptual Image Hash Functions, 2010).
+Every image is decoded once, a few at a time.
 """
 
 from __future__ import annotations
@@ -16,87 +14,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from mdpr.artifacts import SPLITS, ClassInfo, DataCard, ImageFile, Split, image_batches, open_images, read_images
 from mdpr.data.intake import map_in_order
+from mdpr.data.near_duplicates import NOTHING, grey_thumbnail, nearest_within, perceptual_hashes
 from mdpr.data.splits import PROFILES
 from mdpr.errors import ArtifactError, DataError
 from mdpr.images.decoding import decode_image, pixel_digest, quiet_pillow
 from mdpr.progress import track
 
-SIDE_PX = 32
 THUMBNAIL_PX = 64
-FREQUENCIES = 8
-HASH_BITS = FREQUENCIES**2
-COMPARED_TOGETHER = 4_000_000  # candidate pairs in memory at one time
-NOTHING = -1
-
-
-def grey_thumbnail(image: Image.Image) -> bytes:
-    """What the hash sees of a picture: 32 x 32 grey values, row by row."""
-    return image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX).convert("L").tobytes()
-
-
-def perceptual_hashes(thumbnails: list[bytes]) -> np.ndarray:
-    """uint64 (N,), one hash a thumbnail."""
-    grey_NHW = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, SIDE_PX, SIDE_PX).astype(np.float32)
-    k, n = np.arange(FREQUENCIES)[:, None], np.arange(SIDE_PX)
-    cosine_kn = np.cos(np.pi * k * (2 * n + 1) / (2 * SIDE_PX)).astype(np.float32)
-    low_Nf = (cosine_kn @ grey_NHW @ cosine_kn.T).reshape(-1, HASH_BITS)
-    above_Nf = low_Nf > np.median(low_Nf, axis=1, keepdims=True)
-    return np.packbits(above_Nf, axis=1).view(">u8").ravel().astype(np.uint64)
-
-
-def nearest_within(known_M: np.ndarray, asked_N: np.ndarray, max_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each hash of `asked_N` the first nearest of `known_M` that differs in at most `max_bits` bits.
-
-    Returns its index (int64, `NOTHING` where there is none) and the number of bits. Exact, without comparing
-    all pairs: of max_bits + 1 bands, two such hashes must agree in at least one whole band.
-    """
-    known, first_known = np.unique(known_M, return_index=True)
-    asked, asked_as = np.unique(asked_N, return_inverse=True)
-    best_bits = np.full(len(asked), max_bits + 1, np.int64)
-    best_index = np.full(len(asked), NOTHING, np.int64)
-    edges = np.linspace(0, HASH_BITS, max_bits + 2).astype(int)
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        shift, mask = np.uint64(low), np.uint64(2 ** (high - low) - 1)
-        band_M, band_N = (known >> shift) & mask, (asked >> shift) & mask
-        order = np.argsort(band_M, kind="stable")
-        start_N = np.searchsorted(band_M[order], band_N, "left")
-        count_N = np.searchsorted(band_M[order], band_N, "right") - start_N
-        for block in _blocks(count_N):
-            rows = np.repeat(block, count_N[block])
-            within = np.arange(len(rows)) - np.repeat(np.cumsum(count_N[block]) - count_N[block], count_N[block])
-            found = order[start_N[rows] + within]
-            bits = np.bitwise_count(known[found] ^ asked[rows]).astype(np.int64)
-            _keep_best(best_bits, best_index, rows, bits, first_known[found])
-    return best_index[asked_as], best_bits[asked_as]
-
-
-def _keep_best(
-    best_bits: np.ndarray, best_index: np.ndarray, rows: np.ndarray, bits: np.ndarray, index: np.ndarray
-) -> None:
-    """Lay the candidates over the best so far: fewer bits first, then the lower index."""
-    near = bits <= best_bits[rows]
-    rows, bits, index = rows[near], bits[near], index[near]
-    order = np.lexsort((index, bits, rows))
-    rows, bits, index = rows[order], bits[order], index[order]
-    rows, first = np.unique(rows, return_index=True)
-    bits, index = bits[first], index[first]
-    tied = (bits == best_bits[rows]) & (best_index[rows] != NOTHING)
-    better = (bits < best_bits[rows]) | (tied & (index < best_index[rows]))
-    best_bits[rows[better]] = bits[better]
-    best_index[rows[better]] = index[better]
-
-
-def _blocks(count_N: np.ndarray) -> list[np.ndarray]:
-    """The rows that have candidates, in runs of about `COMPARED_TOGETHER` candidates."""
-    rows = np.flatnonzero(count_N)
-    if not rows.size:
-        return []
-    run = np.cumsum(count_N[rows]) // COMPARED_TOGETHER
-    return np.split(rows, np.flatnonzero(np.diff(run)) + 1)
 
 
 class Inspected(NamedTuple):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.fft import dct
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
-from mdpr.data.inventory import NOTHING, grey_thumbnail, nearest_within, perceptual_hashes
+from mdpr.data.near_duplicates import NOTHING, grey_thumbnail, groups_within, nearest_within, perceptual_hashes
 
 RNG = np.random.default_rng(3)
 
@@ -53,6 +55,18 @@ def test_search_equals_comparing_all_pairs(max_bits: int) -> None:
     assert np.array_equal(index != NOTHING, near)
     assert np.array_equal(bits[near], distance.min(axis=1)[near])
     assert np.array_equal(index[near], distance.argmin(axis=1)[near])  # the first of the nearest
+
+
+@pytest.mark.parametrize("max_bits", [0, 1, 4])
+def test_groups_are_the_components_of_all_pairs(max_bits: int) -> None:
+    chain = [np.uint64(2**length - 1) for length in range(0, 60, 2)]  # each two bits from the next
+    hashes = np.concatenate([RNG.integers(0, 2**64, 50, np.uint64), np.array(chain), np.array(chain)])
+    near = np.bitwise_count(hashes[None, :] ^ hashes[:, None]) <= max_bits
+    components, expected = connected_components(coo_matrix(near), directed=False)
+    group = groups_within(hashes, max_bits)
+    assert len(set(group)) == components
+    assert len(set(zip(group, expected, strict=True))) == components
+    assert groups_within(np.empty(0, np.uint64), max_bits).size == 0
 
 
 def test_nothing_to_compare() -> None:
