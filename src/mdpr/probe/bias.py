@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdpr.model.backbone import Backbone
+from mdpr.probe.prior import fit_calibration
 
-MAX_ITERATIONS = 200
 BLOCK_ROWS = 256  # rows of a matrix of C columns that are worked on at once
 
 
@@ -65,34 +65,10 @@ def _rivals_of(row_c: np.ndarray, confusion_cC: np.ndarray, text_Cd: np.ndarray)
 
 
 def estimate_log_prior(logits_NC: Tensor, label_N: Tensor, shrinkage: float) -> Tensor:
-    """log q, shape (C,), with sum(q) = 1.
+    """log q, shape (C,), with sum(q) = 1: the prior whose removal calibrates the logits (`mdpr.probe.prior`).
 
-    Minimises, over theta = log q up to a constant, the mean over classes of the cross entropy of logits - theta, plus
-    `shrinkage` times the variance of theta. The problem is convex; the shrinkage pulls towards the uniform prior and
-    keeps classes of one image from running away. Computed by L-BFGS in float64, over blocks of images.
+    `shrinkage` times the variance of log q is added to the loss: it pulls towards the uniform prior.
     """
-    classes = logits_NC.shape[1]
-    counts_C = torch.bincount(label_N, minlength=classes)
-    weight_N = 1 / (counts_C[label_N].double() * (counts_C > 0).sum())
-    theta_C = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [theta_C],
-        max_iter=MAX_ITERATIONS,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        total = shrinkage * theta_C.var(unbiased=False)
-        total.backward()
-        blocks = (item.split(BLOCK_ROWS) for item in (logits_NC, label_N, weight_N))
-        for logits_nC, label_n, weight_n in zip(*blocks, strict=True):
-            loss = weight_n @ F.cross_entropy(logits_nC.double() - theta_C, label_n, reduction="none")
-            loss.backward()
-            total = total + loss.detach()
-        return total.detach()
-
-    optimizer.step(objective)
-    return F.log_softmax(theta_C.detach(), dim=0)
+    logits, classes = logits_NC.numpy(), logits_NC.shape[1]
+    found = fit_calibration(logits, label_N.numpy(), classes, shrinkage=shrinkage, fit_scale=False)
+    return torch.from_numpy(found.log_prior_C)
