@@ -41,7 +41,7 @@ BACKOFF_S = 30  # pause before the first retry, doubled for each one after it
 # A task may wait for a node before each attempt. Argo counts the wait, and ends every retry when the time is up.
 WAITING_S = 24 * 3600
 
-# Kubernetes secrets in the namespace of the run (pipelines/README.md), and the keys in them.
+# Kubernetes secrets in the namespace of the run (docs/how-to/cluster.md), and the keys in them.
 MLFLOW_SECRET = "mdpr-mlflow"  # noqa: S105 - the name of a secret, not a secret
 MLFLOW_KEYS = ("MLFLOW_TRACKING_URI",)
 MLFLOW_LOGIN_SECRET = "mdpr-mlflow-login"  # noqa: S105 - only if the server or its store needs a login

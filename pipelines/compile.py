@@ -1,6 +1,6 @@
 """`mdpr pipeline compile`: the pipelines as YAML, in two documents: the graph, and its Kubernetes options.
 
-The graphs in pipelines/README.md are drawn from the same YAML, as Mermaid, and checked with it.
+The graphs in pipelines/graphs.md are drawn from the same YAML, as Mermaid, and checked with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.graphs import VARIANTS
 from pipelines.options import cluster_option, read_params
 
 FOLDER = Path(__file__).resolve().parent  # of the pipelines compiled for the default profile; CI fails if one is stale
-README = "README.md"
+GRAPHS = "graphs.md"
 MARKS = ("<!-- graph of {} -->", "<!-- end of the graph -->")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's reads a compiled pipeline ten times faster
 NOTE = """\
@@ -44,11 +44,11 @@ def compiled(folder: Path, variant: str) -> Path:
 
 
 def stale(folder: Path, profile: ClusterProfile) -> list[Path]:
-    """The files in `folder` that compiling now would change: compiled pipelines, and the README with their graphs."""
+    """The files in `folder` that compiling now would change: compiled pipelines, and the page with their graphs."""
     with tempfile.TemporaryDirectory() as name:
         fresh = Path(name)
-        if (folder / README).is_file():
-            (fresh / README).write_bytes((folder / README).read_bytes())
+        if (folder / GRAPHS).is_file():
+            (fresh / GRAPHS).write_bytes((folder / GRAPHS).read_bytes())
         return [
             folder / path.name
             for path in write_pipelines(fresh, profile)
@@ -57,16 +57,16 @@ def stale(folder: Path, profile: ClusterProfile) -> list[Path]:
 
 
 def write_pipelines(folder: Path, profile: ClusterProfile) -> list[Path]:
-    """Compile every pipeline into `folder`, and draw them in the README that lies there; returns what was written."""
+    """Compile every pipeline into `folder`, and draw them in the page that lies there; returns what was written."""
     written = []
     for variant in VARIANTS:
         compile_pipeline(compiled(folder, variant), profile, variant)
         written.append(compiled(folder, variant))
-    readme = folder / README
-    if readme.is_file():
+    page = folder / GRAPHS
+    if page.is_file():
         graphs = {variant: compiled(folder, variant) for variant in VARIANTS}
-        readme.write_text(with_pictures(readme.read_text("utf-8"), graphs), "utf-8")
-        written.append(readme)
+        page.write_text(with_pictures(page.read_text("utf-8"), graphs), "utf-8")
+        written.append(page)
     return written
 
 
@@ -121,7 +121,7 @@ def with_pictures(text: str, graphs: Mapping[str, Path]) -> str:
         start, end = MARKS[0].format(name), MARKS[1]
         parts = re.split(f"({re.escape(start)}).*?({re.escape(end)})", text, flags=re.S)
         if len(parts) != 4:  # before, the two marks, after
-            raise ConfigError(f"the README must hold the lines {start} and {end} once: put them back")
+            raise ConfigError(f"{GRAPHS} must hold the lines {start} and {end} once: put them back")
         before, *_, after = parts
         text = f"{before}{start}\n```mermaid\n{draw(file)}\n```\n{end}{after}"
     return text
@@ -156,7 +156,7 @@ def package(profile: ClusterProfile, variant: str = "training") -> Iterator[Path
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file is stale.")
 @cluster_option
 def compile_command(output: Path, check: bool, profile_file: Path | None) -> None:
-    """Compile the pipelines, and draw their graphs in the README beside them."""
+    """Compile the pipelines, and draw their graphs in graphs.md beside them."""
     profile = read_profile(profile_file)
     if check:
         if faulty := stale(output, profile):

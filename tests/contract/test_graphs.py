@@ -10,7 +10,7 @@ import pytest
 import yaml
 from components.readme import load_component
 from pipelines.cluster import ClusterProfile
-from pipelines.compile import FOLDER, README, draw, stale, with_pictures, write_pipelines
+from pipelines.compile import FOLDER, GRAPHS, draw, stale, with_pictures, write_pipelines
 from pipelines.graphs import CHOICES, VARIANTS
 from pipelines.options import arguments, read_params
 
@@ -200,13 +200,13 @@ def test_the_picture_of_the_sweep_goes_through_the_loop() -> None:
 
 
 def test_a_file_that_is_missing_or_changed_is_stale(tmp_path: Path) -> None:
-    for name in ("training.yaml", "knowledge.yaml", README):
+    for name in ("training.yaml", "knowledge.yaml", GRAPHS):
         shutil.copy(FOLDER / name, tmp_path / name)
-    text = (tmp_path / README).read_text("utf-8")
-    (tmp_path / README).write_text(text.replace("for-loop-2 -- model --> select", "for-loop-2 --> select"), "utf-8")
-    assert [path.name for path in stale(tmp_path, ClusterProfile())] == ["sweep.yaml", README]
+    text = (tmp_path / GRAPHS).read_text("utf-8")
+    (tmp_path / GRAPHS).write_text(text.replace("for-loop-2 -- model --> select", "for-loop-2 --> select"), "utf-8")
+    assert [path.name for path in stale(tmp_path, ClusterProfile())] == ["sweep.yaml", GRAPHS]
     write_pipelines(tmp_path, ClusterProfile())
-    assert (tmp_path / README).read_text("utf-8") == text
+    assert (tmp_path / GRAPHS).read_text("utf-8") == text
 
 
 @pytest.mark.parametrize("text", ["", "<!-- graph of training --> <!-- graph of training -->"])
