@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 ROW_GROUP_IMAGES = 1000
-ROW_GROUP_BYTES = 64 * 2**20  # of images, so that large photographs do not add up
+ROW_GROUP_BYTES = 8 * 2**20  # of images; buffers of this size are used again, larger ones are mapped anew each time
+BATCH_BYTES = 64 * 2**20  # of images that are read together
 GAP_BYTES = 4 * 2**20  # a page's header, or the paths and labels between two row groups, fit in here
 
 
@@ -98,11 +99,11 @@ def open_images(path: Path) -> pq.ParquetFile:
 
 
 def image_batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of `columns` in order, about `ROW_GROUP_BYTES` and at most `ROW_GROUP_IMAGES` of them at a time."""
+    """The rows of `columns` in order, about `BATCH_BYTES` and at most `ROW_GROUP_IMAGES` of them at a time."""
     metadata = file.metadata
     total_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     mean_bytes = max(1, total_bytes // max(1, metadata.num_rows))
-    rows = max(1, min(ROW_GROUP_IMAGES, ROW_GROUP_BYTES // mean_bytes))
+    rows = max(1, min(ROW_GROUP_IMAGES, BATCH_BYTES // mean_bytes))
     yield from file.iter_batches(rows, columns=list(columns), use_threads=False)
 
 

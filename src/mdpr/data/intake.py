@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,8 @@ LOGGED = 20  # faults one by one; all are in card.json
 EXAMPLES = 3
 MAX_REASONS = 20
 MAX_THREADS = 16
-TASK_ITEMS = 16  # together in one task: starting a task costs as much as decoding a tiny image
+TASK_S = 0.005  # of work in one task: starting one costs as much as decoding a tiny image
+MAX_TASK_ITEMS = 64
 
 KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -125,33 +127,60 @@ def read_list(file: Path, missing: str) -> str:
     return read_text(file, DataError)
 
 
-def check_link(path: Path, root: Path, where: str, *, follow: bool) -> None:
-    """Raises `DataError` if `path` leads out of `root` through a link, unless links are followed (or in a circle)."""
-    if follow:
-        return
-    real, real_root = os.path.realpath(path), os.path.realpath(root)
-    if real != real_root and not real.startswith(f"{real_root.rstrip(os.sep)}{os.sep}"):
-        raise DataError(
-            f"{where} leads out of {root} through a link: copy what it leads to, or set prepare.follow_links: true"
-        )
+class Links:
+    """The rule for symbolic links that lead out of `root`: refused unless `follow` is set.
+
+    A folder's real path is looked up once: a folder of images has thousands of paths.
+    """
+
+    def __init__(self, root: Path, *, follow: bool) -> None:
+        self.root = root
+        self._follow = follow
+        self._real_folders: dict[str, str] = {}
+
+    def check(self, path: str, where: str) -> None:
+        """Raises `DataError` if `path` leads out of the root through a link, and links are not followed."""
+        if self._follow:
+            return
+        folder, name = os.path.split(path)
+        real = os.path.realpath(path) if os.path.islink(path) else os.path.join(self._real(folder), name)
+        real_root = self._real(str(self.root))
+        if real != real_root and not real.startswith(f"{real_root.rstrip(os.sep)}{os.sep}"):
+            raise DataError(
+                f"{where} leads out of {self.root} through a link: copy what it leads to, or set "
+                "prepare.follow_links: true"
+            )
+
+    def _real(self, folder: str) -> str:
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return self._real_folders[folder]
 
 
 def map_in_order(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
     """`function` of every item, in order. Pillow decodes, and files are read, outside the interpreter's lock.
 
-    At most (threads + 2) * `TASK_ITEMS` items are under way, however slowly results are taken.
+    Items go to threads in groups of about `TASK_S`; threads + 2 groups are under way, however slowly results are taken.
     """
+
+    def work(group: list[ItemT]) -> tuple[list[ResultT], float]:
+        started = time.perf_counter()
+        return [function(item) for item in group], time.perf_counter() - started
+
     threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     iterator = iter(items)
-    under_way: deque[Future[list[ResultT]]] = deque()
+    under_way: deque[Future[tuple[list[ResultT], float]]] = deque()
+    size = 1
     with ThreadPoolExecutor(threads) as pool:
         try:
-            while group := list(islice(iterator, TASK_ITEMS)):
-                under_way.append(pool.submit(lambda group: [function(item) for item in group], group))
+            while group := list(islice(iterator, size)):
+                under_way.append(pool.submit(work, group))
                 if len(under_way) > threads + 1:
-                    yield from under_way.popleft().result()
+                    results, seconds = under_way.popleft().result()
+                    size = max(1, min(MAX_TASK_ITEMS, int(len(results) * TASK_S / max(seconds, 1e-9))))
+                    yield from results
             while under_way:
-                yield from under_way.popleft().result()
+                yield from under_way.popleft().result()[0]
         finally:  # taken no further, or an error: what has not started need not run
             for task in under_way:
                 task.cancel()

@@ -17,7 +17,7 @@ from mdpr.errors import ArtifactError
 RNG = np.random.default_rng(0)
 
 
-def records(count: int, sizes: tuple[int, ...] = (1, 7, 500, 70_000)) -> list[ImageRecord]:
+def records(count: int, sizes: tuple[int, ...] = (1, 7, 500, 20_000)) -> list[ImageRecord]:
     return [ImageRecord(RNG.bytes(sizes[row % len(sizes)]), f"folder é/{row}.png", row % 3) for row in range(count)]
 
 

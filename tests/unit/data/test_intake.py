@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mdpr.data.intake import MAX_THREADS, TASK_ITEMS, map_in_order
+from mdpr.data.intake import MAX_TASK_ITEMS, MAX_THREADS, map_in_order
 
 
 def test_results_keep_the_order_of_the_items() -> None:
@@ -29,7 +29,7 @@ def test_no_more_is_read_than_is_under_way() -> None:
     results = map_in_order(str, items())
     for taken in range(1, 200):
         next(results)
-        assert read - taken <= (MAX_THREADS + 2) * TASK_ITEMS
+        assert read - taken <= (MAX_THREADS + 2) * MAX_TASK_ITEMS
     results.close()
     assert read < 10_000
 

@@ -8,13 +8,14 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from mdpr.artifacts import Split
 from mdpr.data.class_list import CLASS_LIST, NAMES_FILE, name_labels
-from mdpr.data.intake import IntakeLog, check_link, utf8_name
+from mdpr.data.intake import IntakeLog, Links, utf8_name
 from mdpr.data.sources.source import FileSplit, Place, Source
 from mdpr.errors import DataError, printable
 from mdpr.images.decoding import IMAGE_SUFFIXES, is_image
@@ -74,6 +75,10 @@ class Walk:
     def of(cls, place: Place) -> Walk:
         params = place.params
         return cls(place.root, params.class_depth, params.follow_links, place.reads_test, place.log)
+
+    @cached_property
+    def _links(self) -> Links:
+        return Links(self.root, follow=self.follow_links)
 
     def split_folders(self) -> dict[Split, Path]:
         """The folder of each split; the root itself is train if there are no splits."""
@@ -183,7 +188,7 @@ class Walk:
         try:
             if real == root or os.path.commonpath([real, root]) in (real, root):
                 raise DataError(f"{printable(folder)} is a link to a folder above it or inside the source: remove it")
-            check_link(Path(folder), self.root, printable(folder), follow=self.follow_links)
+            self._links.check(folder, printable(folder))
             if any(os.path.commonpath([real, other]) in (real, other) for other in self.linked):
                 raise DataError(f"{printable(folder)} is a link to a folder that another link leads to: remove one")
         except DataError as error:
@@ -222,7 +227,7 @@ class Walk:
             if not entry.is_file():
                 raise DataError(f"{printable(entry.path)} is not a regular file: remove it")
             if entry.is_symlink():
-                check_link(Path(entry.path), self.root, printable(entry.path), follow=self.follow_links)
+                self._links.check(entry.path, printable(entry.path))
         except DataError as error:
             self.log.bad(error)
             return False

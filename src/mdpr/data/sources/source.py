@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from PIL import Image
 from mdpr.artifacts import Split, image_batches, open_images
 from mdpr.artifacts.truth import Truth
 from mdpr.data.class_list import ClassName
-from mdpr.data.intake import IntakeLog, check_link, read_file
+from mdpr.data.intake import IntakeLog, Links, read_file
 from mdpr.errors import DataError, printable
 from mdpr.images.decoding import MAX_BYTES
 from mdpr.params import PrepareParams
@@ -59,6 +59,10 @@ class FileSplit:
     origins: Sequence[str] | None = None
     follow_links: bool = False
 
+    @cached_property
+    def _links(self) -> Links:
+        return Links(self.root, follow=self.follow_links)
+
     def images(self, rows: np.ndarray) -> Iterator[SourceImage]:
         for row in rows.tolist():
             file = self.root / self.files[row]
@@ -68,7 +72,7 @@ class FileSplit:
             )
 
     def _read(self, file: Path, where: str) -> bytes:
-        check_link(file, self.root, where, follow=self.follow_links)
+        self._links.check(str(file), where)
         return read_file(file, where, MAX_BYTES)
 
 
