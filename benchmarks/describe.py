@@ -100,6 +100,8 @@ def make_inputs(folder: Path, names: Sequence[str]) -> None:
         zero_shot_C=even_C,
         log_prior_C=np.log(even_C),
         text_Cd=np.eye(8, dtype=np.float32)[np.arange(classes) % 8],
+        image_Cd=np.eye(8, dtype=np.float32)[np.arange(classes) % 8],
+        train_images_C=np.ones(classes, dtype=np.int64),
         logit_scale=100.0,
         fingerprint="none",
     )

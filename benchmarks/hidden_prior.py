@@ -32,7 +32,7 @@ from mdpr.evaluation.metrics import class_recall
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
 from mdpr.params import load_params
-from mdpr.probe.bias import estimate_log_prior
+from mdpr.probe.bias import choose_shrinkage, estimate_log_prior
 from mdpr.progress import track
 from mdpr.stages.stage import load_stage, run_stage
 
@@ -67,7 +67,10 @@ def main() -> None:
         text_Cd, count_C = torch.as_tensor(probe.text_Cd), [truth[name] for name in names]
         cosine_NC = image_Nd @ text_Cd.T
         logits_NC = probe.logit_scale * cosine_NC
-        untailed_C = estimate_log_prior(logits_NC, torch.from_numpy(label_N), params.probe.prior_shrinkage)
+        shrinkage = params.probe.prior_shrinkage
+        if shrinkage is None:
+            shrinkage = choose_shrinkage(logits_NC, torch.from_numpy(label_N))
+        untailed_C = estimate_log_prior(logits_NC, torch.from_numpy(label_N), shrinkage)
         known_C = [cosine_NC[label_N == index, index].mean().item() for index in range(len(names))]
         rows.append(
             {

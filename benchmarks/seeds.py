@@ -55,7 +55,7 @@ class Ground:
         """A trained model, of the epoch that is best on validation."""
         data = TrainingData.read(self.prepared, self.frozen, tune)
         seed_everything(tune.seed)
-        model = MDPR(self.frozen, [item.name for item in self.classes], tune, features)
+        model = MDPR(self.frozen, [item.name for item in self.classes], tune, features, self.probe)
         model.load_learned_state(fit(model, Objective(model, data.counts, features), data).state)
         return model
 

@@ -2,14 +2,17 @@
 
     python -m benchmarks.speed --classes 100 1000 --batch 128 --backbone ViT-B-16 --device cuda [--json]
     python -m benchmarks.speed --classes 100 --batch 16 --device cpu --only step
+    python -m benchmarks.speed --classes 1000 --batch 16 --only step eval --prompting lora --head cosine
 
 Three computations in turn, in one process, on the same random weights (medians):
     published  benchmarks.published: 77 text tokens a class, repeated tensors, text again for every evaluation batch
     ours       mdpr as it trains and evaluates
-    floor      our own image tower alone, with its prompts; forward and backward for a step
+    floor      our own image tower alone, with its prompts or adapters, forward and backward for a step; in evaluation
+               adapters are left out: that is the frozen tower
 Figures end in _c<number of classes>. On a machine whose memory cannot hold the published text tower's activations,
 --checkpoint-published recomputes them; one text forward is then taken off its time again. --skip-published leaves the
-published computation out, and the figures that compare with it.
+published computation out, and the figures that compare with it; other tuners, heads and routers than the published
+ones do the same.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.model.routing import ROUTERS, AttentionRouter, Routed
 from mdpr.model.towers import prompted_image_features
+from mdpr.model.tuners import TUNERS
 from mdpr.params import DIMENSIONS, TuneParams
 from mdpr.training.losses import Objective
 
@@ -54,6 +58,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast, for all three")
     parser.add_argument("--context-tokens", type=int, default=16)
     parser.add_argument("--depth", type=int, default=9)
+    parser.add_argument("--prompting", choices=TUNERS, default="maple", help="tuner")
+    parser.add_argument("--head", choices=["text", "cosine"], default="text")
+    parser.add_argument("--routing", choices=["on", "off"], default="on")
     parser.add_argument("--router", choices=ROUTERS, default="attention", help="paired_gate: no published computation")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--only", choices=["step", "routing", "eval"], nargs="+", default=["step", "routing", "eval"])
@@ -61,7 +68,10 @@ def main() -> None:
     parser.add_argument("--skip-published", action="store_true", help="only what compares with the floor: minutes less")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
-    arguments.skip_published |= arguments.router != "attention"
+    chosen = (arguments.prompting, arguments.head, arguments.routing, arguments.router)
+    arguments.skip_published |= chosen != ("maple", "text", "on", "attention")
+    if arguments.routing == "off":
+        arguments.only = [name for name in arguments.only if name != "routing"]
     logging.getLogger().setLevel(logging.ERROR)
 
     figures: dict[str, float] = {}
@@ -117,7 +127,9 @@ class Bench:
         self.skip_published = arguments.skip_published
         names = class_names(classes)
         params = TuneParams(
-            prompting="maple",
+            prompting=arguments.prompting,
+            head=arguments.head,
+            routing=arguments.routing == "on",
             context_tokens=arguments.context_tokens,
             prompt_depth=arguments.depth,
             context_init="",
@@ -136,7 +148,7 @@ class Bench:
         )
         self.model = MDPR(frozen, names, params, features)
         self.objective = Objective(self.model, np.full(classes, 10).tolist(), features)
-        self.published = Published(self.model, names, arguments.checkpoint_published)
+        self.published = None if self.skip_published else Published(self.model, names, arguments.checkpoint_published)
         size = frozen.image_size_px
         self.image = torch.randn(arguments.batch, 3, size, size, generator=generator).to(self.device)
         self.label = torch.randint(classes, (arguments.batch,), generator=generator).to(self.device)
@@ -144,9 +156,13 @@ class Bench:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6)
 
     def compare(self, calls: dict[str, Callable[[], object]]) -> dict[str, Cost]:
-        """The costs of `calls`, without the published one where it is skipped."""
+        """The costs of `calls`, without the published one if it is skipped."""
         chosen = {name: call for name, call in calls.items() if not (name == "published" and self.skip_published)}
         return compare(chosen, self.device, self.repeats)
+
+    def run_published(self, *inputs: Tensor) -> Any:
+        assert self.published is not None
+        return self.published(*inputs)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
@@ -159,25 +175,30 @@ class Bench:
         loss.backward()
         self.optimizer.step()
 
-    def tower(self) -> Tensor:
+    def tower(self, adapted: bool) -> Tensor:
+        prompts = self.model.tuner()
         with self.autocast():
-            return prompted_image_features(self.model.backbone.visual, self.image, self.model.tuner().visual)
+            return prompted_image_features(
+                self.model.backbone.visual, self.image, prompts.visual, adapters=prompts.adapters if adapted else ()
+            )
 
     def tower_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.tower().sum().backward()
+        features_Bd = self.tower(adapted=True)
+        if features_Bd.requires_grad:  # nothing of it learns with tune.prompting = none
+            features_Bd.sum().backward()
 
 
 def measure_step(bench: Bench) -> dict[str, Cost]:
     bench.model.train()
     costs = bench.compare(
         {
-            "published": lambda: bench.train_step(bench.published),
+            "published": lambda: bench.train_step(bench.run_published),
             "ours": lambda: bench.train_step(bench.model),
             "floor": bench.tower_step,
         }
     )
-    if bench.published.checkpoint_text and "published" in costs:
+    if bench.published is not None and bench.published.checkpoint_text:
         with torch.no_grad(), bench.autocast():
             again = timed(bench.published.text_features, bench.device)
         costs["published"] = Cost(costs["published"].seconds - again, costs["published"].peak_mib)
@@ -222,11 +243,11 @@ def measure_eval(bench: Bench) -> dict[str, Cost]:
     @torch.inference_mode()
     def published() -> None:
         with bench.autocast():
-            bench.published(bench.image)
+            bench.run_published(bench.image)
 
     @torch.inference_mode()
     def floor() -> None:
-        bench.tower()
+        bench.tower(adapted=False)
 
     return bench.compare({"published": published, "ours": ours, "floor": floor})
 

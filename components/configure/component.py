@@ -66,7 +66,7 @@ def configure(
         llm_vendor: A model_provider of LangChain's init_chat_model, such as anthropic, google_genai, azure_openai or bedrock_converse; openai also for other servers with its protocol (vLLM, Ollama, llama.cpp) at base_url (describe.llm.vendor).
         llm_model: The chat model; its key is in the Kubernetes secret mdpr-llm (describe.llm.model).
         llm_base_url: Address of the server; empty: the vendor's own address (describe.llm.base_url).
-        prompting: Prompt tuner: none, coop, vpt, ivlp or maple (tune.prompting).
+        prompting: Tuner: none, coop, vpt, ivlp, maple (prompts); adaptformer, lora, ssf or bitfit (adapters) (tune.prompting).
         routing: The MDPR branch; false gives the plain prompt tuner (tune.routing).
         base_loss: Loss of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced (tune.base_loss).
         epochs: Passes over the training set (tune.epochs).

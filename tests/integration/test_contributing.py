@@ -60,16 +60,16 @@ def test_a_tuner_a_router_a_sampler_and_a_loss_train(project: Path, encoded: Map
     """All at once, because each needs a training run."""
     edit(
         project,
-        "src/mdpr/model/prompting.py",
+        "src/mdpr/model/tuners.py",
         "TUNERS: dict",
         "def _mine(backbone, params, classes):\n    return _coop(backbone, params, classes)\n\n\nTUNERS: dict",
     )
-    into_table(project, "src/mdpr/model/prompting.py", "TUNERS", '"mine": _mine,')
+    into_table(project, "src/mdpr/model/tuners.py", "TUNERS", '"mine": _mine,')
     edit(
         project,
         "src/mdpr/params/tuning.py",
-        'Literal["none", "coop", "vpt", "ivlp", "maple"]',
-        'Literal["none", "coop", "vpt", "ivlp", "maple", "mine"]',
+        '"ssf", "bitfit"]',
+        '"ssf", "bitfit", "mine"]',
     )
     edit(
         project,

@@ -22,6 +22,9 @@ NAMES = (
     "fashion-mnist-lt",
     "imagenet-lt",
     "inat2018",
+    "lift-cifar100",
+    "lift-imagenet-lt",
+    "lift-places-lt",
     "own-data",
     "places-lt",
 )
@@ -75,9 +78,21 @@ def test_the_embedded_recipe_is_the_shipped_params_yaml(project_root: Path) -> N
     assert parse_params(yaml.safe_load(text)) == load_params(project_root / "params.yaml")
 
 
+@pytest.mark.parametrize(("name", "data"), [(f"lift-{key}", key) for key in ("imagenet-lt", "places-lt")])
+def test_lifts_recipes_cut_the_same_data(name: str, data: str) -> None:
+    lift, ours = (parse_params(yaml.safe_load(params_text(read_recipe(key), None))) for key in (name, data))
+    assert (lift.prepare, lift.backbone) == (ours.prepare, ours.backbone)
+    tune = lift.tune
+    assert (tune.prompting, tune.head, tune.head_scale, tune.routing) == ("adaptformer", "cosine", 25, False)
+    assert (tune.base_loss, lift.evaluate.test_time) == ("logit_adjusted", "lift")
+    assert parse_params(yaml.safe_load(params_text(read_recipe(name), "mdpr"))).tune.routing
+
+
 def test_published_figures_say_where_they_are_from() -> None:
     figures = {name: read_recipe(name).published for name in NAMES}
-    assert {name for name, items in figures.items() if items} == {"cifar100-lt", "imagenet-lt", "places-lt"}
+    data = {"cifar100-lt", "imagenet-lt", "places-lt"}
+    lift = {"lift-cifar100", "lift-imagenet-lt", "lift-places-lt"}
+    assert {name for name, items in figures.items() if items} == data | lift
     assert all(item.source and item.method for items in figures.values() for item in items)
 
 

@@ -172,6 +172,8 @@ PROBE = TensorFormat(
         "zero_shot_C": Array("C", 0, 1),
         "log_prior_C": Array("C", high=0, sums="exp"),
         "text_Cd": Array("Cd", -1, 1, sums="squares"),
+        "image_Cd": Array("Cd", -1, 1, sums="squares"),
+        "train_images_C": Array("C", 1, dtype="int64"),
     },
     ("fingerprint", "logit_scale"),
 )
@@ -219,6 +221,8 @@ class Probe:
     zero_shot_C        accuracy per class, 0..1
     log_prior_C        log of the estimated pre-training prior (METHOD: hidden bias), sums to 1 after exp
     text_Cd            unit-length class features of the zero-shot classifier (an ensemble of templates)
+    image_Cd           unit-length mean of the frozen features of each class's training images
+    train_images_C     number of each class's training images
     logit_scale        exp of CLIP's own temperature parameter
     fingerprint        of the backbone
     """
@@ -228,6 +232,8 @@ class Probe:
     zero_shot_C: np.ndarray
     log_prior_C: np.ndarray
     text_Cd: np.ndarray
+    image_Cd: np.ndarray
+    train_images_C: np.ndarray
     logit_scale: float
     fingerprint: str
 

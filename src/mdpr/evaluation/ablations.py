@@ -178,6 +178,7 @@ class RoutingAblations:
 
 TAUS = np.linspace(0, 2, 21)  # 0: no adjustment
 FIVE_CROP_RESIZE = 8 / 7  # 256 to 224, as for ImageNet
+LIFT_RESIZE = 1 + 24 / 224  # 248 to 224 (Shi et al., LIFT, ICML 2024)
 
 
 class Flipped:
@@ -244,14 +245,41 @@ def mean_probability(log_probability_WBC: Tensor) -> Tensor:
     return log_probability_WBC.logsumexp(dim=0) - np.log(len(log_probability_WBC))
 
 
-def five_crop_transform(classifier: Classifier, flips: bool) -> ImageTransform:
+def mean_logits(log_probability_WBC: Tensor) -> Tensor:
+    """The answer of W averaged logits, as log-probabilities (B, C): what the softmax took off each view cancels."""
+    return F.log_softmax(log_probability_WBC.mean(dim=0), dim=-1)
+
+
+@dataclass(frozen=True)
+class Views:
+    """An ensemble over crops of each test image (`evaluate.test_time`).
+
+    enlarged  size of the picture that is cropped, over the model's own
+    flips     the mirror images of the crops too
+    mean      from log-probabilities of the views (W, B, C) to the answer's (B, C)
+    """
+
+    enlarged: float
+    flips: bool
+    mean: Callable[[Tensor], Tensor]
+
+
+VIEWS = {
+    "five_crop": Views(FIVE_CROP_RESIZE, False, mean_probability),
+    "five_crop_flip": Views(FIVE_CROP_RESIZE, True, mean_probability),
+    "lift": Views(LIFT_RESIZE, False, mean_logits),
+}
+
+
+def five_crop_transform(classifier: Classifier, views: Views) -> ImageTransform:
     """Corners and centre of a somewhat larger picture, (W, 3, H, W) with W = 5, or 10 with their mirror images."""
-    fixed = partial(_crops, size_px=classifier.image_size_px, flips=flips)
+    size_px = classifier.image_size_px
+    fixed = partial(_crops, size_px=size_px, larger_px=round(size_px * views.enlarged), flips=views.flips)
     mean, std = torch.tensor(classifier.image_mean), torch.tensor(classifier.image_std)
     return ImageTransform(fixed, None, mean, std)
 
 
-def _crops(image: Image.Image, size_px: int, flips: bool) -> Tensor:
-    larger = vision.resize(image, [round(size_px * FIVE_CROP_RESIZE)], interpolation=InterpolationMode.BICUBIC)
+def _crops(image: Image.Image, size_px: int, larger_px: int, flips: bool) -> Tensor:
+    larger = vision.resize(image, [larger_px], interpolation=InterpolationMode.BICUBIC)
     crops = torch.stack([vision.pil_to_tensor(crop) for crop in vision.five_crop(larger, [size_px])])
     return torch.cat([crops, crops.flip(-1)]) if flips else crops

@@ -19,13 +19,14 @@ from mdpr.artifacts import Probe, Split, read_split
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
+    VIEWS,
     BatchOutputs,
     Flipped,
     PostHoc,
     RoutingAblations,
     Variant,
+    Views,
     five_crop_transform,
-    mean_probability,
 )
 from mdpr.evaluation.metrics import ClasswiseCalibration
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions
@@ -86,12 +87,14 @@ def predict(
 
 
 @torch.inference_mode()
-def predict_views(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], name: str) -> pd.DataFrame:
-    """The mean probability over the views (B, W, 3, H, W) of every image, as the variant `name`."""
+def predict_views(
+    classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], views: Views, name: str
+) -> pd.DataFrame:
+    """The mean answer over the views (B, W, 3, H, W) of every image, as the variant `name`."""
     recorder = PredictionRecorder()
     for views_BW3HW, label_B in batches:
         answers = [classifier(view_B3HW).fused_BC for view_B3HW in views_BW3HW.unbind(dim=1)]
-        recorder.add(label_B, {name: mean_probability(torch.stack(answers))})
+        recorder.add(label_B, {name: views.mean(torch.stack(answers))})
     return recorder.table()
 
 
@@ -114,11 +117,10 @@ def evaluate_splits(
         variants.append(Flipped(classifier))
     test = make_loader(_table(prepared, "test", look), params.batch_size)
     predicted = predict(classifier, probe, track(test, "evaluate"), variants)
-    if params.test_time.startswith("five_crop"):
-        views = five_crop_transform(classifier, flips=params.test_time == "five_crop_flip")
-        loader = make_loader(_table(prepared, "test", views), params.batch_size)
+    if views := VIEWS.get(params.test_time):
+        loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), params.batch_size)
         name = f"{params.test_time}_ensemble"
-        table = predict_views(classifier, track(loader, params.test_time), name)
+        table = predict_views(classifier, track(loader, params.test_time), views, name)
         if predicted.variants is not None:
             table = predicted.variants.join(table.drop(columns=["index", "label"]))
         predicted = replace(predicted, variants=table, kinds=predicted.kinds | {name: "robust"})

@@ -26,7 +26,7 @@ from mdpr.mlops.registry import Registry
 from mdpr.mlops.runs import RESULTS_FOLDER, add_results, lineage_tags, publish_waiting, result_metrics
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import Store, connect
-from mdpr.params import RegisterParams, TrackingParams
+from mdpr.params import RegisterParams, TrackingParams, TuneParams
 
 LABEL_SET_TAG = "mdpr.label_set"
 TEST_SET_TAG = "mdpr.test_sha256"
@@ -53,7 +53,8 @@ def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], 
     tune, classes = config.tune, len(config.class_names)
     settings = {
         "Backbone": config.fingerprint,
-        "Prompts": f"{tune.prompting}, {tune.context_tokens} tokens, depth {tune.prompt_depth}",
+        "Tuner": _tuner(tune),
+        "Head": tune.head if tune.head == "text" else f"{tune.head}, from {tune.head_init}",
         "Router": f"{tune.router_heads} heads" if tune.routing else "off",
         "Base loss": tune.base_loss,
         "Epoch chosen on validation": f"{config.selected_epoch} of {tune.epochs}",
@@ -150,6 +151,15 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
         source=version.source,
         digests=run.digests,
     )
+
+
+def _tuner(tune: TuneParams) -> str:
+    """The tuner with the settings that count for it, as text."""
+    if tune.prompting in ("adaptformer", "lora"):
+        return f"{tune.prompting}, width {tune.adapter_width or 'by the number of classes'}"
+    if tune.prompting in ("none", "ssf", "bitfit"):
+        return tune.prompting
+    return f"{tune.prompting}, {tune.context_tokens} tokens, depth {tune.prompt_depth}"
 
 
 def _ensure_results(

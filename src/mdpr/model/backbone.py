@@ -127,11 +127,12 @@ class Backbone(nn.Module):
 
     @property
     def visual(self) -> VisionTransformer:
-        """The image tower; raises `BackboneError` if prompts cannot enter it."""
+        """The image tower; raises `BackboneError` if tokens and adapters cannot enter it."""
         if not isinstance(self.clip.visual, VisionTransformer):
             raise BackboneError(
                 f"{self.architecture} has a {type(self.clip.visual).__name__} image tower, which takes no visual "
-                "tokens: use tune.prompting = coop or none, or a model with open_clip's own vision transformer"
+                "tokens and no adapters: use tune.prompting = coop, or none (with tune.head = cosine, for example), or "
+                "a model with open_clip's own vision transformer"
             )
         return self.clip.visual
 

@@ -1,4 +1,4 @@
-"""MDPR: a prompt tuner on a frozen CLIP, with the routing branch on or off."""
+"""MDPR: a tuner and a head on a frozen CLIP, with the routing branch on or off."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mdpr.artifacts import Features, Probe
 from mdpr.errors import ArtifactError
 from mdpr.model.backbone import Backbone
 from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
-from mdpr.model.prompting import Prompts, build_tuner
 from mdpr.model.routing import ROUTERS, Router, RouterTable
 from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
+from mdpr.model.tuners import Prompts, build_tuner
 from mdpr.params import TuneParams
 
 ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (published code)
@@ -22,10 +24,16 @@ ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (pu
 
 @dataclass(frozen=True)
 class Constants:
-    """What depends only on the classes: computed once per step while training, once for all batches in evaluation."""
+    """What no image changes: computed once per step while training, once for all batches in evaluation.
+
+    text_Cd   unit-length class features of the base branch
+    table     of the router, if there is one
+    visual    the image tower with merged adapters, if they can be merged; never while training
+    """
 
     text_Cd: Tensor
     table: RouterTable | None
+    visual: VisionTransformer | None = None
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,12 @@ class Outputs:
     """One batch. Logits are scaled by s; routed parts are None if routing is off.
 
     image_Bd     unit-length image features
-    base_BC      logits of the prompt tuner
+    base_BC      logits of the tuner
     fused_BC     log-probabilities, the model's answer
     routed_BC    logits of the routing branch
     weights_BCV  routing weights: how much each sentence counted
     true_Bd      routed text of the true class (if labels were given)
+    expert_BC    logits of the debiased zero-shot expert (gla, not while training)
     """
 
     image_Bd: Tensor
@@ -46,14 +55,16 @@ class Outputs:
     routed_BC: Tensor | None = None
     weights_BCV: Tensor | None = None
     true_Bd: Tensor | None = None
+    expert_BC: Tensor | None = None
 
 
 class MDPR(nn.Module):
-    """Base branch (any tuner) and routing branch over the same image features.
+    """Base branch (any tuner, any head) and routing branch over the same image features.
 
     Arguments: the frozen backbone; class names in order of index; the parameters of `tune`; the encoded knowledge
-    base (needed if routing is on); the probe (needed to train with tune.fusion = gla). Raises `ArtifactError` if
-    features or probe belong to another backbone.
+    base (needed if routing is on, and to start from sentences); the probe (needed to train with tune.fusion = gla, and
+    to start from class means); `saved`: the learned weights will be loaded, so nothing is computed to start from.
+    Raises `ArtifactError` if features or probe are missing or belong to another backbone.
     Source: Jia et al., Findings of EMNLP 2025, section 3.
     """
 
@@ -67,6 +78,8 @@ class MDPR(nn.Module):
         params: TuneParams,
         features: Features | None = None,
         probe: Probe | None = None,
+        *,
+        saved: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -74,15 +87,17 @@ class MDPR(nn.Module):
         self.params = params
         self.tuner = build_tuner(backbone, params, len(class_names))
         self.prompted_text: PromptedText | None = None
-        template = params.context_init or "a photo of a"
-        if self.tuner.text is not None:
+        self.head_Cd: nn.Parameter | None = None
+        if params.head == "cosine":
+            start_Cd = torch.zeros(len(class_names), backbone.embed_width)
+            self.head_Cd = nn.Parameter(start_Cd if saved else self._head_start(features, probe))
+        elif self.tuner.text is not None:
             tokens_CT = class_tokens(
                 backbone.tokenize, class_names, params.context_tokens, backbone.text.context_length
             )
             self.prompted_text = PromptedText(backbone.text, tokens_CT, params.context_tokens)
         else:  # no learned context: class features are constants
-            plain_Cd = backbone.encode_text([f"{template} {name}." for name in class_names])
-            self.register_buffer("plain_Cd", plain_Cd, persistent=False)
+            self.register_buffer("plain_Cd", self._plain_text(), persistent=False)
         self.router: Router | None = None
         self.align: nn.Linear | None = None
         if params.routing:
@@ -94,7 +109,7 @@ class MDPR(nn.Module):
             dimensions, width = sentences_CVd.shape[1:]
             self.router = ROUTERS[params.router](params, width, dimensions)
             self.align = nn.Linear(width, ALIGNMENT_WIDTH)
-        self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone)
+        self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone, params.base_loss)
         # Held as plain functions, compiled or not, so the learned weights keep their names.
         compiled = torch.compile if params.compile else _as_it_is
         self._image_features = compiled(prompted_image_features)
@@ -119,35 +134,67 @@ class MDPR(nn.Module):
     def constants(self, prompts: Prompts | None = None) -> Constants:
         """Class features and the router's table for the present weights."""
         prompts = prompts or self.tuner()
-        if self.prompted_text is None:
+        if self.head_Cd is not None:
+            text_Cd = F.normalize(self.head_Cd, dim=-1)
+        elif self.prompted_text is None:
             text_Cd = self.plain_Cd
         else:
             text_Cd = self._text_features(self.prompted_text, prompts.text, self._checkpoints())
-        return Constants(text_Cd, self.router.table(self.sentences_CVd) if self.router is not None else None)
+        table = self.router.table(self.sentences_CVd) if self.router is not None else None
+        merges = bool(prompts.adapters) and not torch.is_grad_enabled()
+        return Constants(text_Cd, table, self.tuner.merged(self.backbone.visual) if merges else None)
 
     def forward(self, image_B3HW: Tensor, label_B: Tensor | None = None, constants: Constants | None = None) -> Outputs:
         """Both branches of a batch. `label_B` adds what the losses need; `constants` are computed if not given."""
         prompts = self.tuner()
-        if prompts.visual:
-            image_Bd = self._image_features(self.backbone.visual, image_B3HW, prompts.visual, self._checkpoints())
+        constants = constants or self.constants(prompts)
+        if constants.visual is not None:
+            image_Bd = prompted_image_features(constants.visual, image_B3HW)
+        elif prompts.change_images:
+            image_Bd = self._image_features(
+                self.backbone.visual, image_B3HW, prompts.visual, self._checkpoints(), prompts.adapters
+            )
         else:
             image_Bd = self.backbone.encode_image(image_B3HW)
-        constants = constants or self.constants(prompts)
         scale = self.backbone.logit_scale
         with torch.autocast(image_Bd.device.type, enabled=False):  # s is up to 100, half precision would round logits
-            base_BC = scale * image_Bd @ constants.text_Cd.T
+            base_BC = self.base_scale * image_Bd @ constants.text_Cd.T
         expert_BC = None
         if isinstance(self.fusion, GeneralizedLogitAdjustment) and not self.training:
-            frozen_Bd = self.backbone.encode_image(image_B3HW) if prompts.visual else image_Bd
+            frozen_Bd = self.backbone.encode_image(image_B3HW) if prompts.change_images else image_Bd
             expert_BC = self.fusion.expert(frozen_Bd, scale)
         if self.router is None:
-            return Outputs(image_Bd, base_BC, self.fusion(base_BC, None, expert_BC))
+            return Outputs(image_Bd, base_BC, self.fusion(base_BC, None, expert_BC), expert_BC=expert_BC)
         assert constants.table is not None
         routed = self.router(image_Bd, constants.table, label_B)
         routed_BC = scale * routed.similarity_BC
         # Detached: the fused answer trains only its own weight, never the branches.
         fused_BC = self.fusion(base_BC.detach(), routed_BC.detach(), expert_BC)
-        return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd)
+        return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd, expert_BC)
+
+    @property
+    def base_scale(self) -> Tensor:
+        """What the cosines of the base branch are multiplied by: CLIP's own scale, or `tune.head_scale`."""
+        own = self.backbone.logit_scale
+        return own if self.params.head_scale is None else torch.full_like(own, self.params.head_scale)
+
+    def _head_start(self, features: Features | None, probe: Probe | None) -> Tensor:
+        """Unit-length rows (C, d) that `tune.head_init` names."""
+        start = self.params.head_init
+        if start == "names":
+            return self._plain_text()
+        source = features if start == "sentences" else probe
+        if source is None:
+            missing = "the encoded knowledge base: run describe and encode" if start == "sentences" else "the probe"
+            raise ArtifactError(f"tune.head_init = {start} needs {missing}")
+        self.backbone.check_fingerprint("features" if source is features else "probe", source.fingerprint)
+        rows_Cd = source.summary_Cd if isinstance(source, Features) else source.image_Cd
+        return F.normalize(torch.as_tensor(rows_Cd, dtype=torch.float32, device=self.backbone.device), dim=-1)
+
+    def _plain_text(self) -> Tensor:
+        """Unit-length features (C, d) of the class names in a template."""
+        template = self.params.context_init or "a photo of a"
+        return self.backbone.encode_text([f"{template} {name}." for name in self.class_names])
 
     def _checkpoints(self) -> bool:
         """Whether the towers recompute their blocks in the backward pass of this call."""

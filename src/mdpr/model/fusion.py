@@ -4,8 +4,9 @@
     validated  softmax(w base + (1 - w) routed), w chosen on the validation images at the end of every epoch
     weighted   the same with a w that is learned on the training images, 1/2 at the start
     entropy    the same with a w for each image, from how sure each branch is of it
-    gla        base, routed and the debiased zero-shot expert: softmax of the sum of their log-softmaxes
-               (Zhu et al., Generalized Logit Adjustment, NeurIPS 2023, for the expert)
+    gla        base, routed and the debiased zero-shot expert: softmax of the sum of their log-softmaxes, each at a
+               temperature that is calibrated on the validation images (Zhu et al., Generalized Logit Adjustment,
+               NeurIPS 2023)
 
 Every fusion gives log-probabilities (B, C). Without a router the answer is base's (for gla: with the expert).
 """
@@ -13,7 +14,7 @@ Every fusion gives log-probabilities (B, C). Without a router the answer is base
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from mdpr.artifacts import Probe
 from mdpr.model.backbone import Backbone
+
+UNCOMPENSATED = ("ce", "focal")  # base losses under which the base branch learns the training counts along
 
 
 def weigh(base_BC: Tensor, routed_BC: Tensor | None, base_weight: Tensor | float) -> Tensor:
@@ -30,6 +33,9 @@ def weigh(base_BC: Tensor, routed_BC: Tensor | None, base_weight: Tensor | float
     return F.log_softmax(base_weight * base_BC + (1 - base_weight) * routed_BC, dim=-1)
 
 
+Experts = tuple[Tensor, Tensor | None, Tensor | None]  # base, routed and zero-shot logits (B, C)
+
+
 class Mean(nn.Module):
     """The paper's fusion."""
 
@@ -37,6 +43,12 @@ class Mean(nn.Module):
 
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
         return weigh(base_BC, routed_BC, 0.5)
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Experts]], total: Callable[[Tensor], Tensor]) -> None:
+        """Fit what is fitted on validation images before they are scored; `batches` is read only if there is such.
+
+        `batches` are labels (B,) and logits of the branches; `total` sums a tensor over all processes.
+        """
 
 
 class Validated(Mean):
@@ -89,44 +101,84 @@ class Entropy(Mean):
 
 
 class GeneralizedLogitAdjustment(Mean):
-    """A product of experts; the third is s <x_frozen, t_zero-shot> - log q, q the estimated pre-training prior.
+    """A product of experts without the priors of the data that they learned from.
 
-    Nothing of it learns, so training goes without the third expert and the frozen tower's pass that feeds it.
+    base       minus log pi, the training prior, if the base loss does not compensate for it (`UNCOMPENSATED`)
+    routed     as it is: its loss always compensates
+    zero-shot  s <x_frozen, t_zero-shot> - log q, q the estimated pre-training prior
+
+    Each is multiplied by an inverse temperature, 1 at first, then the one of `CANDIDATES` with the least class-balanced
+    cross entropy on the validation images. Nothing of it is trained, so training goes without the third expert and the
+    frozen tower's pass that feeds it.
     """
 
+    CANDIDATES = tuple(2 ** (step / 4) for step in range(-12, 9))
     text_Cd: Tensor
     log_prior_C: Tensor
+    log_train_C: Tensor
+    inverse_temperature_3: Tensor
 
-    def __init__(self, probe: Probe | None, classes: int, backbone: Backbone) -> None:
+    def __init__(self, probe: Probe | None, classes: int, backbone: Backbone, base_loss: str) -> None:
         super().__init__()
         text_Cd = torch.zeros(classes, backbone.embed_width) if probe is None else torch.as_tensor(probe.text_Cd)
         log_prior_C = torch.zeros(classes) if probe is None else torch.as_tensor(probe.log_prior_C)
+        log_train_C = torch.zeros(classes)
+        if probe is not None and base_loss in UNCOMPENSATED:
+            log_train_C = F.log_softmax((torch.as_tensor(probe.train_images_C) + 1).float().log(), dim=0)
         self.register_buffer("text_Cd", text_Cd.float())
         self.register_buffer("log_prior_C", log_prior_C.float())
+        self.register_buffer("log_train_C", log_train_C)
+        self.register_buffer("inverse_temperature_3", torch.ones(3))
 
     def expert(self, frozen_Bd: Tensor, scale: Tensor) -> Tensor:
         """Debiased zero-shot logits (B, C) from unit-length features of the frozen tower."""
         return scale * frozen_Bd @ self.text_Cd.T - self.log_prior_C
 
+    def calibrate(self, batches: Iterable[tuple[Tensor, Experts]], total: Callable[[Tensor], Tensor]) -> None:
+        device, classes = self.log_prior_C.device, len(self.log_prior_C)
+        images_C = torch.zeros(classes, dtype=torch.float64, device=device)
+        loss_3TC = torch.zeros(3, len(self.CANDIDATES), classes, dtype=torch.float64, device=device)
+        for label_B, (base_BC, routed_BC, expert_BC) in batches:
+            label_B = label_B.to(device)
+            images_C += torch.bincount(label_B, minlength=classes)
+            for loss_TC, logits_BC in zip(loss_3TC, (base_BC - self.log_train_C, routed_BC, expert_BC), strict=True):
+                if logits_BC is None:
+                    continue
+                for loss_C, inverse in zip(loss_TC, self.CANDIDATES, strict=True):
+                    loss_B = F.cross_entropy(inverse * logits_BC, label_B, reduction="none")
+                    loss_C.index_add_(0, label_B, loss_B.double())
+        images_C, loss_3TC = total(images_C.cpu()), total(loss_3TC.cpu())
+        seen_C = images_C > 0
+        mean_3T = (loss_3TC[..., seen_C] / images_C[seen_C]).mean(dim=-1)
+        self.inverse_temperature_3.copy_(torch.tensor(self.CANDIDATES)[mean_3T.argmin(dim=1)])
+
     def forward(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
-        experts = [logits for logits in (base_BC, routed_BC, expert_BC) if logits is not None]
-        return F.log_softmax(torch.stack([F.log_softmax(logits, dim=-1) for logits in experts]).sum(dim=0), dim=-1)
+        experts = (base_BC - self.log_train_C, routed_BC, expert_BC)
+        weighed = [
+            F.log_softmax(inverse * logits, dim=-1)
+            for inverse, logits in zip(self.inverse_temperature_3, experts, strict=True)
+            if logits is not None
+        ]
+        return F.log_softmax(torch.stack(weighed).sum(dim=0), dim=-1)
 
 
-FUSIONS: dict[str, Callable[[Probe | None, int, Backbone], Mean]] = {
-    "mean": lambda probe, classes, backbone: Mean(),
-    "validated": lambda probe, classes, backbone: Validated(),
-    "weighted": lambda probe, classes, backbone: Weighted(),
-    "entropy": lambda probe, classes, backbone: Entropy(),
+FUSIONS: dict[str, Callable[[Probe | None, int, Backbone, str], Mean]] = {
+    "mean": lambda probe, classes, backbone, base_loss: Mean(),
+    "validated": lambda probe, classes, backbone, base_loss: Validated(),
+    "weighted": lambda probe, classes, backbone, base_loss: Weighted(),
+    "entropy": lambda probe, classes, backbone, base_loss: Entropy(),
     "gla": GeneralizedLogitAdjustment,
 }
 
 
-def build_fusion(name: str, probe: Probe | None, classes: int, backbone: Backbone) -> Mean:
-    """The fusion called `name`. `probe` feeds gla's expert; without it a saved state must fill the expert's buffers.
+def build_fusion(
+    name: str, probe: Probe | None, classes: int, backbone: Backbone, base_loss: str = "logit_adjusted"
+) -> Mean:
+    """The fusion called `name`, for a base branch trained with `base_loss`.
 
-    Raises `ArtifactError` if the probe belongs to another backbone.
+    `probe` feeds gla; without it a saved state must fill its buffers. Raises `ArtifactError` if the probe belongs to
+    another backbone.
     """
     if probe is not None:
         backbone.check_fingerprint("probe", probe.fingerprint)
-    return FUSIONS[name](probe, classes, backbone)
+    return FUSIONS[name](probe, classes, backbone, base_loss)

@@ -83,7 +83,7 @@ class Classifier:
             encoded = read_features(beside, config.class_names) if config.tune.routing else None
             if encoded is not None and encoded.knowledge_digest != config.knowledge_digest:
                 raise ArtifactError(f"{folder} was tuned with another knowledge base than {beside} holds: rerun tune")
-            tuned = MDPR(frozen, config.class_names, config.tune, encoded)
+            tuned = MDPR(frozen, config.class_names, config.tune, encoded, saved=True)
             weights = folder / "model.safetensors"
             tuned.load_learned_state(load_weights(weights), weights)
             return cls(tuned, config)

@@ -1,8 +1,8 @@
-"""The frozen towers with learned tokens in them, walked through open_clip's own blocks. Every token is computed once.
+"""The frozen towers with what is learned in them, walked through open_clip's own blocks. Every token is computed once.
 
 Image tower (VPT, MaPLe). A learned token that the next layer replaces is only attended to: its keys and values are
 needed, and they are the same for every image. In the last block only the tokens that are pooled go on; in most towers
-that is the class token.
+that is the class token. A `BlockAdapter` changes what the affine maps of a block give, or adds to its MLP.
 
 Text tower. A class's text is `<start> c_1 ... c_n name . <end>`. Three exact savings over 77 tokens for every class:
 
@@ -19,7 +19,8 @@ Cropping needs a causal tower that pools at the end token; the prefix also needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -36,7 +37,52 @@ def is_plain(block: Any) -> TypeGuard[ResidualAttentionBlock]:
     return type(block) is ResidualAttentionBlock and block.attn.batch_first
 
 
-def run_block(block: nn.Module, x_BLw: Tensor, shared_nw: Tensor | None = None, rows: int | None = None) -> Tensor:
+class MapChange(nn.Module):
+    """A learned change of an affine map y = W x + b that is affine itself."""
+
+    def forward(self, x: Tensor, y: Tensor, rows: slice) -> Tensor:
+        """The new output; y may hold only these rows of it."""
+        raise NotImplementedError
+
+    def merge(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """W and b of the changed map; W is a vector for the gain of a norm."""
+        raise NotImplementedError
+
+
+class BlockAdapter(nn.Module):
+    """Learned changes of one plain block, all without effect at the start.
+
+    changes   of affine maps, by their names in `affine_maps`
+    parallel  a module whose output is added to the MLP's, from the same residual stream
+    """
+
+    def __init__(self, changes: Mapping[str, MapChange], parallel: nn.Module | None = None) -> None:
+        super().__init__()
+        self.changes = nn.ModuleDict(changes)
+        self.parallel = parallel
+
+    def forward(self, name: str, x: Tensor, y: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The map's new output, from its input x and its output y, which may hold only these rows of it."""
+        changed: Tensor = self.changes[name](x, y, rows) if name in self.changes else y
+        return changed
+
+
+def affine_maps(block: ResidualAttentionBlock) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Weight and bias of the affine maps of a plain block; `in_proj` is query, key and value, one below the other."""
+    attention, mlp = block.attn, block.mlp
+    modules = {"ln_1": block.ln_1, "out_proj": attention.out_proj, "ln_2": block.ln_2}
+    modules |= {"c_fc": mlp.c_fc, "c_proj": mlp.c_proj}
+    maps = {name: (module.weight, module.bias) for name, module in modules.items()}
+    return maps | {"in_proj": (attention.in_proj_weight, attention.in_proj_bias)}
+
+
+def run_block(
+    block: nn.Module,
+    x_BLw: Tensor,
+    shared_nw: Tensor | None = None,
+    rows: int | None = None,
+    adapter: BlockAdapter | None = None,
+) -> Tensor:
     """The first `rows` tokens (default: all L of them) of x after `block`; every token attends to every one.
 
     `shared_nw` are n further tokens, the same for the whole batch, that are only attended to: nothing but their keys
@@ -48,42 +94,54 @@ def run_block(block: nn.Module, x_BLw: Tensor, shared_nw: Tensor | None = None, 
             x_BLw = torch.cat([x_BLw, shared_nw.expand(len(x_BLw), -1, -1)], dim=1)
         return block(x_BLw)[:, :rows]
     attention = block.attn
-    normal_BLw = block.ln_1(x_BLw)
+    normal_BLw = _through(block.ln_1, x_BLw, adapter, "ln_1")
     if rows == x_BLw.shape[1]:
-        q_BRw, k_BLw, v_BLw = query_key_value(attention, normal_BLw).chunk(3, dim=-1)
+        q_BRw, k_BLw, v_BLw = query_key_value(attention, normal_BLw, adapter).chunk(3, dim=-1)
     else:
-        q_BRw = query(attention, normal_BLw[:, :rows])
-        k_BLw, v_BLw = key_value(attention, normal_BLw).chunk(2, dim=-1)
+        q_BRw = query(attention, normal_BLw[:, :rows], adapter)
+        k_BLw, v_BLw = key_value(attention, normal_BLw, adapter).chunk(2, dim=-1)
     if shared_nw is not None:
-        k_nw, v_nw = key_value(attention, block.ln_1(shared_nw)).chunk(2, dim=-1)
+        k_nw, v_nw = key_value(attention, _through(block.ln_1, shared_nw, adapter, "ln_1"), adapter).chunk(2, dim=-1)
         k_BLw = torch.cat([k_BLw, k_nw.expand(len(x_BLw), -1, -1)], dim=1)
         v_BLw = torch.cat([v_BLw, v_nw.expand(len(x_BLw), -1, -1)], dim=1)
     heads = attention.num_heads
     attended = F.scaled_dot_product_attention(split(q_BRw, heads), split(k_BLw, heads), split(v_BLw, heads))
-    return finish(block, x_BLw[:, :rows], merge(attended))
+    return finish(block, x_BLw[:, :rows], merge(attended), adapter)
 
 
-def query_key_value(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+def query_key_value(attention: nn.MultiheadAttention, x: Tensor, adapter: BlockAdapter | None = None) -> Tensor:
     """Query, key and value side by side, (..., 3w), of tokens (..., w)."""
-    return F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    return _in_proj(attention, x, slice(None), adapter)
 
 
-def query(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+def query(attention: nn.MultiheadAttention, x: Tensor, adapter: BlockAdapter | None = None) -> Tensor:
     """Query (..., w) of tokens (..., w)."""
-    width = attention.embed_dim
-    return F.linear(x, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+    return _in_proj(attention, x, slice(None, attention.embed_dim), adapter)
 
 
-def key_value(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+def key_value(attention: nn.MultiheadAttention, x: Tensor, adapter: BlockAdapter | None = None) -> Tensor:
     """Key and value side by side, (..., 2w), of tokens (..., w)."""
-    width = attention.embed_dim
-    return F.linear(x, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
+    return _in_proj(attention, x, slice(attention.embed_dim, None), adapter)
 
 
-def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+def _in_proj(attention: nn.MultiheadAttention, x: Tensor, rows: slice, adapter: BlockAdapter | None) -> Tensor:
+    y = F.linear(x, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+    return y if adapter is None else adapter("in_proj", x, y, rows)
+
+
+def _through(module: nn.Module, x: Tensor, adapter: BlockAdapter | None, name: str) -> Tensor:
+    y: Tensor = module(x)
+    return y if adapter is None else adapter(name, x, y)
+
+
+def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, adapter: BlockAdapter | None = None) -> Tensor:
     """What is left of a block after the heads: output projection, both residual sums, the MLP. All (..., w)."""
-    x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    x = x + block.ls_1(_through(block.attn.out_proj, attended, adapter, "out_proj"))
+    if adapter is None:
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
+    hidden = block.mlp.gelu(_through(block.mlp.c_fc, _through(block.ln_2, x, adapter, "ln_2"), adapter, "c_fc"))
+    added = block.ls_2(_through(block.mlp.c_proj, hidden, adapter, "c_proj"))
+    return x + added if adapter.parallel is None else x + added + adapter.parallel(x)
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -101,8 +159,9 @@ def prompted_image_features(
     image_B3HW: Tensor,
     prompts: Sequence[Tensor] = (),
     checkpoint_blocks: bool = False,
+    adapters: Sequence[BlockAdapter] = (),
 ) -> Tensor:
-    """Unit-length features (B, d), float32, of images with `prompts` in the tower.
+    """Unit-length features (B, d), float32, of images with `prompts` in the tower, and an adapter per block or none.
 
     `prompts[i]`, shape (n, w), stands in the n last places while block i runs, for i < J = len(prompts); later blocks
     carry on with what became of the last ones. Without prompts the features are the stock tower's. The first prompt
@@ -122,10 +181,11 @@ def prompted_image_features(
                 x_BLw = torch.cat([x_BLw, learned_nw.expand(len(x_BLw), -1, -1)], dim=1)
                 learned_nw = None
         rows = (_pooled_tokens(visual) or own) if last else None
+        adapter = adapters[depth] if adapters else None
         if checkpoint_blocks:
-            x_BLw = checkpoint(run_block, block, x_BLw, learned_nw, rows, use_reentrant=False)
+            x_BLw = checkpoint(run_block, block, x_BLw, learned_nw, rows, adapter, use_reentrant=False)
         else:
-            x_BLw = run_block(block, x_BLw, learned_nw, rows)
+            x_BLw = run_block(block, x_BLw, learned_nw, rows, adapter)
     pooled_Bw, _ = visual._pool(x_BLw)
     features_Bd = pooled_Bw if visual.proj is None else pooled_Bw @ visual.proj
     return F.normalize(features_Bd.float(), dim=-1)
@@ -134,6 +194,30 @@ def prompted_image_features(
 def _pooled_tokens(visual: VisionTransformer) -> int | None:
     """How many leading tokens the tower pools: the class token, or None for all."""
     return 1 if visual.pool_type == "tok" and visual.attn_pool is None else None
+
+
+def merged_tower(visual: VisionTransformer, adapters: Sequence[BlockAdapter]) -> VisionTransformer:
+    """The tower with the adapters' changes in its own weights: it costs what the stock one costs.
+
+    Weights that do not change are shared with `visual`. No adapter may be parallel.
+    """
+    changed = {
+        id(tensor)
+        for block, adapter in zip(visual.transformer.resblocks, adapters, strict=True)
+        for name, pair in affine_maps(block).items()
+        if name in adapter.changes
+        for tensor in pair
+    }
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in visual.parameters() if id(tensor) not in changed}
+    tower = copy.deepcopy(visual, shared)
+    with torch.no_grad():
+        for block, adapter in zip(tower.transformer.resblocks, adapters, strict=True):
+            maps = affine_maps(block)
+            for name, change in adapter.changes.items():
+                assert isinstance(change, MapChange)
+                for old, new in zip(maps[name], change.merge(*maps[name]), strict=True):
+                    old.copy_(new)
+    return tower
 
 
 TextPath = Literal["prefix", "crop", "full"]

@@ -18,8 +18,10 @@ class ProbeParams(Section):
         description="zero-shot texts; {} stands for the class name, features are averaged over the texts",
     )
     batch_size: Count = Field(256, description="images per batch")
-    prior_shrinkage: NonNegative = Field(
-        0.05, description="pull of the estimated hidden prior towards uniform; steadies classes of few images"
+    prior_shrinkage: NonNegative | None = Field(
+        0.05,
+        description="pull of the estimated hidden prior towards uniform; steadies classes of few images. Empty: chosen "
+        "on held-out training images, so that it fades with their number",
     )
 
 

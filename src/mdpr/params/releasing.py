@@ -32,8 +32,10 @@ class EvaluateParams(Section):
     ablations: bool | tuple[Ablation, ...] = Field(
         True, description="routing taken apart without training again: all of it, or a list of what to do"
     )
-    test_time: Literal["none", "flip", "five_crop", "five_crop_flip"] = Field(
-        "none", description="an ensemble over views of each test image, as a row of its own; costs 1, 5, 10 passes"
+    test_time: Literal["none", "flip", "five_crop", "five_crop_flip", "lift"] = Field(
+        "none",
+        description="an ensemble over views of each test image, as a row of its own; costs 1, 5, 10, 5 passes. lift: "
+        "averaged logits of five crops at 248 / 224, the others average probabilities",
     )
     post_hoc: bool = Field(
         True, description="logit adjustment and fusion weight, chosen on validation, as rows of their own"

@@ -55,10 +55,27 @@ PUBLISHED: dict[str, Any] = {
 class TuneParams(Section):
     """Prompt tuner, router and optimisation."""
 
-    prompting: Literal["none", "coop", "vpt", "ivlp", "maple"] = Field(
+    prompting: Literal["none", "coop", "vpt", "ivlp", "maple", "adaptformer", "lora", "ssf", "bitfit"] = Field(
         "maple",
-        description="prompt tuner",
-        json_schema_extra=offered(text="Prompt tuner: none, coop, vpt, ivlp or maple"),
+        description="tuner: prompts in the towers, or adapters in the image tower",
+        json_schema_extra=offered(
+            text="Tuner: none, coop, vpt, ivlp, maple (prompts); adaptformer, lora, ssf or bitfit (adapters)"
+        ),
+    )
+    adapter_width: Count | None = Field(
+        None, description="width of adaptformer, rank of lora; empty: 2^floor(log2(classes / (2 layers))), as in LIFT"
+    )
+    head: Literal["text", "cosine"] = Field(
+        "text",
+        description="classes of the base branch: text features of the names, or learned vectors without a text tower",
+    )
+    head_init: Literal["names", "sentences", "class_mean"] = Field(
+        "names",
+        description="start of head = cosine: text features of the names, mean of the five sentences, or mean of the "
+        "class's training images",
+    )
+    head_scale: Positive | None = Field(
+        None, description="what the cosines of head = cosine are multiplied by; empty: CLIP's own scale"
     )
     context_tokens: Count = Field(4, description="n, learned context tokens a layer")
     prompt_depth: Count = Field(3, description="J, layers that get prompts of their own")
@@ -156,8 +173,22 @@ class TuneParams(Section):
 
     @model_validator(mode="after")
     def _something_learns(self) -> TuneParams:
-        if self.prompting == "none" and not self.routing:
-            raise ValueError("prompting = none and routing = false leave nothing to learn: choose either")
+        if self.prompting == "none" and self.head == "text" and not self.routing:
+            raise ValueError(
+                "prompting = none, head = text and routing = false leave nothing to learn: change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> TuneParams:
+        if self.head == "cosine" and self.prompting in ("coop", "ivlp"):
+            raise ValueError(
+                f"prompting = {self.prompting} learns words, head = cosine reads none: use head = text, or a tuner of "
+                "the image tower"
+            )
+        if self.head == "text" and (self.head_init != "names" or self.head_scale is not None):
+            key, value = ("head_init", self.head_init) if self.head_init != "names" else ("head_scale", self.head_scale)
+            raise ValueError(f"{key} = {value} needs head = cosine, it is text")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from torch import Tensor
 from mdpr.model.backbone import Backbone
 from mdpr.probe.prior import fit_calibration
 
+SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 BLOCK_ROWS = 256  # rows of a matrix of C columns that are worked on at once
 
 
@@ -72,3 +73,35 @@ def estimate_log_prior(logits_NC: Tensor, label_N: Tensor, shrinkage: float) -> 
     logits, classes = logits_NC.numpy(), logits_NC.shape[1]
     found = fit_calibration(logits, label_N.numpy(), classes, shrinkage=shrinkage, fit_scale=False)
     return torch.from_numpy(found.log_prior_C)
+
+
+def choose_shrinkage(logits_NC: Tensor, label_N: Tensor) -> float:
+    """The one of `SHRINKAGES` whose prior, estimated on every other image of each class, explains the others best.
+
+    Both halves take their turn; the measure is class-balanced cross entropy. If every class has one image: the largest.
+    """
+    order_N = label_N.argsort(stable=True)
+    counts_C = torch.bincount(label_N, minlength=logits_NC.shape[1])
+    place_N = torch.arange(len(label_N)) - (counts_C.cumsum(0) - counts_C)[label_N[order_N]]
+    halves = [order_N[place_N % 2 == half] for half in (0, 1)]
+    if counts_C.max() < 2:
+        return SHRINKAGES[-1]
+    losses = []
+    for shrinkage in SHRINKAGES:
+        total = 0.0
+        for fit_n, held_n in (halves, halves[::-1]):
+            log_prior_C = estimate_log_prior(logits_NC[fit_n], label_N[fit_n], shrinkage)
+            total += _balanced_loss(logits_NC[held_n], label_N[held_n], log_prior_C)
+        losses.append(total)
+    return SHRINKAGES[losses.index(min(losses))]
+
+
+def _balanced_loss(logits_NC: Tensor, label_N: Tensor, log_prior_C: Tensor) -> float:
+    """Mean over the classes that have images of the cross entropy of logits - log q."""
+    counts_C = torch.bincount(label_N, minlength=logits_NC.shape[1])
+    weight_N = 1 / (counts_C[label_N].double() * (counts_C > 0).sum())
+    blocks = (item.split(BLOCK_ROWS) for item in (logits_NC, label_N, weight_N))
+    return sum(
+        float(weight_n @ F.cross_entropy(logits_nC.double() - log_prior_C, label_n, reduction="none"))
+        for logits_nC, label_n, weight_n in zip(*blocks, strict=True)
+    )

@@ -129,10 +129,14 @@ def validate(
 
     Class features and the router's table are computed once. Each process counts the images of its own loader; the
     counts are summed, so that every process gets the same result. `choose_fusion` sets the weight of a `Validated`
-    fusion to the one that is best on these images. Leaves the model in evaluation mode.
+    fusion to the one that is best on these images, and calibrates gla on them. Leaves the model in evaluation mode.
     """
     model.eval()
     constants = model.constants()
+    if choose_fusion:
+        passes = ((label_B, model(image.to(model.backbone.device), constants=constants)) for image, label_B in loader)
+        logits = ((label_B, (out.base_BC, out.routed_BC, out.expert_BC)) for label_B, out in passes)
+        model.fusion.calibrate(logits, distributed.sum)
     classes = len(shots)
     branches = ("base", "fused") if model.router is None else ("base", "routed", "fused")
     candidates = Validated.CANDIDATES if choose_fusion and isinstance(model.fusion, Validated) else ()

@@ -129,7 +129,7 @@ class Objective(nn.Module):
         self.epochs = params.epochs
         device = model.backbone.device
         counts_C = torch.tensor(list(counts), device=device)
-        self.base = BASE_LOSSES[params.base_loss](counts_C, params.loss.tau, model.backbone.logit_scale.item())
+        self.base = BASE_LOSSES[params.base_loss](counts_C, params.loss.tau, model.base_scale.item())
         self.log_prior_C = log_class_prior(counts_C)
         if features is not None:
             self.prior_CV = torch.as_tensor(features.prior_CV, device=device)

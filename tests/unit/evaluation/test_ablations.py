@@ -22,10 +22,12 @@ from mdpr.evaluation.ablations import (
     ABLATIONS,
     LEAST,
     MOST,
+    VIEWS,
     BatchOutputs,
     RoutingAblations,
     choose,
     five_crop_transform,
+    mean_logits,
     mean_probability,
     prior_only,
     shuffled,
@@ -185,15 +187,28 @@ def test_what_is_equally_good_changes_the_model_least() -> None:
 def test_five_crops_are_corners_and_centre(classifier: Classifier) -> None:
     size = classifier.image_size_px
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (2 * size, 2 * size, 3), dtype=np.uint8))
-    crops = five_crop_transform(classifier, flips=False).fixed(picture)
-    both = five_crop_transform(classifier, flips=True).fixed(picture)
+    crops = five_crop_transform(classifier, VIEWS["five_crop"]).fixed(picture)
+    both = five_crop_transform(classifier, VIEWS["five_crop_flip"]).fixed(picture)
     assert crops.shape == (5, 3, size, size)
     assert torch.equal(both[:5], crops)
     assert torch.equal(both[5:], crops.flip(-1))
     assert len({crop.numpy().tobytes() for crop in crops}) == 5
 
 
-@pytest.mark.parametrize("views", ["flip", "five_crop"])
+def test_lifts_ensemble_averages_logits_of_crops_at_248_to_224(classifier: Classifier) -> None:
+    size = classifier.image_size_px
+    ramp = np.linspace(0, 255, 7 * size).astype(np.uint8)[None].repeat(7 * size, axis=0)
+    crops = five_crop_transform(classifier, VIEWS["lift"]).fixed(Image.fromarray(ramp).convert("RGB"))
+    assert crops.shape == (5, 3, size, size)
+    left, right = crops[0].float(), crops[1].float()  # the corners lie 24 / 224 of a crop apart
+    step = 255 / (round(size * 248 / 224) - 1)
+    assert (right - left).mean().item() == pytest.approx(step * (round(size * 248 / 224) - size), rel=0.1)
+    logits_WBC = torch.randn(5, 2, 3)
+    averaged = mean_logits(logits_WBC.log_softmax(dim=-1))
+    torch.testing.assert_close(averaged, logits_WBC.mean(dim=0).log_softmax(dim=-1))
+
+
+@pytest.mark.parametrize("views", ["flip", "five_crop", "lift"])
 def test_variants_never_touch_the_main_rows(
     classifier: Classifier, prior_CV: np.ndarray, encoded: Mapping[str, Path], views: str, tmp_path: Path
 ) -> None:

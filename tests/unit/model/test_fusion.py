@@ -83,6 +83,8 @@ def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, .
         np.ones(C),
         prior.log().numpy(),
         text_Cd.numpy(),
+        text_Cd.numpy(),
+        np.array([89, 8, 0, 0]) + 1,
         10.0,
         backbone.fingerprint,
     )
@@ -93,5 +95,27 @@ def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, .
     torch.testing.assert_close(expert, 10 * x_Bd @ text_Cd.T - prior.log())
     product = base.softmax(-1) * routed.softmax(-1) * expert.softmax(-1)
     torch.testing.assert_close(fusion(base, routed, expert).exp(), product / product.sum(-1, keepdim=True))
+    uncompensated = build_fusion("gla", probe, C, backbone, base_loss="ce")
+    log_pi = (torch.tensor([91.0, 10.0, 2.0, 2.0]) / 105).log()
+    torch.testing.assert_close(uncompensated(base, routed, expert), fusion(base - log_pi, routed, expert))
     with pytest.raises(ArtifactError, match=r"probe was made with other, the backbone is mdpr-tiny:\w+: rerun"):
         build_fusion("gla", replace(probe, fingerprint="other"), C, backbone)
+
+
+def test_gla_takes_the_temperatures_that_explain_validation_best(backbone: Backbone) -> None:
+    """Logits of a known temperature: labels are drawn from them, so the inverse of what they were scaled by is found."""
+    generator = torch.Generator().manual_seed(0)
+    logits_NC = 2 * torch.randn(20_000, C, generator=generator)
+    label_N = torch.multinomial(logits_NC.softmax(dim=-1), 1, generator=generator)[:, 0]
+    fusion = build_fusion("gla", None, C, backbone)
+    assert isinstance(fusion, GeneralizedLogitAdjustment)
+    parts = zip(label_N.split(5000), logits_NC.split(5000), strict=True)
+    batches = [(label_n, (4 * logits_nC, None, logits_nC / 2)) for label_n, logits_nC in parts]
+    fusion.calibrate(batches, lambda value: value)
+    base, routed, expert = fusion.inverse_temperature_3.tolist()
+    assert (base, expert) == pytest.approx((0.25, 2.0), rel=0.2)
+    assert routed == fusion.CANDIDATES[0]  # there is none, so it counts for nothing
+    fused = fusion(4 * logits_NC, None, logits_NC / 2)
+    product = F.log_softmax(base * 4 * logits_NC, -1) + F.log_softmax(expert * logits_NC / 2, -1)
+    torch.testing.assert_close(fused, F.log_softmax(product, dim=-1))
+    build_fusion("mean", None, C, backbone).calibrate(iter([pytest.fail]), lambda value: value)  # type: ignore[list-item]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as reference
 
-from mdpr.probe.bias import confusion_matrix, estimate_log_prior, rivals
+from mdpr.probe.bias import SHRINKAGES, choose_shrinkage, confusion_matrix, estimate_log_prior, rivals
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 2**16))
@@ -77,3 +77,13 @@ def test_prior_does_not_depend_on_the_order_of_images() -> None:
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_the_chosen_shrinkage_fades_with_the_images() -> None:
+    prior_C = torch.tensor([0.6, 0.25, 0.1, 0.05])
+    many, few = ([choose_shrinkage(*biased_logits(prior_C, [n] * 4, seed)) for seed in range(5)] for n in (2000, 4))
+    assert max(many) <= 0.003
+    assert sum(few) > sum(many)
+    even = torch.full((4,), 0.25)
+    assert choose_shrinkage(*biased_logits(even, [6] * 4, seed=0)) > 0
+    assert choose_shrinkage(*biased_logits(prior_C, [1] * 4, seed=0)) == SHRINKAGES[-1]

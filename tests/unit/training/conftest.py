@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdpr.artifacts import Features, read_classes, read_features
+from mdpr.artifacts import Features, Probe, read_classes, read_features, read_probe
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
 from mdpr.params import Params, TuneParams
@@ -28,11 +28,12 @@ class Bench:
         self.names = [item.name for item in read_classes(paths["prepared"])]
         self.params, self.backbone = params, backbone
         self.features: Features = read_features(paths["features"], self.names)
+        self.probe: Probe = read_probe(paths["probe"], self.names)
         self.data = TrainingData.read(paths["prepared"], backbone, params)
 
     def model(self, **changes: object) -> MDPR:
         seed_everything(self.params.seed)
-        return MDPR(self.backbone, self.names, self.params.model_copy(update=changes), self.features)
+        return MDPR(self.backbone, self.names, self.params.model_copy(update=changes), self.features, self.probe)
 
     def objective(self, **changes: object) -> Objective:
         return Objective(self.model(**changes), self.data.counts, self.features)

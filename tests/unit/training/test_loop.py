@@ -41,6 +41,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bench: Any
     [
         ("none", "attention"),
         *((name, router) for name in ("coop", "vpt", "ivlp", "maple") for router in (*ROUTERS, None)),
+        *((name, router) for name in ("adaptformer", "lora", "ssf", "bitfit") for router in ("paired_gate", None)),
     ],
 )
 def test_every_tuner_trains_with_every_router_and_without(bench: Any, prompting: str, router: str | None) -> None:
@@ -52,6 +53,37 @@ def test_every_tuner_trains_with_every_router_and_without(bench: Any, prompting:
     assert changed | {"fusion.base_weight"} == set(before)  # chosen, not learned: it may stay at 1/2
     assert not any(name.startswith("backbone.") for name in before)
     assert ("val_routed_all" in fitted.history[0]) == routing
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompting": "none", "routing": False, "head_init": "class_mean"},
+        {"prompting": "maple", "head_init": "sentences", "base_loss": "ldam", "head_scale": 25.0},
+        {"prompting": "lora", "router": "attention", "fusion": "gla", "base_loss": "ce"},
+        {"prompting": "adaptformer", "fusion": "entropy", "micro_batch_size": 16, "checkpoint_blocks": True},
+    ],
+)
+def test_a_head_of_its_own_trains_without_the_text_tower(
+    bench: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = bench.objective(epochs=1, head="cosine", **settings)
+    monkeypatch.setattr(type(bench.backbone.text), "forward", lambda *_: pytest.fail("the text tower ran"))
+    before = {name: value.clone() for name, value in objective.model.learned_state().items()}
+    fitted = fit(objective.model, objective, bench.data)
+    unchanged = {name for name, value in fitted.state.items() if torch.equal(value, before[name])}
+    assert not {name for name in unchanged if not name.startswith("fusion.")}
+    assert {"head_Cd"} < set(before)
+
+
+@pytest.mark.parametrize("prompting", ["adaptformer", "lora", "ssf", "bitfit"])
+def test_adapters_and_a_head_resume_with_the_same_bits(bench: Any, prompting: str) -> None:
+    kept: list[Snapshot] = []
+    settings = SPLIT | {"prompting": prompting, "head": "cosine"}
+    whole = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), **settings)
+    resumed = bench.fit(TrainContext(resume=kept[0]), **settings)
+    assert resumed.history == whole.history
+    assert all(torch.equal(value, resumed.state[name]) for name, value in whole.state.items())
 
 
 def test_the_fusion_weight_chosen_on_validation_belongs_to_the_best_epoch_and_resumes(bench: Any) -> None:

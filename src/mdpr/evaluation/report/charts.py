@@ -316,6 +316,7 @@ TITLES = {
     "flip_ensemble": "Flip ensemble",
     "five_crop_ensemble": "Five-crop ensemble",
     "five_crop_flip_ensemble": "Five crops, flipped too",
+    "lift_ensemble": "Five crops, logits averaged (LIFT)",
 }
 
 
