@@ -103,7 +103,7 @@ def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, .
 
 
 def test_gla_takes_the_temperatures_that_explain_validation_best(backbone: Backbone) -> None:
-    """Logits of a known temperature: labels are drawn from them, so the inverse of what they were scaled by is found."""
+    """Labels are drawn from logits of a known temperature: the inverse of what they were scaled by is found."""
     generator = torch.Generator().manual_seed(0)
     logits_NC = 2 * torch.randn(20_000, C, generator=generator)
     label_N = torch.multinomial(logits_NC.softmax(dim=-1), 1, generator=generator)[:, 0]
