@@ -1,4 +1,5 @@
-"""How this process was started: by torchrun, as one of several; by a driver that it must not outlive."""
+"""How this process was started: by torchrun, as one of several; by DVC, in a copy of the project; by a driver that it
+must not outlive."""
 
 from __future__ import annotations
 
@@ -10,13 +11,17 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mdpr.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 DRIVER_PID = "MDPR_DRIVER_PID"  # set by `mdpr pipeline run` for its tasks
-DVC_STAGE = "DVC_STAGE"  # set by DVC for the commands it runs
+# Set by DVC for the commands it runs.
+DVC_STAGE = "DVC_STAGE"
+DVC_ROOT = "DVC_ROOT"  # the project itself, even for a command in a temporary copy of it
+DVC_EXPERIMENT = "DVC_EXP_NAME"  # in `dvc exp run` only
 GRACE_S = 60  # for saving the work after SIGTERM
 
 
@@ -45,6 +50,23 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if not (world.isdigit() and rank.isdigit() and local_rank.isdigit() and int(rank) < int(world)):
         raise ConfigError(f"RANK = {rank!r} and WORLD_SIZE = {world!r} do not fit: start the processes with torchrun")
     return Launch(int(rank), int(world), int(local_rank))
+
+
+def in_project(path: Path) -> Path:
+    """`path`, below the project itself if it is relative and this process runs in a temporary copy of the project.
+
+    `dvc exp run --temp` and `--queue` run in such a copy (`.dvc/tmp/exps/...`), which DVC deletes afterwards.
+    """
+    here, root = Path.cwd(), os.environ.get(DVC_ROOT)
+    copy = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+    if root is None or copy is None or (Path(root).resolve() / ".dvc" / "tmp") not in copy.parents:
+        return path
+    return Path(root) / here.relative_to(copy) / path
+
+
+def experiment_name(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The DVC experiment that this process is part of, if any."""
+    return environment.get(DVC_EXPERIMENT) or None
 
 
 def end_with_driver() -> None:

@@ -64,7 +64,7 @@ def render(summary: Summary) -> RenderableType:
     champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
     facts = {
         "champion": f"{champion} (MLflow registry)",
-        "gate": f"version {decision.version} {VERDICTS[decision.decision]}: {decision.reason}",
+        "gate": f"version {decision.version or 'none'} {VERDICTS[decision.decision]}: {decision.reason}",
         "report": str(summary.report),
     }
     return Group(table, *(Text(printable(f"{key}: {fact}"), overflow="fold") for key, fact in facts.items()))

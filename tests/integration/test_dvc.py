@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmarks.queued import queue_runs_lost
 from tools.imports import stage_dependencies
 
 from mdpr.artifacts import sha256
@@ -84,6 +85,11 @@ def champion(clone: Path) -> tuple[str, str]:
     with sqlite3.connect(clone / "mlflow.db") as store:
         (row,) = store.execute("select name, version from registered_model_aliases where alias = 'champion'")
     return str(row[0]), str(row[1])
+
+
+def versions(clone: Path) -> list[str]:
+    with sqlite3.connect(clone / "mlflow.db") as store:
+        return [str(version) for (version,) in store.execute("select version from model_versions order by version")]
 
 
 def test_a_fresh_clone_ends_with_a_champion(clone: Path, run: Run) -> None:
@@ -194,7 +200,27 @@ def test_another_number_of_epochs_reruns_tune_and_what_follows(clone: Path, run:
     assert stages_run(output) == ["tune", "evaluate", "register", "promote"]
     changed = json.loads(run("dvc", "metrics", "diff", "--json"))["scores/all.json"]
     assert changed["fused"]["old"] != changed["fused"]["new"]
-    assert json.loads((clone / "data/promotion.json").read_text())["champion_before"] == "1"
+    assert json.loads((clone / "data/promotion.json").read_text())["version"] is None
+    assert versions(clone) == ["1"]
+
+
+def test_experiments_in_copies_keep_their_runs_and_leave_the_registry_until_one_is_applied(
+    clone: Path, run: Run, environment: dict[str, str]
+) -> None:
+    run("git", "add", "dvc.lock", "scores")
+    run(*COMMIT, "two epochs")
+    assert queue_runs_lost(clone, ["tune.epochs=1 evaluate.ablations=false"], environment) == 0
+    temporary = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-S", "evaluate.ablations=[prior_only]"]
+    done = subprocess.run(temporary, cwd=clone, env=environment, check=True, capture_output=True, text=True)
+    assert "dvc repro --force --single-item register promote" in done.stderr
+    assert "is not in this MLflow store" not in done.stderr
+    assert versions(clone) == ["1"]
+    run("dvc", "exp", "apply", "queued-0")
+    output = run("dvc", "repro", "--force", "--single-item", "register", "promote")
+    assert stages_run(output) == ["register", "promote"]
+    decided = json.loads((clone / "data/promotion.json").read_text())
+    assert (decided["version"], decided["champion_before"]) == ("2", "1")
+    assert "up to date" in run("dvc", "repro")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(clone: Path, run: Run) -> None:

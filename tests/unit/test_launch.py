@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mdpr.errors import ConfigError
-from mdpr.launch import DRIVER_PID, DVC_STAGE, read_launch
+from mdpr.launch import DRIVER_PID, DVC_ROOT, DVC_STAGE, in_project, read_launch
 
 CHILD = (
     "import os, sys, time; from pathlib import Path; from mdpr.launch import end_with_driver\n"
@@ -80,3 +80,30 @@ def test_a_launch_that_contradicts_itself_is_refused() -> None:
     assert read_launch({}).is_main
     with pytest.raises(ConfigError, match="RANK = '2'"):
         read_launch({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("place", [".", "sub/folder"])
+def test_state_of_a_temporary_copy_lies_in_the_project(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1"
+    for root in (tmp_path, copy):
+        (root / ".dvc").mkdir(parents=True, exist_ok=True)
+        (root / place).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv(DVC_ROOT, str(tmp_path))
+    monkeypatch.chdir(copy / place)
+    assert in_project(Path("data/a.sqlite")) == tmp_path / place / "data/a.sqlite"
+    assert in_project(Path("/data/a.sqlite")) == Path("/data/a.sqlite")
+    monkeypatch.chdir(tmp_path / place)
+    assert in_project(Path("data/a.sqlite")) == Path("data/a.sqlite")
+
+
+def test_a_project_inside_another_ones_stage_keeps_its_own_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    for root in (tmp_path, other):
+        (root / ".dvc").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv(DVC_ROOT, str(tmp_path))
+    monkeypatch.chdir(other)
+    assert in_project(Path("mlflow.db")) == Path("mlflow.db")

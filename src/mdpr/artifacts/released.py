@@ -38,12 +38,13 @@ def read_run(folder: Path) -> TrackedRun:
 class Registration(Format):
     """One version in the MLflow model registry; `model_digest` is of what it computes with, not of its run.
 
+    version: None for the model of a DVC experiment that did not register it.
     digests: of what the model comes from (`model_digests`).
     """
 
     format: Literal["mdpr-registration/1"] = "mdpr-registration/1"
     model_name: str
-    version: str
+    version: str | None
     run_id: str
     model_digest: str
     alias: str
@@ -70,13 +71,14 @@ class Check(Format):
 
 
 class Promotion(Format):
-    """What the gate decided; the versions behind the alias `champion` before and after (None: no champion)."""
+    """What the gate decided about a version (None: the model was not registered), and the versions behind the alias
+    `champion` before and after (None: no champion)."""
 
     format: Literal["mdpr-promotion/1"] = "mdpr-promotion/1"
     decision: Literal["promoted", "kept"]
     reason: str
     model_name: str
-    version: str
+    version: str | None
     champion_before: str | None
     champion_after: str | None
     checks: tuple[Check, ...]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mdpr.errors import KnowledgeError
 from mdpr.knowledge.questions import Question
+from mdpr.launch import in_project
 from mdpr.params import LlmParams
 
 TABLE = """CREATE TABLE IF NOT EXISTS answers (
@@ -168,8 +169,9 @@ def plan(questions: Sequence[Question], llm: LlmParams) -> Plan:
     """An estimate; calls no server and creates no store."""
     found: dict[str, str] = {}
     output_tokens = None
-    if Path(llm.store).exists():
-        with open_store(Path(llm.store)) as store:
+    path = in_project(Path(llm.store))
+    if path.exists():
+        with open_store(path) as store:
             found = store.find(question.key for question in questions)
             output_tokens = store.mean_output_tokens(llm.model)
     usage = estimate([question for question in questions if question.key not in found], output_tokens)

@@ -32,6 +32,7 @@ from mdpr.knowledge.chat import (
 )
 from mdpr.knowledge.questions import Place, Question, Schema
 from mdpr.knowledge.replies import Unusable, read_sentence
+from mdpr.launch import in_project
 from mdpr.params import LlmParams
 from mdpr.progress import track
 
@@ -141,7 +142,7 @@ def _ask(
     budget: Budget,
     environment: Mapping[str, str],
 ) -> Answers:
-    with open_store(Path(llm.store)) as store:
+    with open_store(in_project(Path(llm.store))) as store:
         found = store.find(question.key for question in questions)
         pending = [question for question in questions if question.key not in found]
         answers = Answers()

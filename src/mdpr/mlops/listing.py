@@ -82,7 +82,7 @@ def checks_table(promotion: Promotion) -> Table:
     from rich.table import Table
 
     champion = promotion.champion_before or "none"
-    table = Table(title=f"Gate: version {promotion.version} of {promotion.model_name}, champion {champion}")
+    table = Table(title=f"Gate: version {promotion.version or 'none'} of {promotion.model_name}, champion {champion}")
     for column in ("check", "measured", "judged", "must be", "passed"):
         table.add_column(column, justify="left" if column in ("check", "must be") else "right")
     for check in promotion.checks:

@@ -36,6 +36,9 @@ from mdpr.mlops.store import Refused, Store, connect
 
 ROLLED_BACK_TAG = "mdpr.rolled_back"
 CHECKS_TAG = "mdpr.gate.checks"
+UNREGISTERED = (
+    "the model of a DVC experiment has no version yet: run `dvc repro --force --single-item register promote`"
+)
 
 
 # --- the gate -----------------------------------------------------------------------------------------------
@@ -71,6 +74,8 @@ def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judge
     Raises `TrackingError` if the registry lacks what it should hold, `ArtifactError` if a file of `evaluation` that
     the gate reads is not the one that was registered.
     """
+    if registration.version is None:
+        raise TrackingError(UNREGISTERED)
     store = connect()
     registry = Registry(store, registration.model_name)
     challenger = registry.get(registration.version)
@@ -99,8 +104,21 @@ def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judge
 def promote(registration: Registration, evaluation: Path, policy: Policy) -> Promotion:
     """Carry out the gate's decision; it is written onto the version and into the run of its results, too.
 
+    The model of a DVC experiment that was not registered is not judged.
     Raises as `judge` does, and `TrackingError` if someone else promoted meanwhile.
     """
+    if registration.version is None:
+        champion = Registry(connect(), registration.model_name).get_by_alias(CHAMPION)
+        number = champion.number if champion else None
+        return Promotion(
+            decision="kept",
+            reason=UNREGISTERED,
+            model_name=registration.model_name,
+            version=None,
+            champion_before=number,
+            champion_after=number,
+            checks=(),
+        )
     judgement = judge(registration, evaluation, policy)
     promotion = judgement.promotion()
     if judgement.decision.promote:

@@ -162,6 +162,20 @@ def _tuner(tune: TuneParams) -> str:
     return f"{tune.prompting}, {tune.context_tokens} tokens, depth {tune.prompt_depth}"
 
 
+def unregistered(parts: Parts, evaluation: Path, tracking: TrackingParams, params: RegisterParams) -> Registration:
+    """What `register` would be called for; no version is made. Raises `ArtifactError` if a part is missing."""
+    run = read_run(evaluation)
+    return Registration(
+        model_name=tracking.model_name,
+        version=None,
+        run_id=run.run_id,
+        model_digest=parts.digest(),
+        alias=params.alias,
+        source="",
+        digests=run.digests,
+    )
+
+
 def _ensure_results(
     store: Store,
     here: TrackedRun,

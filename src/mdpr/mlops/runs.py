@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from mdpr.artifacts import Split, TrackedRun, read_card
 from mdpr.errors import ArtifactError, Interrupted, TrackingError
+from mdpr.launch import DVC_ROOT, experiment_name, in_project
 from mdpr.mlops.publishing import (
     Box,
     DatasetInput,
@@ -130,7 +131,7 @@ def open_run(
     own and is made there later. Raises `TrackingError`, before the work, if the store refuses the login or is no MLflow
     store, and if the outbox cannot be written.
     """
-    outbox, store, resumed = Path(tracking.outbox), None, run_id is not None
+    outbox, store, resumed = in_project(Path(tracking.outbox)), None, run_id is not None
     tags = {**_source_tags(name), **tags}
     try:
         store = connect()
@@ -211,7 +212,7 @@ def add_results(
 
     Never raises `TrackingError`: the results are on the disk, and a later stage publishes what is left.
     """
-    outbox = Path(tracking.outbox)
+    outbox = in_project(Path(tracking.outbox))
     item = Item(
         store=store_address(tracking_uri()),
         run=TrackedRun(run_id=run.run_id, experiment=tracking.experiment),
@@ -230,7 +231,7 @@ def add_results(
 def publish_waiting(store: Store, tracking: TrackingParams) -> None:
     """Publish what earlier processes left; a later stage's own work does not depend on it."""
     try:
-        published = publish_outbox(store, Path(tracking.outbox))
+        published = publish_outbox(store, in_project(Path(tracking.outbox)))
         if published:
             logger.info("items published to MLflow from %s: %d", tracking.outbox, published)
     except TrackingError as error:
@@ -311,7 +312,8 @@ def split_inputs(prepared: Path, splits: Sequence[Split]) -> list[DatasetInput]:
 
 
 def lineage_tags(inputs: Sequence[Path] = ()) -> dict[str, str]:
-    """mdpr's version, the git commit, the md5 of each of `inputs` in dvc.lock, the run of Kubeflow Pipelines.
+    """mdpr's version, the git commit, the md5 of each of `inputs` in dvc.lock, DVC's experiment, the run
+    of Kubeflow Pipelines.
 
     A tag that has no source here (no git, not inside DVC, not inside Kubeflow) is left out. Changes that are
     not committed set `mdpr.git.dirty`; dvc.lock does not count, for DVC rewrites it while stages run.
@@ -319,8 +321,10 @@ def lineage_tags(inputs: Sequence[Path] = ()) -> dict[str, str]:
     from mdpr import __version__
 
     tags = {"mdpr.version": __version__, **_git_tags(Path.cwd())}
-    if root := os.environ.get("DVC_ROOT"):
-        tags |= _dvc_tags(Path(root), inputs)
+    if DVC_ROOT in os.environ:
+        tags |= _dvc_tags(inputs)
+    if name := experiment_name():
+        tags["dvc.experiment"] = name
     if run_id := os.environ.get("KFP_RUN_ID"):
         tags["kfp.run_id"] = run_id
     return tags
@@ -348,11 +352,12 @@ def _git_tags(folder: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "mdpr.git.dirty": str(bool(changes)).lower()}
 
 
-def _dvc_tags(root: Path, inputs: Sequence[Path]) -> dict[str, str]:
-    lock = root / "dvc.lock"
-    if not lock.is_file():
+def _dvc_tags(inputs: Sequence[Path]) -> dict[str, str]:
+    """From the dvc.lock of this folder, maybe a temporary copy of the project."""
+    root = Path.cwd()
+    if not (root / "dvc.lock").is_file():
         return {}
-    stages = read_yaml(lock).get("stages", {}).values()
+    stages = read_yaml(root / "dvc.lock").get("stages", {}).values()
     outs = {(root / out["path"]).resolve(): out for stage in stages for out in stage.get("outs", ())}
     found = (outs.get(path.resolve()) for path in inputs)
     return {f"dvc.md5.{out['path']}": out["md5"] for out in found if out}

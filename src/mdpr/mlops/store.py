@@ -1,6 +1,7 @@
 """The MLflow store of this process: its address, bounded waiting, and errors that a user can act on.
 
-The address is MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working folder if that is not set. Every call of
+The address is MLFLOW_TRACKING_URI, or sqlite:///mlflow.db if that is not set; a relative file lies in the project,
+even if DVC runs an experiment in a temporary copy of it. Every call of
 `Store.client` ends within a bounded time and raises only `TrackingError`: `Unreachable` if the same call may succeed
 later, `Refused` if this request never will. MLflow loads inside the functions; the only global setting is MLflow's own.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from mdpr.errors import MdprError, TrackingError
+from mdpr.launch import in_project
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,7 +141,9 @@ def connect() -> Store:
 
 
 def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    file = sqlite_file(uri)
+    return f"sqlite:///{in_project(file)}" if file else uri
 
 
 def store_address(uri: str) -> str:

@@ -47,6 +47,7 @@ class RegisterParams(Section):
 
     alias: str = Field("challenger", max_length=255, description="alias given to the new version")
     pyfunc: InputPath = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")
+    in_experiments: bool = Field(False, description="register and judge the models of DVC experiments, too")
 
     @field_validator("alias")
     @classmethod

@@ -27,7 +27,7 @@ def promote(
     publish_waiting(connect(), tracking)
     outcome = promotions.promote(read_registration(registration), evaluation, _policy(params))
     decision = "promoted" if outcome.decision == "promoted" else "not promoted"
-    logger.info("version %s of %s %s: %s", outcome.version, outcome.model_name, decision, outcome.reason)
+    logger.info("version %s of %s %s: %s", outcome.version or "none", outcome.model_name, decision, outcome.reason)
     write_json(promotion, outcome)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
+from mdpr.launch import experiment_name
 from mdpr.params import RegisterParams, TrackingParams
 from mdpr.stages.stage import In, Out
+
+logger = logging.getLogger(__name__)
 
 
 def register(
@@ -16,9 +21,18 @@ def register(
     params: RegisterParams,
     tracking: TrackingParams,
 ) -> None:
-    """Log the servable model to its run, register it, set the alias, and write registration.json."""
+    """Log the servable model to its run, register it, set the alias, and write registration.json.
+
+    A DVC experiment leaves the registry as it is, unless `params.in_experiments` is set.
+    """
     from mdpr.artifacts import write_json
     from mdpr.mlops import releases
     from mdpr.mlops.served_model import Parts
 
-    write_json(registration, releases.register(Parts(knowledge, features, model), evaluation, tracking, params))
+    parts, experiment = Parts(knowledge, features, model), experiment_name()
+    if experiment is None or params.in_experiments:
+        write_json(registration, releases.register(parts, evaluation, tracking, params))
+        return
+    later = f"dvc exp apply {experiment} && dvc repro --force --single-item register promote"
+    logger.info("experiment %s leaves the registry as it is; to register its model: %s", experiment, later)
+    write_json(registration, releases.unregistered(parts, evaluation, tracking, params))

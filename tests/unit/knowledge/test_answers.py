@@ -9,7 +9,7 @@ import pytest
 
 from mdpr.artifacts import ClassInfo
 from mdpr.errors import KnowledgeError
-from mdpr.knowledge.answers import Budget, Prices, Usage, estimate, open_store, prompt_tokens
+from mdpr.knowledge.answers import Budget, Prices, Usage, estimate, open_store, plan, prompt_tokens
 from mdpr.knowledge.questions import Question, load_prompts, make_questions
 from mdpr.params import DIMENSIONS, LlmParams
 
@@ -51,6 +51,19 @@ def test_an_accepted_answer_is_never_overwritten(tmp_path: Path) -> None:
         store.add(question, "The first.", "m", Usage())
         store.add(question, "The second.", "m", Usage())
         assert store.find([question.key]) == {question.key: "The first."}
+
+
+def test_an_experiment_in_a_copy_of_the_project_finds_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
+    (copy / ".dvc").mkdir(parents=True)
+    questions = questions_about("cat")
+    with open_store(tmp_path / "data" / "answers.sqlite") as store:
+        store.add(questions[0], "A cat.", "m", Usage())
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert plan(questions, LlmParams(model="m", store="data/answers.sqlite")).stored == 1
 
 
 def test_a_file_that_is_no_store_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
