@@ -120,7 +120,8 @@ PLACEMENTS = {
     "evaluate": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, gpu=True, downloads=True, tracks=True),
     # Not cached: they change the registry, and the champion moves on between two runs.
     "register": Placement(cpu="1", memory="4Gi", timeout_s=1800, tracks=True, cached=False),
-    "promote": Placement(cpu="1", memory="2Gi", timeout_s=600, tracks=True, cached=False),
+    # Without a GPU: it scores the champion only if the test set has changed since.
+    "promote": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, downloads=True, tracks=True, cached=False),
     "close": Placement(cpu="1", memory="2Gi", timeout_s=600, tracks=True, cached=False),
 }
 

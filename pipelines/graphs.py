@@ -162,7 +162,8 @@ def release(driver: Driver, start: Start, **tuned: Any) -> None:
     evaluation = scores["evaluation"]
     registered = register(params=texts["register"], workspace=workspace, evaluation=evaluation, **tuned)
     version = driver.place(registered).output
-    driver.place(promote(params=texts["promote"], workspace=workspace, evaluation=evaluation, registration=version))
+    compared = {"prepared": start.images, "evaluation": evaluation, "registration": version}
+    driver.place(promote(params=texts["promote"], workspace=workspace, **compared))
 
 
 # --- the graphs ---------------------------------------------------------------------------------------------

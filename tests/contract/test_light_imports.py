@@ -35,3 +35,13 @@ def test_a_component_body_waits_neither_for_recipes_nor_for_formats_it_does_not_
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False", "False", "True"]
+
+
+def test_what_the_small_image_runs_needs_no_torch() -> None:
+    """components/Dockerfile: register runs in the image without torch, and so does reading the registry."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'open_clip'));"
+        "import mdpr.mlops.releases, mdpr.mlops.promotions, mdpr.mlops.listing, mdpr.mlops.runs"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -22,13 +23,15 @@ from mdpr import artifacts
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.gate import Policy, read_policy
+from mdpr.mlops.policy import Policy, read_policy
 from mdpr.mlops.served_model import Parts, requirements
 from mdpr.mlops.store import Store
+from mdpr.model.inference import Classifier
 from mdpr.params import RegisterParams, TrackingParams
 
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)
+CLASSES, ROWS = 10, 10 * 30  # as `evaluated` makes them up
 Evaluated = Callable[..., Path]
 Retrained = Callable[[Path], Parts]
 
@@ -54,6 +57,15 @@ def run(tmp_path: Path, project_root: Path) -> Callable[..., str]:
         return str(CliRunner().invoke(cli, arguments, catch_exceptions=False).output)
 
     return call
+
+
+def promote(registered: artifacts.Registration, evaluation: Path, policy: Policy) -> artifacts.Promotion:
+    """Where no image is looked at: the champion has answered the same ones."""
+    return promotions.promote(registered, evaluation, evaluation, policy, evaluation.with_name("checkpoint"))
+
+
+def judge(registered: artifacts.Registration, evaluation: Path, policy: Policy) -> promotions.Judgement:
+    return promotions.judge(registered, evaluation, evaluation, policy)
 
 
 def aliases(store: Store) -> dict[str, str]:
@@ -85,13 +97,14 @@ def test_from_the_first_model_to_a_rollback(
     # --- the first model
     artifacts.write_json(tmp_path / "registration.json", registered)
     seen = run(
-        "promote", "--dry-run", "--evaluation", str(first), "--registration", str(tmp_path / "registration.json")
+        *("promote", "--dry-run", "--prepared", str(first), "--evaluation", str(first)),
+        *("--registration", str(tmp_path / "registration.json")),
     )
     assert "version 1 of shoes would be promoted" in " ".join(seen.split())
     assert aliases(store) == {"challenger": "1"}
-    outcome = promotions.promote(registered, first, policy)
+    outcome = promote(registered, first, policy)
     assert (outcome.decision, outcome.champion_before, outcome.champion_after) == ("promoted", None, "1")
-    again = promotions.promote(registered, first, policy)
+    again = promote(registered, first, policy)
     assert (again.decision, again.reason) == ("kept", "version 1 is the champion already")
     version = store.client.get_model_version("shoes", "1")
     assert f"promoted: {outcome.reason}" in version.description
@@ -106,22 +119,21 @@ def test_from_the_first_model_to_a_rollback(
     # --- a worse one, one of other classes, a better one
     other = retrained(tmp_path / "model")
     worse = evaluated(tmp_path / "worse", 0.7, TRACKING)
-    outcome = promotions.promote(releases.register(other, worse, TRACKING, register_params), worse, policy)
+    outcome = promote(releases.register(other, worse, TRACKING, register_params), worse, policy)
     assert (outcome.decision, outcome.champion_before, outcome.champion_after) == ("kept", "1", "1")
     assert outcome.checks[0].value < -5
     assert store.client.get_model_version("shoes", "2").tags["mdpr.gate.decision"] == "kept"
+    renamed = evaluated(tmp_path / "renamed", 0.95, TRACKING, name="other {}")
+    registered = releases.register(other, renamed, TRACKING, register_params)
+    assert "none of the champion's classes" in promote(registered, renamed, policy).reason
+    assert aliases(store) == {"challenger": "2", "champion": "1"}
     better = evaluated(tmp_path / "better", 0.95, TRACKING)
     registered = releases.register(other, better, TRACKING, register_params)
-    label_set = store.client.get_model_version("shoes", "2").tags["mdpr.label_set"]
-    store.client.set_model_version_tag("shoes", "2", "mdpr.label_set", "another")
-    assert "knows other classes" in promotions.promote(registered, better, policy).reason
-    assert aliases(store) == {"challenger": "2", "champion": "1"}
-    store.client.set_model_version_tag("shoes", "2", "mdpr.label_set", label_set)
-    outcome = promotions.promote(registered, better, policy)
+    outcome = promote(registered, better, policy)
     assert (outcome.decision, outcome.champion_before, outcome.champion_after) == ("promoted", "1", "2")
     assert aliases(store) == {"challenger": "2", "champion": "2", "previous": "1"}
     with pytest.raises(ArtifactError, match="is not what version 2 was registered with"):
-        promotions.promote(registered, worse, policy)
+        promote(registered, worse, policy)
 
     # --- the table, and back
     rows = json.loads(run("registry", "list", "--json"))
@@ -134,7 +146,7 @@ def test_from_the_first_model_to_a_rollback(
     assert aliases(store) == {"challenger": "2", "champion": "1", "previous": "2"}
     with pytest.raises(TrackingError, match="was itself rolled back"):
         promotions.rollback("shoes")
-    assert "was rolled back: remove its tag" in promotions.promote(registered, better, policy).reason
+    assert "was rolled back: remove its tag" in promote(registered, better, policy).reason
     assert aliases(store)["champion"] == "1"
 
 
@@ -147,7 +159,7 @@ def test_a_model_from_elsewhere_brings_its_results(
     registered = releases.register(parts, evaluation, TRACKING, register_params)
     assert registered.run_id != foreign.run_id
     assert store.client.get_run(registered.run_id).data.metrics["test/fused/all"] == 0.8
-    assert promotions.promote(registered, evaluation, policy).decision == "promoted"
+    assert promote(registered, evaluation, policy).decision == "promoted"
 
 
 def test_a_registry_without_the_version_says_what_to_do(
@@ -158,7 +170,7 @@ def test_a_registry_without_the_version_says_what_to_do(
         model_name="shoes", version="3", run_id="r", model_digest="d", alias="challenger", source="s"
     )
     with pytest.raises(TrackingError, match="version 3 of shoes is not in this MLflow registry: run register"):
-        promotions.promote(registered, evaluation, policy)
+        promote(registered, evaluation, policy)
     with pytest.raises(TrackingError, match="shoes has no version with the alias champion: there is nothing"):
         promotions.rollback("shoes")
 
@@ -209,10 +221,10 @@ def test_what_was_edited_since_is_refused(
     edited = tmp_path / "edited"
     shutil.copytree(evaluation, edited)
     EDITS[how](edited)
-    for decide in (promotions.judge, promotions.promote):
+    for decide in (judge, promote):
         with pytest.raises(ArtifactError, match="is not what version 1 was registered with"):
             decide(registration, edited, policy)
-    assert promotions.judge(registration, evaluation, policy).decision.promote
+    assert judge(registration, evaluation, policy).decision.promote
 
 
 @pytest.fixture
@@ -233,11 +245,11 @@ def test_a_later_evaluation_of_the_champions_run_does_not_touch_what_the_gate_re
     tmp_path: Path,
 ) -> None:
     registration, evaluation = registered_once
-    promotions.promote(registration, evaluation, policy)
+    promote(registration, evaluation, policy)
     again = evaluated(tmp_path / "again", 0.2, TRACKING, artifacts.read_run(evaluation))  # artifacts of the same names
     better = evaluated(tmp_path / "better", 0.95, TRACKING)
     other = releases.register(retrained(tmp_path / "model"), better, TRACKING, register_params)
-    outcome = promotions.judge(other, better, policy).decision
+    outcome = judge(other, better, policy).decision
     assert outcome.promote
     gain = next(check for check in outcome.checks if check.name == "all, points against the champion, lower bound")
     assert gain.estimate == pytest.approx(15.0, abs=2)
@@ -256,6 +268,125 @@ def test_what_is_no_run_id_is_refused(
     assert "\n" not in str(caught.value)
     with pytest.raises(ArtifactError):
         artifacts.read_run(evaluation)
+
+
+# --- a champion of other test images ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A folder with real test images, as many as `evaluated` has rows."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(ROWS):
+        picture = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(picture, "PNG")
+        images.append(picture.getvalue())
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    labels = np.repeat(np.arange(CLASSES), ROWS // CLASSES).tolist()
+    artifacts.write_images(folder / "test.parquet", images, [""] * ROWS, labels)
+    return folder
+
+
+def test_a_champion_of_other_test_images_is_scored_on_those_of_today_and_only_once(
+    store: Store,
+    parts: Parts,
+    retrained: Retrained,
+    evaluated: Evaluated,
+    register_params: RegisterParams,
+    policy: Policy,
+    prepared: Path,
+    tmp_path: Path,
+) -> None:
+    images = artifacts.read_images(prepared / "test.parquet")
+    image_N, label_N = artifacts.image_digests(images), images.labels_N
+    seen_N = image_N[::7]  # the data were cut anew: these trained the first model
+    first = evaluated(tmp_path / "first", 0.8, TRACKING, image_N=np.arange(ROWS), seen_N=seen_N)
+    promote(releases.register(parts, first, TRACKING, register_params), first, policy)
+    second = evaluated(tmp_path / "second", 0.9, TRACKING, image_N=image_N)
+    registered = releases.register(retrained(tmp_path / "model"), second, TRACKING, register_params)
+
+    # --- a preview keeps nothing
+    version = store.client.get_model_version("shoes", "1")
+    preview = promotions.judge(registered, second, prepared, policy).decision
+    assert store.client.get_model_version("shoes", "1").tags == version.tags
+    assert aliases(store)["champion"] == "1"
+
+    # --- what the served model itself says, without the images that it was trained on
+    assert f"{len(seen_N)} of {ROWS} test images trained the champion" in preview.reason
+    classifier = Classifier.load(parts.model, parts.features)
+    answered = classifier.predict([images.image(row) for row in range(ROWS)], top_k=1)
+    use_N = ~np.isin(image_N, seen_N)
+    own_N = artifacts.read_predictions(second)["fused_top1"].to_numpy() == label_N
+    their_N = np.array([item.class_index for item in answered]) == label_N
+    gain_C = [(own_N * 1.0 - their_N)[use_N & (label_N == c)].mean() for c in range(CLASSES)]
+    check = next(item for item in preview.checks if item.name == "all, points against the champion, lower bound")
+    assert check.estimate == pytest.approx(100 * np.mean(gain_C))
+
+    # --- the answers are on the disk before the store has them, and are not made again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.client.__class__, "_call", refuse_uploads(store.client.__class__._call))
+        assert promotions.judge(registered, second, prepared, policy, tmp_path / "kept").decision == preview
+    (tmp_path / "kept" / "state.safetensors").chmod(0o444)
+    (prepared / "test.parquet").rename(prepared / "away.parquet")
+    assert promotions.judge(registered, second, prepared, policy, tmp_path / "kept").decision == preview
+    shutil.rmtree(tmp_path / "kept")
+    outcome = promotions.promote(registered, second, prepared, policy, tmp_path / "kept")  # now the store has them
+    assert (outcome.decision, outcome.reason) == ("promoted", preview.reason)
+    assert not (tmp_path / "kept").exists()
+
+    # --- an edited file of answers is not believed: the images are needed again
+    assert promotions.rollback("shoes") == ("2", "1")
+    store.client.delete_model_version_tag("shoes", "2", "mdpr.rolled_back")
+    run_id = store.client.get_model_version("shoes", "1").tags["mdpr.results_run_id"]
+    (item,) = store.client.list_artifacts(run_id, "gate/answers")
+    path = Path(store.client.download_artifacts(run_id, item.path, str(tmp_path)))
+    arrays, metadata = artifacts.read_tensors(path, "promote")
+    artifacts.write_tensors(path, arrays | {"base_top1": np.zeros(ROWS, np.int64)}, metadata)
+    store.client.log_artifact(run_id, str(path), "gate/answers")
+    with pytest.raises(ArtifactError, match="is missing"):
+        promotions.judge(registered, second, prepared, policy)
+    (prepared / "away.parquet").rename(prepared / "test.parquet")
+    assert promotions.judge(registered, second, prepared, policy).decision == preview
+
+    # --- other images than those that the challenger answered
+    artifacts.write_images(prepared / "test.parquet", [images.image(0)] * ROWS, [""] * ROWS, label_N.tolist())
+    with pytest.raises(ArtifactError, match="holds other test images"):
+        promotions.judge(registered, second, prepared, policy)
+
+
+def refuse_uploads(call: Callable[..., object]) -> Callable[..., object]:
+    def instead(self: object, name: str, *arguments: object, **options: object) -> object:
+        if name.startswith("log_artifact"):
+            raise TrackingError("no space left")
+        return call(self, name, *arguments, **options)
+
+    return instead
+
+
+def test_a_champion_of_an_earlier_format_is_judged_with_all_images(
+    store: Store,
+    parts: Parts,
+    retrained: Retrained,
+    evaluated: Evaluated,
+    register_params: RegisterParams,
+    policy: Policy,
+    prepared: Path,
+    tmp_path: Path,
+) -> None:
+    first = evaluated(tmp_path / "first", 0.8, TRACKING)  # neither digests of its images nor of those that trained it
+    promote(releases.register(parts, first, TRACKING, register_params), first, policy)
+    image_N = artifacts.image_digests(artifacts.read_images(prepared / "test.parquet"))
+    second = evaluated(tmp_path / "second", 0.9, TRACKING, image_N=image_N)
+    registered = releases.register(retrained(tmp_path / "model"), second, TRACKING, register_params)
+    decision = promotions.judge(registered, second, prepared, policy).decision
+    assert decision.promote, decision.reason
+    assert "not recorded" in decision.reason
+    edited = tmp_path / "edited"
+    shutil.copytree(first, edited)
+    artifacts.write_seen(edited, train_N=image_N, val_N=image_N[:0])
+    with pytest.raises(ArtifactError, match=r"seen\.safetensors is not what version 1"):
+        judge(releases.register(parts, first, TRACKING, register_params), edited, policy)
 
 
 # --- killed halfway -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from benchmarks.serving_crowd import promote_when_told
 from mdpr import artifacts
 from mdpr.errors import TrackingError
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.gate import read_policy
+from mdpr.mlops.policy import read_policy
 from mdpr.mlops.promotions import move_champion, open_log
 from mdpr.mlops.registry import CHAMPION, Registry
 from mdpr.mlops.served_model import Parts
@@ -120,7 +120,7 @@ def test_register_and_promote_over_postgresql_and_s3(
     first = evaluated(tmp_path / "first", 0.8, TRACKING)
     registered = releases.register(parts, first, TRACKING, register_params)
     assert registered == releases.register(parts, first, TRACKING, register_params)
-    assert promotions.promote(registered, first, policy).decision == "promoted"
+    assert promotions.promote(registered, first, first, policy, first / "checkpoint").decision == "promoted"
     login = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "any")
     client = boto3.client("s3", endpoint_url=s3, **login)
     keys = {item["Key"].rpartition("/")[2] for item in client.list_objects_v2(Bucket="mlflow")["Contents"]}

@@ -12,7 +12,7 @@ import yaml
 
 from mdpr.kubeflow.views import show_summary
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.gate import read_policy
+from mdpr.mlops.policy import read_policy
 from mdpr.mlops.served_model import Parts
 from mdpr.mlops.store import Store
 from mdpr.params import RegisterParams, TrackingParams
@@ -44,7 +44,8 @@ def test_the_champion_is_a_line_of_its_own_once_there_is_one(
     first = evaluated(tmp_path / "first", 0.8, TRACKING)
     assert summary(first)[-1] == "There is no champion yet."
     registered = releases.register(parts, first, TRACKING, register_params)
-    promotions.promote(registered, first, read_policy(project_root / "mlflow" / "promotion.yaml"))
+    policy = read_policy(project_root / "mlflow" / "promotion.yaml")
+    promotions.promote(registered, first, first, policy, first / "checkpoint")
 
     second = evaluated(tmp_path / "second", 0.85, TRACKING)
     assert summary(second)[2:] == [

@@ -5,9 +5,10 @@
     probe/       probe.safetensors zero_shot.csv
     knowledge/   knowledge.json audit.json index.html
     features/    knowledge.safetensors audit.json
-    model/       model.safetensors config.json history.csv run.json
+    model/       model.safetensors config.json history.csv seen.safetensors run.json
     evaluation/  metrics.json intervals.json biases.json predictions.parquet report.html figures/
-                 per_class.csv confusion.csv reliability.csv routing.csv variants.csv lineage.json run.json
+                 per_class.csv confusion.csv reliability.csv routing.csv variants.csv seen.safetensors
+                 lineage.json run.json
     registration.json promotion.json
 
 Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here, float32 unless said otherwise;
@@ -20,6 +21,7 @@ from mdpr.artifacts.evaluated import (
     Biases,
     Intervals,
     read_biases,
+    read_class_names,
     read_intervals,
     read_lineage,
     read_metrics,
@@ -33,6 +35,7 @@ from mdpr.artifacts.image_tables import (
     ImageFile,
     ImageRecord,
     image_batches,
+    image_digests,
     open_images,
     read_images,
     write_image_records,
@@ -85,9 +88,18 @@ from mdpr.artifacts.tensors import (
     write_probe,
     write_tensors,
 )
-from mdpr.artifacts.tuned_model import ModelConfig, read_history, read_model_config, write_model
+from mdpr.artifacts.tuned_model import (
+    SEEN_FILE,
+    ModelConfig,
+    read_history,
+    read_model_config,
+    read_seen,
+    write_model,
+    write_seen,
+)
 
 __all__ = [
+    "SEEN_FILE",
     "SHOT_GROUPS",
     "SPLITS",
     "TEST_DIGEST",
@@ -119,11 +131,13 @@ __all__ = [
     "data_digests",
     "display_names",
     "image_batches",
+    "image_digests",
     "model_digests",
     "open_images",
     "parse_knowledge",
     "read_biases",
     "read_card",
+    "read_class_names",
     "read_classes",
     "read_features",
     "read_history",
@@ -139,6 +153,7 @@ __all__ = [
     "read_promotion",
     "read_registration",
     "read_run",
+    "read_seen",
     "read_shots",
     "read_split",
     "read_table",
@@ -154,5 +169,6 @@ __all__ = [
     "write_model",
     "write_predictions",
     "write_probe",
+    "write_seen",
     "write_tensors",
 ]

@@ -162,6 +162,11 @@ def read_shots(evaluation: Path) -> list[str]:
     return [str(shot) for shot in table["shot"]]
 
 
+def read_class_names(evaluation: Path) -> list[str]:
+    """The name of each class in order of index, from per_class.csv, as it is written there; no two are equal."""
+    return [str(name) for name in read_table(evaluation, "per_class.csv").sort_values("index")["class"]]
+
+
 def read_lineage(evaluation: Path) -> dict[str, str]:
     """lineage.json: what a result comes from, name -> text."""
     path = evaluation / "lineage.json"

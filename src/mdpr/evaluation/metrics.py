@@ -11,15 +11,17 @@ Shapes: N test images, B images in a batch, C classes, K bins, k best classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.metrics import f1_score
-from torch import Tensor
 
 from mdpr.artifacts import SHOT_GROUPS
 from mdpr.evaluation.predictions import final_branch, recorded_branches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The smallest normal float32: predictions hold float32 probabilities, and log(0) has no mean.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -148,6 +150,8 @@ class ClasswiseCalibration:
         self._gap_CK: Tensor | None = None
 
     def add(self, label_B: Tensor, log_probability_BC: Tensor) -> None:
+        import torch  # the gate reads this module where torch is not installed
+
         probability_BC = log_probability_BC.detach().cpu().double().exp()
         if self._gap_CK is None:
             self._gap_CK = probability_BC.new_zeros(probability_BC.shape[1], self.bins)

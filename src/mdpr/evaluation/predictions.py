@@ -3,6 +3,7 @@
 One row per test image, in the order of test.parquet:
 
     index                       int64         row of test.parquet
+    image                       int64         the image's digest (`mdpr.artifacts.image_digests`)
     label                       int64         the image's class
     {branch}_top1               int64         the branch's best class
     {branch}_top5               list<int64>   its min(5, C) best classes, best first
@@ -29,7 +30,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.score_table import BRANCHES
@@ -85,6 +85,8 @@ class PredictionRecorder:
         A branch is one of `BRANCHES`, or a variant with a name of its own (see `mdpr.evaluation.ablations`). Raises
         `ArtifactError` where a branch's scores are not finite.
         """
+        import torch  # the gate reads this module where torch is not installed
+
         label_B = label_B.cpu()
         part = {"index": torch.arange(self._images, self._images + len(label_B)), "label": label_B}
         for branch, scores_BC in log_probability_BC.items():
@@ -96,12 +98,16 @@ class PredictionRecorder:
 
     def table(self) -> pd.DataFrame:
         """Everything added so far, with the columns listed at the top of this file."""
+        import torch
+
         assert self._parts, "no batch was added"
         columns = {key: torch.cat([part[key] for part in self._parts]).numpy() for key in self._parts[0]}
         return pd.DataFrame({key: list(array) if array.ndim > 1 else array for key, array in columns.items()})
 
 
 def _columns(branch: str, scores_BC: Tensor, label_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:
+    import torch
+
     finite_B = torch.isfinite(scores_BC).all(dim=1)
     if not finite_B.all():
         index = int(index_B[~finite_B][0])
@@ -120,6 +126,8 @@ def top_classes(scores_BC: Tensor, k: int, index_B: Tensor) -> Tensor:
 
     Ties are ordered by a hash of image and class (see above).
     """
+    import torch
+
     classes = scores_BC.shape[1]
     k = min(k, classes)
     best = scores_BC.topk(min(k + 1, classes))  # one more: a tie across the cut matters too

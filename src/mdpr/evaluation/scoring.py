@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdpr.artifacts import Probe, Split, read_split
+from mdpr.artifacts import ImageFile, Probe, Split, image_digests, read_split
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
@@ -29,7 +29,7 @@ from mdpr.evaluation.ablations import (
     five_crop_transform,
 )
 from mdpr.evaluation.metrics import ClasswiseCalibration
-from mdpr.evaluation.predictions import PredictionRecorder, Predictions
+from mdpr.evaluation.predictions import PredictionRecorder, Predictions, top_classes
 from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader
 from mdpr.model.fusion import GeneralizedLogitAdjustment
 from mdpr.model.inference import Classifier
@@ -124,7 +124,24 @@ def evaluate_splits(
         if predicted.variants is not None:
             table = predicted.variants.join(table.drop(columns=["index", "label"]))
         predicted = replace(predicted, variants=table, kinds=predicted.kinds | {name: "robust"})
-    return predicted
+    image_N = image_digests(read_split(prepared, "test"))
+    return replace(predicted, predictions=predicted.predictions.assign(image=image_N))
+
+
+@torch.inference_mode()
+def score_images(classifier: Classifier, images: ImageFile, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The final answer to each image, whatever its label: class (N,) int64 and probability (N,) float32."""
+    look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
+    loader = make_loader(ImageTable(images, look, cache_max_bytes=0), batch_size)
+    top1: list[Tensor] = []
+    probability: list[Tensor] = []
+    for image_B3HW, _ in track(loader, "score the champion"):
+        scores_BC = F.log_softmax(classifier(image_B3HW).fused_BC.float(), dim=-1).cpu()
+        start = sum(map(len, top1))
+        best_B1 = top_classes(scores_BC, 1, torch.arange(start, start + len(scores_BC)))
+        top1.append(best_B1[:, 0])
+        probability.append(scores_BC.gather(1, best_B1)[:, 0].exp())
+    return torch.cat(top1).numpy(), torch.cat(probability).numpy()
 
 
 def ablation_names(params: EvaluateParams, routed: bool) -> Sequence[str]:

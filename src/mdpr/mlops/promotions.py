@@ -14,21 +14,19 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from mdpr.artifacts import Promotion, Registration, read_metrics, read_predictions, read_shots
+from mdpr.artifacts import Promotion, Registration, read_class_names, read_predictions, read_shots
 from mdpr.errors import ArtifactError, TrackingError
-from mdpr.mlops.gate import Candidate, Decision, Latency, Policy, should_promote
+from mdpr.mlops.champion import TestSet, load_champion
+from mdpr.mlops.gate import Candidate, Decision, should_promote
+from mdpr.mlops.policy import Policy
 from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry, Version
 from mdpr.mlops.releases import (
     DECISION_TAG,
-    GATE_INPUTS_TAG,
-    LABEL_SET_TAG,
-    LATENCY_TAG,
     RESULTS_RUN_TAG,
     TEST_SET_TAG,
-    gate_inputs,
-    gate_inputs_folder,
+    changed_input,
+    latency_of,
     with_gate,
 )
 from mdpr.mlops.runs import RESULTS_FOLDER
@@ -68,9 +66,12 @@ class Judgement:
         )
 
 
-def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judgement:
-    """The gate's decision about the registered version; changes nothing.
+def judge(
+    registration: Registration, evaluation: Path, prepared: Path, policy: Policy, checkpoint: Path | None = None
+) -> Judgement:
+    """The gate's decision about the registered version. `prepared` holds the test images of `evaluation`.
 
+    No tag and no alias changes. With a `checkpoint` (see `load_champion`) answers of the champion are kept.
     Raises `TrackingError` if the registry lacks what it should hold, `ArtifactError` if a file of `evaluation` that
     the gate reads is not the one that was registered.
     """
@@ -79,7 +80,7 @@ def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judge
     store = connect()
     registry = Registry(store, registration.model_name)
     challenger = registry.get(registration.version)
-    if changed := _changed(challenger, evaluation):
+    if changed := changed_input(challenger, evaluation):
         raise ArtifactError(
             f"{evaluation / changed} is not what version {challenger.number} was registered with: run evaluate and "
             "register again"
@@ -92,16 +93,17 @@ def judge(registration: Registration, evaluation: Path, policy: Policy) -> Judge
         reason = f"version {challenger.number} was rolled back: remove its tag {ROLLED_BACK_TAG} to let it try again"
         decision = Decision(False, reason)
     else:
-        decision = should_promote(
-            _candidate(challenger, evaluation),
-            _load_champion(store, champion) if champion else None,
-            shot_groups(read_shots(evaluation)),
-            policy,
-        )
+        predictions, shots = read_predictions(evaluation), read_shots(evaluation)
+        candidate = Candidate(predictions, read_class_names(evaluation), latency=latency_of(challenger))
+        test = TestSet(predictions, challenger.tags.get(TEST_SET_TAG), prepared)
+        opponent = load_champion(store, champion, test, checkpoint) if champion else None
+        decision = should_promote(candidate, opponent, shot_groups(shots), policy)
     return Judgement(registry, challenger, before, decision, already_champion=before == challenger.number)
 
 
-def promote(registration: Registration, evaluation: Path, policy: Policy) -> Promotion:
+def promote(
+    registration: Registration, evaluation: Path, prepared: Path, policy: Policy, checkpoint: Path
+) -> Promotion:
     """Carry out the gate's decision; it is written onto the version and into the run of its results, too.
 
     The model of a DVC experiment that was not registered is not judged.
@@ -119,7 +121,7 @@ def promote(registration: Registration, evaluation: Path, policy: Policy) -> Pro
             champion_after=number,
             checks=(),
         )
-    judgement = judge(registration, evaluation, policy)
+    judgement = judge(registration, evaluation, prepared, policy, checkpoint)
     promotion = judgement.promotion()
     if judgement.decision.promote:
         move_champion(judgement.registry, judgement.challenger.number, expected=judgement.champion_before)
@@ -155,43 +157,6 @@ def shot_groups(shots: Sequence[str]) -> dict[str, list[int]]:
     for index, shot in enumerate(shots):
         groups.setdefault(shot, []).append(index)
     return groups
-
-
-def _changed(version: Version, folder: Path) -> str | None:
-    """The first file in `folder` that is not the one that `version` was registered with."""
-    registered = json.loads(version.tags.get(GATE_INPUTS_TAG, "{}"))
-    return next((name for name, digest in gate_inputs(folder).items() if registered.get(name) != digest), None)
-
-
-def _candidate(version: Version, folder: Path) -> Candidate:
-    tags = version.tags
-    ece = read_metrics(folder)["fused"].get("ece")
-    if ece is None:
-        raise ArtifactError(f"{folder / 'metrics.json'} has no fused.ece: run evaluate again")
-    return Candidate(
-        predictions=read_predictions(folder),
-        label_set=tags.get(LABEL_SET_TAG, "not recorded"),
-        test_set=tags.get(TEST_SET_TAG, "not recorded"),
-        ece=ece,
-        latency=Latency(**json.loads(tags[LATENCY_TAG])) if LATENCY_TAG in tags else None,
-    )
-
-
-def _load_champion(store: Store, champion: Version) -> Candidate:
-    """The champion's predictions and metrics, as `register` stored them with its version."""
-    run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
-    with TemporaryDirectory(prefix="mdpr-") as folder:
-        try:
-            stored = gate_inputs_folder(champion.tags.get(GATE_INPUTS_TAG, ""))
-            files = Path(store.client.download_artifacts(run_id, stored, folder))
-            if changed := _changed(champion, files):
-                raise TrackingError(f"{changed} is not what it was registered with")
-        except TrackingError as error:
-            raise TrackingError(
-                f"the results of champion version {champion.number} cannot be used from run {run_id} "
-                f"({error}): register that model again, or remove its alias {CHAMPION}"
-            ) from None
-        return _candidate(champion, files)
 
 
 def _record(judgement: Judgement, promotion: Promotion) -> None:

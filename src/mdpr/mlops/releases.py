@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mdpr.artifacts import (
+    SEEN_FILE,
     SHOT_GROUPS,
     ModelConfig,
     Registration,
@@ -21,8 +22,9 @@ from mdpr.artifacts import (
     sha256,
 )
 from mdpr.errors import ArtifactError
+from mdpr.mlops.gate import Latency
 from mdpr.mlops.publishing import mirror_run
-from mdpr.mlops.registry import Registry
+from mdpr.mlops.registry import Registry, Version
 from mdpr.mlops.runs import RESULTS_FOLDER, add_results, lineage_tags, publish_waiting, result_metrics
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import Store, connect
@@ -36,6 +38,7 @@ RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the file
 LATENCY_TAG = "mdpr.latency"  # JSON: ms, device
 FIGURES_TAG = "mdpr.test.fused"  # JSON: figure -> value
 GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
+OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made have none
 RANKED_BY = ("all", *SHOT_GROUPS, "ece")
 
 BRANCHES = ("zero_shot", "base", "routed", "fused")
@@ -98,7 +101,19 @@ def gate_inputs(evaluation: Path) -> dict[str, str]:
     for name in GATE_INPUTS:
         if not (evaluation / name).is_file():
             raise ArtifactError(f"{evaluation / name} is missing: run evaluate first")
-    return {name: sha256(evaluation / name) for name in GATE_INPUTS}
+    optional = [name for name in OPTIONAL_INPUTS if (evaluation / name).is_file()]
+    return {name: sha256(evaluation / name) for name in (*GATE_INPUTS, *optional)}
+
+
+def changed_input(version: Version, folder: Path) -> str | None:
+    """The first file in `folder` that is not the one that `version` was registered with."""
+    registered, found = json.loads(version.tags.get(GATE_INPUTS_TAG, "{}")), gate_inputs(folder)
+    return next((name for name in {**registered, **found} if registered.get(name) != found.get(name)), None)
+
+
+def latency_of(version: Version) -> Latency | None:
+    """The latency that was measured when the version was registered, if it was."""
+    return Latency(**json.loads(version.tags[LATENCY_TAG])) if LATENCY_TAG in version.tags else None
 
 
 def gate_inputs_folder(tag: str) -> str:

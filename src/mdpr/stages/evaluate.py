@@ -23,6 +23,8 @@ def evaluate(
     `scores` holds the accuracies in percent, one file per shot group. Raises `ArtifactError` if the model was tuned for
     other classes or on another backbone than the probe's.
     """
+    import shutil
+
     from mdpr import artifacts
     from mdpr.artifacts.truth import read_truth
     from mdpr.errors import ArtifactError
@@ -49,6 +51,8 @@ def evaluate(
     evaluation.mkdir()
     results.write(evaluation)
     write_scores(scores, results.scores)
+    if (model / artifacts.SEEN_FILE).is_file():  # models of earlier versions have none
+        shutil.copyfile(model / artifacts.SEEN_FILE, evaluation / artifacts.SEEN_FILE)
     inputs = (prepared, probe, knowledge, features, model)
     sources = {"MLflow run": f"{run.run_id} (experiment {run.experiment})", "backbone": frozen.fingerprint}
     digests = {f"sha256 of {path.name}": artifacts.sha256(path) for path in (*inputs, prepared / "test.parquet")}

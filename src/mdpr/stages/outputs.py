@@ -47,11 +47,11 @@ UNMARKED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("probe", "probe.safetensors zero_shot.csv", ""),
         ("knowledge", "knowledge.json audit.json", "index.html"),
         ("features", "knowledge.safetensors audit.json", ""),
-        ("model", "model.safetensors config.json history.csv run.json", ""),
+        ("model", "model.safetensors config.json history.csv run.json", "seen.safetensors"),
         (
             "evaluation",
             "metrics.json intervals.json biases.json predictions.parquet report.html per_class.csv lineage.json",
-            "confusion.csv reliability.csv routing.csv variants.csv run.json figures",
+            "confusion.csv reliability.csv routing.csv variants.csv seen.safetensors run.json figures",
         ),
         ("scores", "all.json", "many.json medium.json few.json"),
     )

@@ -7,31 +7,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdpr.params import PromoteParams, TrackingParams
-from mdpr.stages.stage import In, Out
+from mdpr.stages.stage import Checkpoint, In, Out
 
 if TYPE_CHECKING:
-    from mdpr.mlops.gate import Policy
+    from mdpr.mlops.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 
 def promote(
-    evaluation: In, registration: In, promotion: Out, *, params: PromoteParams, tracking: TrackingParams
+    prepared: In,
+    evaluation: In,
+    registration: In,
+    promotion: Out,
+    checkpoint: Checkpoint,
+    *,
+    params: PromoteParams,
+    tracking: TrackingParams,
 ) -> None:
-    """Compare the challenger with the champion, move the alias or keep it, and write promotion.json."""
+    """Compare the challenger with the champion, move the alias or keep it, and write promotion.json.
+
+    A champion that was registered with other test images is scored on those of `prepared` first.
+    """
     from mdpr.artifacts import read_registration, write_json
     from mdpr.mlops import promotions
     from mdpr.mlops.runs import publish_waiting
     from mdpr.mlops.store import connect
 
     publish_waiting(connect(), tracking)
-    outcome = promotions.promote(read_registration(registration), evaluation, _policy(params))
+    outcome = promotions.promote(read_registration(registration), evaluation, prepared, _policy(params), checkpoint)
     decision = "promoted" if outcome.decision == "promoted" else "not promoted"
     logger.info("version %s of %s %s: %s", outcome.version or "none", outcome.model_name, decision, outcome.reason)
     write_json(promotion, outcome)
 
 
-def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
+def preview(prepared: In, evaluation: In, registration: In, *, params: PromoteParams) -> None:
     """Show what the gate would decide, every number of it, and change nothing."""
     from rich.console import Console
 
@@ -39,7 +49,7 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
     from mdpr.mlops import promotions
     from mdpr.mlops.listing import checks_table
 
-    judgement = promotions.judge(read_registration(registration), evaluation, _policy(params))
+    judgement = promotions.judge(read_registration(registration), evaluation, prepared, _policy(params))
     outcome = judgement.promotion()
     console = Console()
     console.print(checks_table(outcome))
@@ -49,7 +59,7 @@ def preview(evaluation: In, registration: In, *, params: PromoteParams) -> None:
 
 def _policy(params: PromoteParams) -> Policy:
     """The one that decides and the one that is shown beforehand are the same."""
-    from mdpr.mlops.gate import read_policy
+    from mdpr.mlops.policy import read_policy
 
     return read_policy(Path(params.policy)).with_margin(params.margin_points)
 

@@ -65,6 +65,8 @@ def tune(
                 raise
             background = artifacts.read_card(prepared).background
             _write(model, tuned, data, encoded, backbone, result, background)
+            seen = [artifacts.image_digests(artifacts.read_split(prepared, split)) for split in ("train", "val")]
+            artifacts.write_seen(model, train_N=seen[0], val_N=seen[1])
             artifacts.write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
 
 

@@ -1,5 +1,6 @@
 """The gate. Shapes: N test images, C classes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from mdpr.errors import ConfigError
 from mdpr.evaluation.uncertainty import drawn_counts
-from mdpr.mlops.gate import Candidate, Comparison, Latency, Policy, compare, read_policy, should_promote
+from mdpr.mlops.gate import Candidate, Comparison, Latency, compare, should_promote
+from mdpr.mlops.policy import Policy, read_policy
 
 POLICY = Policy.model_validate(
     {
@@ -22,6 +24,7 @@ POLICY = Policy.model_validate(
         "seed": 0,
         "first_model": {
             "floor_percent": {"all": 60, "few": 50, "worst_quartile": 30},
+            "opponents": ["zero_shot"],
             "margin_points": {"all": -2.0, "few": -5.0},
             "max_ece": 0.2,
             "max_latency_ms": 100,
@@ -29,12 +32,14 @@ POLICY = Policy.model_validate(
         "later_models": {
             "margin_points": {"all": 0.0, "few": -2.0, "worst_quartile": -5.0},
             "tolerance_points": {"many": 2.0, "few": 1.0},
+            "with_new_classes": {"margin_points": {"all": -5.0}, "floor_percent": 20.0, "tolerance_points": 5.0},
             "max_ece_increase": 0.05,
             "max_latency_ratio": 1.5,
         },
     }
 )
 CLASSES, IMAGES_PER_CLASS = 6, 200
+NAMES = [f"class {index}" for index in range(CLASSES)]
 GROUPS = {"all": list(range(CLASSES)), "many": [0, 1], "medium": [2, 3], "few": [4, 5]}
 LABEL_N = np.repeat(np.arange(CLASSES), IMAGES_PER_CLASS)
 
@@ -50,12 +55,21 @@ def candidate(fused_right_N: np.ndarray, zero_shot_right_N: np.ndarray | None = 
         {
             "index": np.arange(len(LABEL_N)),
             "label": LABEL_N,
+            "image": 7 * np.arange(len(LABEL_N)),
             "zero_shot_top1": answers(zero_shot_right_N),
             "base_top1": answers(np.zeros(len(LABEL_N), bool)),
+            "base_probability": 0.0,
             "fused_top1": answers(fused_right_N),
+            "fused_probability": calibrated(fused_right_N, rest.pop("ece", 0.05)),
         }
     )
-    return Candidate(**{"predictions": table, "label_set": "l", "test_set": "t", "ece": 0.05, **rest})
+    return Candidate(**{"predictions": table, "classes": NAMES, "seen": np.empty(0, np.int64), **rest})
+
+
+def calibrated(right_N: np.ndarray, ece: float) -> np.ndarray:
+    """One probability for all images, so far from the share of right answers."""
+    accuracy = right_N.mean()
+    return np.full(len(right_N), accuracy - ece if accuracy > ece else accuracy + ece)
 
 
 def right_with(accuracy: float, seed: int) -> np.ndarray:
@@ -185,21 +199,111 @@ def test_models_of_different_tests_are_not_compared() -> None:
     strong = candidate(right_with(0.9, 1))
     relabelled = strong.predictions.assign(label=(LABEL_N + 1) % CLASSES)
     for other, reason in [
-        (Candidate(strong.predictions, "other", "t", 0.05), "other classes"),
-        (Candidate(strong.predictions, "l", "other", 0.05), "other test images"),
-        (Candidate(relabelled, "l", "t", 0.05), "other test images"),
-        (Candidate(strong.predictions.iloc[:-1], "l", "t", 0.05), "other test images"),
+        (replace(strong, classes=[f"other {name}" for name in NAMES]), "none of the champion's classes"),
+        (replace(strong, predictions=relabelled), "other test images"),
+        (replace(strong, predictions=strong.predictions.iloc[:-1]), "other test images"),
     ]:
         decision = should_promote(other, champion, GROUPS, POLICY)
         assert not decision.promote
         assert reason in decision.reason
 
 
+# --- a champion older than the data -------------------------------------------------------------------------
+
+
+def test_images_that_trained_the_champion_are_left_out_and_counted() -> None:
+    """It knows half of the test images by heart: with them it wins, without them it loses."""
+    by_heart_N = np.arange(len(LABEL_N)) % 2 == 0
+    strong, champion = candidate(right_with(0.9, 0)), candidate(right_with(0.8, 1) | by_heart_N)
+    assert not should_promote(strong, champion, GROUPS, POLICY).promote
+    leaked = replace(champion, seen=strong.predictions["image"].to_numpy()[by_heart_N])
+    decision = should_promote(strong, leaked, GROUPS, POLICY)
+    assert decision.promote
+    assert "600 of 1200 test images trained the champion" in decision.reason.partition("note: ")[2]
+    assert "600" not in decision.reason.partition("note: ")[0]
+    unknown = should_promote(strong, replace(champion, seen=None), GROUPS, POLICY)
+    assert not unknown.promote
+    assert "not recorded" in unknown.reason
+    everything = replace(champion, seen=strong.predictions["image"].to_numpy())
+    nothing_left = should_promote(strong, everything, GROUPS, POLICY)
+    assert not nothing_left.promote
+    assert "trained on all 1200 test images" in nothing_left.reason
+
+
+def without_class(model: Candidate, gone: int) -> Candidate:
+    """The model with a class less: a champion that answers the images of class `gone` with another one."""
+    names = [name for index, name in enumerate(NAMES) if index != gone]
+    top1_N = np.where(model.predictions["fused_top1"] == gone, (gone + 1) % CLASSES, model.predictions["fused_top1"])
+    renumbered_N = np.array([names.index(NAMES[index]) for index in top1_N])
+    return replace(model, predictions=model.predictions.assign(fused_top1=renumbered_N), classes=names)
+
+
+def test_new_classes_are_compared_on_the_shared_ones_and_have_floors_of_their_own() -> None:
+    right_N = right_with(0.85, 0)
+    their_right_N = right_N ^ right_with(0.02, 1)
+    champion = without_class(candidate(their_right_N), gone=2)
+    equal = candidate(right_N, right_with(0.3, 2))
+    decision = should_promote(equal, champion, GROUPS, POLICY)
+    assert decision.promote, decision.reason
+    assert "new to the champion: class 2 (1)" in decision.reason
+    assert {check.name for check in decision.checks} >= {
+        "new classes, percent",
+        "new classes, points against zero-shot",
+    }
+    # its answers count by the name of the class, not by the number that the champion has for it
+    gain = next(check for check in decision.checks if check.name.startswith("all, points against the champion"))
+    shared_N = LABEL_N != 2
+    assert gain.estimate == pytest.approx(100 * (right_N[shared_N].mean() - their_right_N[shared_N].mean()))
+    # a new class that it never finds
+    never = candidate(right_N & (LABEL_N != 2), right_with(0.3, 2))
+    assert failed(never, champion) >= {"new classes, percent", "new classes, points against zero-shot"}
+    # a new class at the price of the old ones
+    assert failed(candidate(right_with(0.6, 3) | (LABEL_N == 2)), champion) >= {
+        "all, points against the champion, lower bound"
+    }
+
+
+def test_classes_that_are_gone_are_said_and_not_judged() -> None:
+    champion = replace(candidate(right_with(0.8, 1)), classes=[*NAMES[:-1], "a class of old"])
+    kept_N = LABEL_N < CLASSES - 1
+    strong = without_class(candidate(right_with(0.95, 0)), gone=CLASSES - 1)
+    strong = replace(strong, predictions=strong.predictions[kept_N])
+    champion = replace(champion, predictions=champion.predictions[kept_N])
+    groups = {"all": list(range(CLASSES - 1)), "many": [0, 1], "medium": [2, 3], "few": [4]}
+    decision = should_promote(strong, champion, groups, POLICY)
+    assert decision.promote, decision.reason
+    assert "gone: a class of old (1)" in decision.reason
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_leaks_and_new_classes_let_no_equal_model_through_too_often(images: int) -> None:
+    rng = np.random.default_rng(images)
+    label_N, trials, promoted = np.repeat(np.arange(20), images), 200, 0
+    groups = {"all": list(range(20))}
+    policy = POLICY.model_copy(
+        update={"later_models": POLICY.later_models.model_copy(update={"margin_points": {"all": 0.0}})}
+    )
+    for _ in range(trials):
+        right_NN = rng.random((2, len(label_N))) < 0.7
+        seen_N = rng.random(len(label_N)) < 0.3
+        right_NN[1] |= seen_N
+        table = pd.DataFrame({"index": np.arange(len(label_N)), "label": label_N, "image": np.arange(len(label_N))})
+        models = [
+            table.assign(base_top1=np.where(right_N, label_N, (label_N + 1) % 20), base_probability=0.7)
+            for right_N in right_NN
+        ]
+        names = [str(index) for index in range(20)]
+        champion = Candidate(models[1], names, np.flatnonzero(seen_N))
+        promoted += should_promote(Candidate(models[0], names), champion, groups, policy).promote
+    assert promoted / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
+
+
 def test_with_routing_off_the_base_branch_is_the_answer() -> None:
     strong = candidate(right_with(0.9, 0))
     base_alone = strong.predictions.drop(columns="fused_top1").assign(base_top1=strong.predictions["fused_top1"])
     champion = candidate(right_with(0.8, 1))
-    decision = should_promote(Candidate(base_alone, "l", "t", 0.05), champion, GROUPS, POLICY)
+    base_alone["base_probability"] = strong.predictions["fused_probability"]
+    decision = should_promote(replace(strong, predictions=base_alone), champion, GROUPS, POLICY)
     assert decision == should_promote(strong, champion, GROUPS, POLICY)
 
 
@@ -221,7 +325,7 @@ def test_never_promotes_what_is_wrong_about_every_image() -> None:
 @given(st.floats(0.5, 1), st.floats(0.5, 1), st.integers(0, 10_000))
 def test_the_order_of_images_does_not_matter(first: float, second: float, seed: int) -> None:
     challenger, champion = candidate(right_with(first, seed)), candidate(right_with(second, seed + 1))
-    shuffled = Candidate(challenger.predictions.sample(frac=1, random_state=seed), "l", "t", 0.05)
+    shuffled = replace(challenger, predictions=challenger.predictions.sample(frac=1, random_state=seed))
     assert should_promote(shuffled, champion, GROUPS, POLICY) == should_promote(challenger, champion, GROUPS, POLICY)
 
 

@@ -1,0 +1,213 @@
+"""The champion's answers to the test images of today, so that it can be compared with any successor.
+
+A version keeps the answers that it was registered with. If the test set has changed since, its weights come out of the
+registry and answer the images that are there now. Such answers are kept in the run of the version's results, under a
+digest of the images, so that the next challenger of the same test set does not wait for them; a tag of the version has
+the digest of each file, as `register` records one of every other file that the gate reads.
+
+Shapes: N test images, B images in a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+
+from mdpr.artifacts import (
+    check_digest,
+    image_digests,
+    read_class_names,
+    read_images,
+    read_predictions,
+    read_seen,
+    read_tensors,
+    sha256,
+    write_tensors,
+)
+from mdpr.errors import ArtifactError, MdprError, TrackingError
+from mdpr.evaluation.predictions import final_branch
+from mdpr.mlops.gate import Candidate, in_order
+from mdpr.mlops.registry import CHAMPION, DIGEST_TAG, Version
+from mdpr.mlops.releases import (
+    GATE_INPUTS_TAG,
+    RESULTS_RUN_TAG,
+    TEST_SET_TAG,
+    changed_input,
+    gate_inputs_folder,
+    latency_of,
+)
+from mdpr.mlops.store import Store
+
+logger = logging.getLogger(__name__)
+
+ANSWERS_TAG = "mdpr.gate.answers"  # JSON: digest of the test images -> sha256 of the file of answers
+ANSWERS_FOLDER = "gate/answers"
+ANSWERS_FORMAT = "mdpr-answers/1"
+CHECKPOINT_FILE = "state.safetensors"
+KEY_LENGTH = 12
+BATCH_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test images of a challenger: its table of predictions, and where the images are."""
+
+    __test__ = False  # no class of tests
+    predictions: pd.DataFrame
+    test_sha256: str | None  # of the split's file, as the challenger was registered with
+    prepared: Path
+
+    @property
+    def image_N(self) -> np.ndarray:
+        """Digests in order of index. Raises `ArtifactError` if the predictions were made by a version without them."""
+        if "image" not in self.predictions:
+            raise ArtifactError("predictions.parquet has no digests of its images: run evaluate and register again")
+        image_N: np.ndarray = in_order(self.predictions)["image"].to_numpy()
+        return image_N
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(self.image_N.tobytes()).hexdigest()[:KEY_LENGTH]
+
+
+def load_champion(store: Store, champion: Version, test: TestSet, checkpoint: Path | None) -> Candidate:
+    """The champion with its answers to the images of `test`, in order of their index.
+
+    `checkpoint` is a folder for answers that no store has yet; None if nothing may be written, there or in the store.
+    Raises `TrackingError` if the registry lacks the champion's results, `ArtifactError` if `test.prepared` holds other
+    images than the challenger answered.
+    """
+    with TemporaryDirectory(prefix="mdpr-") as scratch:
+        folder = _download_inputs(store, champion, Path(scratch))
+        names, seen = read_class_names(folder), read_seen(folder)
+        kept = read_predictions(folder)
+        answers = find_answers(kept, test, same_file=champion.tags.get(TEST_SET_TAG) == test.test_sha256)
+        if answers is not None and seen is None:
+            seen = np.empty(0, np.int64)  # its own test images: it was not trained on them
+        if answers is None:
+            answers = _answers_of_today(store, champion, test, Path(scratch), checkpoint)
+    label = in_order(test.predictions)[["index", "label", *(["image"] if "image" in test.predictions else [])]]
+    return Candidate(label.assign(**answers), names, seen, latency_of(champion))
+
+
+def find_answers(kept: pd.DataFrame, test: TestSet, *, same_file: bool) -> dict[str, np.ndarray] | None:
+    """The answers to the images of `test` among those that were `kept`; None if one of them is missing.
+
+    Images are found by their digests. Tables of earlier versions have none: then the file of the split must be the same
+    (`same_file`), and so must the labels of its rows.
+    """
+    final = final_branch(kept)
+    columns = {f"base_{name}": in_order(kept)[f"{final}_{name}"].to_numpy() for name in ("top1", "probability")}
+    if "image" in kept and "image" in test.predictions:
+        kept_N = in_order(kept)["image"].to_numpy()
+        order_N = np.argsort(kept_N, kind="stable")
+        place_N = np.searchsorted(kept_N, test.image_N, sorter=order_N).clip(max=len(kept_N) - 1)
+        row_N = order_N[place_N]
+        found = bool((kept_N[row_N] == test.image_N).all())
+        return {name: column_N[row_N] for name, column_N in columns.items()} if found else None
+    same_rows = in_order(kept)[["index", "label"]].equals(in_order(test.predictions)[["index", "label"]])
+    return columns if same_file and same_rows else None
+
+
+def _download_inputs(store: Store, champion: Version, scratch: Path) -> Path:
+    """The files that the champion was registered with."""
+    run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
+    try:
+        stored = gate_inputs_folder(champion.tags.get(GATE_INPUTS_TAG, ""))
+        folder = Path(store.client.download_artifacts(run_id, stored, str(scratch)))
+        if changed := changed_input(champion, folder):
+            raise TrackingError(f"{changed} is not what it was registered with")
+    except TrackingError as error:
+        raise TrackingError(
+            f"the results of champion version {champion.number} cannot be used from run {run_id} "
+            f"({error}): register that model again, or remove its alias {CHAMPION}"
+        ) from None
+    return folder
+
+
+def _answers_of_today(
+    store: Store, champion: Version, test: TestSet, scratch: Path, checkpoint: Path | None
+) -> dict[str, np.ndarray]:
+    """From the store, else from the checkpoint, else from the model itself; then the store gets them, too."""
+    key = test.key
+    metadata = {"format": ANSWERS_FORMAT, "images": key, "model": champion.tags.get(DIGEST_TAG, champion.source)}
+    if (stored := _from_store(store, champion, key, scratch)) is not None:
+        return stored
+    local = (checkpoint or scratch) / CHECKPOINT_FILE
+    answers = _read_answers(local, metadata)
+    if answers is None:
+        answers = _score(champion, test)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(local, answers, metadata)  # on the disk before the store is spoken to again
+    if checkpoint is not None:
+        named = scratch / f"{key}.safetensors"
+        named.write_bytes(local.read_bytes())
+        try:
+            run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
+            store.client.log_artifact(run_id, str(named), ANSWERS_FOLDER)
+            known = json.dumps(_known_answers(champion) | {key: sha256(named)})
+            store.client.set_model_version_tag(champion.name, champion.number, ANSWERS_TAG, known)
+        except TrackingError as error:  # the next challenger scores it again
+            logger.warning("the answers of version %s are not kept: %s", champion.number, error)
+    return answers
+
+
+def _known_answers(champion: Version) -> dict[str, str]:
+    with suppress(ValueError):
+        content = json.loads(champion.tags.get(ANSWERS_TAG, "{}"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _from_store(store: Store, champion: Version, key: str, scratch: Path) -> dict[str, np.ndarray] | None:
+    expected = _known_answers(champion).get(key)
+    if expected is None:
+        return None
+    run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
+    try:
+        path = store.client.download_artifacts(run_id, f"{ANSWERS_FOLDER}/{key}.safetensors", str(scratch))
+    except TrackingError as error:
+        logger.warning("the kept answers of version %s cannot be read, it is scored again: %s", champion.number, error)
+        return None
+    return read_tensors(Path(path), "promote")[0] if sha256(Path(path)) == expected else None
+
+
+def _read_answers(path: Path, metadata: dict[str, str]) -> dict[str, np.ndarray] | None:
+    """The answers that an interrupted promote left, if they are of this model and these images."""
+    try:
+        answers, found = read_tensors(path, "promote")
+        check_digest(path, answers, found, "promote")
+    except ArtifactError:
+        return None
+    return answers if metadata.items() <= found.items() else None
+
+
+def _score(champion: Version, test: TestSet) -> dict[str, np.ndarray]:
+    """The champion's answers to the images of `test`. The model scales and normalises images for itself."""
+    images = read_images(test.prepared / "test.parquet")
+    if not np.array_equal(image_digests(images), test.image_N):
+        raise ArtifactError(
+            f"{test.prepared} holds other test images than were evaluated: run evaluate and register again"
+        )
+    from mdpr.evaluation.scoring import score_images
+    from mdpr.model.inference import Classifier
+
+    logger.info("version %s, the champion, is scored on the %d test images of today", champion.number, len(images))
+    try:
+        classifier = Classifier.load(f"models:/{champion.name}/{champion.number}")
+    except MdprError as error:
+        raise TrackingError(
+            f"champion version {champion.number} cannot be scored on today's test images ({error}): register that "
+            f"model again, or remove its alias {CHAMPION}"
+        ) from None
+    top1_N, probability_N = score_images(classifier, images, BATCH_IMAGES)
+    return {"base_top1": top1_N, "base_probability": probability_N}
