@@ -167,9 +167,8 @@ def test_secrets_are_names_and_only_where_they_are_needed(placed: tuple[dict[str
     tracking = {MLFLOW_SECRET: False, MLFLOW_LOGIN_SECRET: True}
     assert {name: found for name, found in used.items() if found} == {
         "register": tracking,
-        "promote": tracking,
         "close": tracking,
-        **{name: tracking | {HUB_SECRET: True} for name in ("tune", "evaluate")},
+        **{name: tracking | {HUB_SECRET: True} for name in ("tune", "evaluate", "promote")},
         **{name: {HUB_SECRET: True} for name in ("probe", "encode")},
         "describe": {LLM_SECRET: True},
         "prepare": {DATA_SECRET: True, HUB_SECRET: True},
