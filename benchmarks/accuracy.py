@@ -20,15 +20,16 @@ import torch
 from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds, with_settings
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.images.loading import make_loader
-from mdpr.params.tuning import PUBLISHED
+from mdpr.params.tuning import PUBLISHED, PUBLISHED_METHOD
 from mdpr.progress import track
 
 # name -> settings of tune that differ from the defaults
 MODELS: dict[str, dict[str, Any]] = {
     "maple_ce": {"base_loss": "ce", "routing": False},
-    "mdpr_ce": PUBLISHED,
+    "mdpr_ce": PUBLISHED_METHOD,
+    "published": PUBLISHED,
     "maple_la": {"base_loss": "logit_adjusted", "routing": False},
-    "mdpr_la": PUBLISHED | {"base_loss": "logit_adjusted"},
+    "mdpr_la": PUBLISHED_METHOD | {"base_loss": "logit_adjusted"},
     "ours": {},
 }
 GROUPS = ("all", "many", "medium", "few")

@@ -49,7 +49,7 @@ from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.images.loading import make_loader
 from mdpr.model.classifier import MDPR
 from mdpr.params import DIMENSIONS
-from mdpr.params.tuning import PUBLISHED
+from mdpr.params.tuning import PUBLISHED_METHOD
 from mdpr.progress import track
 from mdpr.recipes import params_text, read_recipe
 from mdpr.training.losses import log_class_prior
@@ -92,7 +92,7 @@ def run_seed(ground: Ground, names: Sequence[str]) -> dict[str, float]:
 def trained(ground: Ground, name: str, truth: Truth) -> dict[str, float]:
     """Train one of `TRAINED`: all and few of its answer; of ours the branches and the routing too."""
     base = ground.tune.model_copy(update={"routing": False, "base_loss": "logit_adjusted"})
-    published = with_settings(ground.tune, PUBLISHED | {"base_loss": "logit_adjusted"})
+    published = with_settings(ground.tune, PUBLISHED_METHOD | {"base_loss": "logit_adjusted"})
     tune = {"maple_la": base, "published": published}.get(name, ground.tune)
     features = {
         "shuffled": lambda: without(ground.features, "shuffled_sentences"),

@@ -65,7 +65,7 @@ class Published:
         model = self.model
         assert isinstance(model.router, AttentionRouter)
         image_Bd = image_features(model.backbone.visual, image_B3HW, model.tuner().visual)
-        scale = model.backbone.logit_scale
+        scale = model.logit_scale
         base_BC = scale * image_Bd @ self.text_features().T
         routed = route_repeated(model.router, image_Bd, model.sentences_CVd, label_B)
         routed_BC = scale * routed.similarity_BC

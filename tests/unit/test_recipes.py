@@ -60,8 +60,16 @@ def test_every_recipe_has_the_published_setting(name: str) -> None:
     tune = published.tune
     assert (tune.router, tune.fusion, tune.base_loss) == ("attention", "mean", "ce")
     assert (tune.loss.semantic, tune.loss.prior_alignment, tune.loss.knowledge_alignment) == (0.1, 0.05, 0.1)
+    assert (tune.preset, tune.init, tune.logit_scale, tune.schedule) == ("published", "published", "trained", "epoch")
+    assert tune.context_init == ""
+    assert not published.encode.normalize
     assert published.prepare == ours.prepare
     assert tune.epochs == ours.tune.epochs
+
+
+@pytest.mark.parametrize(("name", "augment"), [("cifar100-lt", "pad_crop_flip"), ("places-lt", "wide_crop_flip")])
+def test_the_published_augmentation_depends_on_the_data(name: str, augment: str) -> None:
+    assert parse_params(yaml.safe_load(params_text(read_recipe(name), "published"))).tune.augment == augment
 
 
 @pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt"])

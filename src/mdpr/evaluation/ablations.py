@@ -159,7 +159,7 @@ class RoutingAblations:
         """(B, C) for every ablation."""
         router = self._model.router
         assert router is not None
-        scale = self._model.backbone.logit_scale
+        scale = self._model.logit_scale
         base_BC = batch.outputs.base_BC
         found = {
             name: self._model.fusion(

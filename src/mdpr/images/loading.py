@@ -118,12 +118,14 @@ def _permutation(count: int, generator: torch.Generator) -> np.ndarray:
     return torch.randperm(count, generator=generator).numpy()
 
 
-Augment = Literal["none", "flip", "crop_flip"]
+Augment = Literal["none", "flip", "crop_flip", "wide_crop_flip", "pad_crop_flip"]
 Batch = tuple[torch.Tensor, torch.Tensor]  # float32 (B, 3, H, W), int64 (B,)
 
 CACHE_MAX_BYTES = 256 * 2**20
 THIN = 16  # long over short side from which only the centre of a picture is resized
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps; less loses small objects
+WIDE_CROP_AREA = (0.08, 1.0)  # as for ImageNet, and published
+PAD_PX = 4
 
 
 @dataclass(frozen=True)
@@ -183,13 +185,19 @@ def _middle_of_thin(image: Image.Image, size_px: int) -> Image.Image:
 
 
 def train_transform(size_px: int, mean: Sequence[float], std: Sequence[float], augment: Augment) -> ImageTransform:
-    """none: as `eval_transform`; flip: mirrored with probability 1/2; crop_flip: random crop, then flip."""
-    plain = eval_transform(size_px, mean, std)
-    crop = v2.RandomResizedCrop(size_px, scale=CROP_AREA, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    """The transform that `tune.augment` names; all but `none` mirror with probability 1/2."""
+    plain, flip = eval_transform(size_px, mean, std), v2.RandomHorizontalFlip()
+
+    def crop(area: tuple[float, float]) -> v2.Transform:
+        bicubic = v2.InterpolationMode.BICUBIC
+        return v2.RandomResizedCrop(size_px, scale=area, interpolation=bicubic, antialias=True)
+
     steps: dict[Augment, tuple[Fixed, v2.Transform | None]] = {
         "none": (plain.fixed, None),
-        "flip": (plain.fixed, v2.RandomHorizontalFlip()),
-        "crop_flip": (F.pil_to_tensor, v2.Compose([crop, v2.RandomHorizontalFlip()])),
+        "flip": (plain.fixed, flip),
+        "crop_flip": (F.pil_to_tensor, v2.Compose([crop(CROP_AREA), flip])),
+        "wide_crop_flip": (F.pil_to_tensor, v2.Compose([crop(WIDE_CROP_AREA), flip])),
+        "pad_crop_flip": (plain.fixed, v2.Compose([v2.RandomCrop(size_px, padding=PAD_PX), flip])),
     }
     fixed, random = steps[augment]
     return ImageTransform(fixed, random, plain.mean_3, plain.std_3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from mdpr.artifacts import Features, Probe
 from mdpr.errors import ArtifactError
-from mdpr.model.backbone import Backbone
+from mdpr.model.backbone import LOGIT_SCALE_MAX, Backbone
 from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
 from mdpr.model.routing import ROUTERS, Router, RouterTable
 from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
-from mdpr.model.tuners import Prompts, build_tuner
+from mdpr.model.tuners import Prompts, build_tuner, linear_map
 from mdpr.params import TuneParams
 
 ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (published code)
@@ -108,7 +109,10 @@ class MDPR(nn.Module):
             self.register_buffer("sentences_CVd", sentences_CVd, persistent=False)
             dimensions, width = sentences_CVd.shape[1:]
             self.router = ROUTERS[params.router](params, width, dimensions)
-            self.align = nn.Linear(width, ALIGNMENT_WIDTH)
+            self.align = linear_map(width, ALIGNMENT_WIDTH, params.init)
+        self.log_scale: nn.Parameter | None = None
+        if params.logit_scale == "trained":
+            self.log_scale = nn.Parameter(backbone.logit_scale.detach().log())
         self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone, params.base_loss)
         # Held as plain functions, compiled or not, so the learned weights keep their names.
         compiled = torch.compile if params.compile else _as_it_is
@@ -156,13 +160,13 @@ class MDPR(nn.Module):
             )
         else:
             image_Bd = self.backbone.encode_image(image_B3HW)
-        scale = self.backbone.logit_scale
+        scale = self.logit_scale
         with torch.autocast(image_Bd.device.type, enabled=False):  # s is up to 100, half precision would round logits
             base_BC = self.base_scale * image_Bd @ constants.text_Cd.T
         expert_BC = None
         if isinstance(self.fusion, GeneralizedLogitAdjustment) and not self.training:
             frozen_Bd = self.backbone.encode_image(image_B3HW) if prompts.change_images else image_Bd
-            expert_BC = self.fusion.expert(frozen_Bd, scale)
+            expert_BC = self.fusion.expert(frozen_Bd, self.backbone.logit_scale)
         if self.router is None:
             return Outputs(image_Bd, base_BC, self.fusion(base_BC, None, expert_BC), expert_BC=expert_BC)
         assert constants.table is not None
@@ -173,9 +177,19 @@ class MDPR(nn.Module):
         return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd, expert_BC)
 
     @property
+    def logit_scale(self) -> Tensor:
+        """s of both branches: CLIP's own, or the trained one, at most 100."""
+        if self.log_scale is None:
+            return self.backbone.logit_scale
+        if self.training:  # after a step that went beyond, back to the bound: at it, gradients still lead down
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(LOGIT_SCALE_MAX))
+        return self.log_scale.exp()
+
+    @property
     def base_scale(self) -> Tensor:
-        """What the cosines of the base branch are multiplied by: CLIP's own scale, or `tune.head_scale`."""
-        own = self.backbone.logit_scale
+        """What the cosines of the base branch are multiplied by: `logit_scale`, or `tune.head_scale`."""
+        own = self.logit_scale
         return own if self.params.head_scale is None else torch.full_like(own, self.params.head_scale)
 
     def _head_start(self, features: Features | None, probe: Probe | None) -> Tensor:

@@ -36,7 +36,8 @@ from mdpr.model.backbone import Backbone
 from mdpr.model.towers import BlockAdapter, MapChange, affine_maps, is_plain, merged_tower
 from mdpr.params import TuneParams
 
-INIT_STD = 0.02  # of random tokens, as in CoOp and MaPLe
+INIT_STD = 0.02  # of random tokens, as in CoOp and MaPLe; of linear maps in the published code
+PUBLISHED_DEEP_STD = 0.01  # of the tokens below the first layer
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,18 @@ class Tokens(nn.Module):
     """n tokens at each of J layers: J parameters of shape (n, w), or (C, n, w) if each class has its own."""
 
     def __init__(
-        self, depth: int, tokens: int, width: int, first: Tensor | None = None, classes: int | None = None
+        self,
+        depth: int,
+        tokens: int,
+        width: int,
+        first: Tensor | None = None,
+        classes: int | None = None,
+        deep_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         shape = (tokens, width) if classes is None else (classes, tokens, width)
-        self.layers = nn.ParameterList([torch.randn(shape) * INIT_STD for _ in range(depth)])
+        stds = [INIT_STD, *[deep_std] * (depth - 1)]
+        self.layers = nn.ParameterList([torch.randn(shape) * std for std in stds])
         if first is not None:
             with torch.no_grad():
                 self.layers[0][..., tokens - len(first) :, :] = first
@@ -105,14 +113,23 @@ class Tokens(nn.Module):
 class Coupled(Tuner):
     """MaPLe: one linear map per depth turns text tokens into visual tokens."""
 
-    def __init__(self, text: Tokens, text_width: int, visual_width: int) -> None:
+    def __init__(self, text: Tokens, text_width: int, visual_width: int, init: str) -> None:
         super().__init__(text)
-        self.maps = nn.ModuleList([nn.Linear(text_width, visual_width) for _ in text.layers])
+        self.maps = nn.ModuleList([linear_map(text_width, visual_width, init) for _ in text.layers])
 
     def forward(self) -> Prompts:
         assert isinstance(self.text, Tokens)
         text = self.text()
         return Prompts(text, tuple(to_visual(prompt) for to_visual, prompt in zip(self.maps, text, strict=True)))
+
+
+def linear_map(inputs: int, outputs: int, init: str) -> nn.Linear:
+    """A linear layer with torch's own initial weights, or N(0, 0.02) and no bias as in the published code."""
+    layer = nn.Linear(inputs, outputs)
+    if init == "published":
+        nn.init.normal_(layer.weight, std=INIT_STD)
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ScaleShift(MapChange):
@@ -207,7 +224,7 @@ def _ivlp(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
 def _maple(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     _check_depth(backbone.architecture, "image", len(backbone.visual.transformer.resblocks), params.prompt_depth)
     text = _text_tokens(backbone, params, classes)
-    return Coupled(text, backbone.text.width, backbone.visual.transformer.width)
+    return Coupled(text, backbone.text.width, backbone.visual.transformer.width, params.init)
 
 
 def _adaptformer(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
@@ -282,14 +299,18 @@ def _text_tokens(backbone: Backbone, params: TuneParams, classes: int) -> Tokens
             f"tune.context_tokens = {params.context_tokens}: the text tower of {backbone.architecture} has "
             f"{text.context_length} places, {text.context_length - 3} of them free"
         )
-    own = classes if params.context_scope == "class" else None
-    return Tokens(params.prompt_depth, params.context_tokens, text.width, _initial_words(backbone, params), own)
+    own, words = classes if params.context_scope == "class" else None, _initial_words(backbone, params)
+    return Tokens(params.prompt_depth, params.context_tokens, text.width, words, own, _deep_std(params))
 
 
 def _visual_tokens(backbone: Backbone, params: TuneParams) -> Tokens:
     transformer = backbone.visual.transformer
     _check_depth(backbone.architecture, "image", len(transformer.resblocks), params.prompt_depth)
-    return Tokens(params.prompt_depth, params.context_tokens, transformer.width)
+    return Tokens(params.prompt_depth, params.context_tokens, transformer.width, deep_std=_deep_std(params))
+
+
+def _deep_std(params: TuneParams) -> float:
+    return PUBLISHED_DEEP_STD if params.init == "published" else INIT_STD
 
 
 def _initial_words(backbone: Backbone, params: TuneParams) -> Tensor | None:

@@ -41,8 +41,8 @@ LOSS_PRESETS: dict[str, dict[str, float]] = {
     "command_line": {"semantic": 0.1, "prior_alignment": 0.0, "knowledge_alignment": 0.0, "ramp": True},
 }
 
-# `tune` as published: `mdpr recipe use NAME --variant published`.
-PUBLISHED: dict[str, Any] = {
+# The published method: router, fusion and losses.
+PUBLISHED_METHOD: dict[str, Any] = {
     "router": "attention",
     "router_temperature": 1.0,
     "router_init": "random",
@@ -50,11 +50,24 @@ PUBLISHED: dict[str, Any] = {
     "base_loss": "ce",
     "loss": "paper",
 }
+# `tune.preset = published`: with the ways of the published code too.
+PUBLISHED: dict[str, Any] = PUBLISHED_METHOD | {
+    "context_init": "",
+    "init": "published",
+    "logit_scale": "trained",
+    "schedule": "epoch",
+    "warmup_epochs": 0.0,
+}
 
 
 class TuneParams(Section):
     """Prompt tuner, router and optimisation."""
 
+    preset: Literal["none", "published"] = Field(
+        "none",
+        description="published: router, fusion, losses, initial weights, scale and schedule as in the published code; "
+        "another value for one of these keys is an error",
+    )
     prompting: Literal["none", "coop", "vpt", "ivlp", "maple", "adaptformer", "lora", "ssf", "bitfit"] = Field(
         "maple",
         description="tuner: prompts in the towers, or adapters in the image tower",
@@ -82,6 +95,13 @@ class TuneParams(Section):
     context_init: str = Field("a photo of a", description="words the text context starts from; empty: random")
     context_scope: Literal["shared", "class"] = Field(
         "shared", description="text context of all classes together, or one of its own for each (coop and ivlp)"
+    )
+    init: Literal["default", "published"] = Field(
+        "default",
+        description="of tokens and linear maps; published: deep tokens of std 0.01, maps N(0, 0.02) without bias",
+    )
+    logit_scale: Literal["frozen", "trained"] = Field(
+        "frozen", description="of base and routed logits; trained: at most 100, as published"
     )
     routing: bool = Field(
         True, description="the MDPR branch; false gives the plain prompt tuner", json_schema_extra=offered()
@@ -129,10 +149,15 @@ class TuneParams(Section):
     warmup_epochs: NonNegative = Field(
         0, description="epochs over which the learning rate rises to its start, a step at a time"
     )
+    schedule: Literal["step", "epoch"] = Field(
+        "step", description="when the learning rate moves along its curve: every step, or every epoch as published"
+    )
     min_learning_rate: NonNegative = Field(1e-6, description="end of the cosine")
     weight_decay: NonNegative = Field(1e-4, description="AdamW")
-    augment: Literal["none", "flip", "crop_flip"] = Field(
-        "flip", description="flip: mirror at random; crop_flip: random resized crop, then flip"
+    augment: Literal["none", "flip", "crop_flip", "wide_crop_flip", "pad_crop_flip"] = Field(
+        "flip",
+        description="flip: mirror at random; crop_flip: random resized crop of half the area or more, then flip; "
+        "wide_crop_flip: of 0.08 of the area or more; pad_crop_flip: shifted by up to 4 pixels, then flip",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="autocast of the towers; learned weights, logits and losses stay float32; fp16: GPU alone"
@@ -170,6 +195,25 @@ class TuneParams(Section):
         if value not in LOSS_PRESETS:
             raise ValueError(f"{value!r} is no preset: there are {', '.join(LOSS_PRESETS)}, or give the group's keys")
         return LOSS_PRESETS[value]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, data: Any) -> Any:
+        return PUBLISHED | data if isinstance(data, dict) and data.get("preset") == "published" else data
+
+    @model_validator(mode="after")
+    def _preset_holds(self) -> TuneParams:
+        if self.preset == "published":
+            for key, value in PUBLISHED.items():
+                expected = LossParams(**LOSS_PRESETS[value]) if key == "loss" else value
+                actual = getattr(self, key)
+                if actual != expected:
+                    shown = "another group" if key == "loss" else repr(actual)
+                    raise ValueError(
+                        f"preset = published sets {key} = {value!r}, here it is {shown}: remove one of them, or "
+                        "write all with `mdpr recipe use NAME --variant published`"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _something_learns(self) -> TuneParams:

@@ -1,8 +1,9 @@
 """A YAML file a benchmark: the paper, the commands, published figures to compare with, the settings.
 
 A recipe names the settings that differ from the documented defaults; a variant names those in which it differs
-from the recipe (another imbalance ratio). Every recipe has the variant `published`: router, fusion and losses of the
-paper in place of this project's. `params_text` is the whole params.yaml of a recipe and a variant.
+from the recipe (another imbalance ratio). Every recipe has the variant `published`: all settings in which the published
+code differs, with `as_published` for those that depend on the data set (augmentation). `params_text` is the whole
+params.yaml of a recipe and a variant.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from mdpr.params.section import suggest
 from mdpr.params.tuning import PUBLISHED
 
 EXTENSION = ".yaml"
-COMMON_VARIANTS = {"published": tuple(f"tune.{key}={value}" for key, value in PUBLISHED.items())}
+PUBLISHED_VARIANT = (
+    "tune.preset=published",
+    *(f"tune.{key}={value}" for key, value in PUBLISHED.items()),
+    "encode.normalize=false",
+)
 
 
 class _Part(BaseModel):
@@ -42,7 +47,8 @@ class PublishedFigure(_Part):
 
 
 class Recipe(_Part):
-    """`settings` is section -> key -> value; `variants` is name -> overrides like tune.epochs=5."""
+    """`settings` is section -> key -> value; `variants` is name -> overrides like tune.epochs=5;
+    `as_published` are overrides of the variant `published`."""
 
     name: str
     title: str
@@ -53,10 +59,11 @@ class Recipe(_Part):
     notes: str
     settings: dict[str, dict[str, Any]]
     variants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    as_published: tuple[str, ...] = ()
 
     @property
     def all_variants(self) -> dict[str, tuple[str, ...]]:
-        return self.variants | COMMON_VARIANTS
+        return self.variants | {"published": (*PUBLISHED_VARIANT, *self.as_published)}
 
 
 def recipe_names() -> list[str]:

@@ -93,6 +93,7 @@ def check_precision(name: str, device: torch.device) -> None:
 
 def make_schedule(optimizer: Optimizer, params: TuneParams, steps_per_epoch: int) -> LRScheduler:
     """Warm-up from 1/(w + 1) of `tune.learning_rate` over w steps, then a cosine down to `tune.min_learning_rate`."""
+    steps_per_epoch = 1 if params.schedule == "epoch" else steps_per_epoch
     total = params.epochs * steps_per_epoch
     warmup = min(round(params.warmup_epochs * steps_per_epoch), total - 1)
     cosine = CosineAnnealingLR(optimizer, T_max=total - warmup, eta_min=params.min_learning_rate)
@@ -135,8 +136,7 @@ def validate(
     constants = model.constants()
     if choose_fusion:
         passes = ((label_B, model(image.to(model.backbone.device), constants=constants)) for image, label_B in loader)
-        logits = ((label_B, (out.base_BC, out.routed_BC, out.expert_BC)) for label_B, out in passes)
-        model.fusion.calibrate(logits, distributed.sum)
+        model.fusion.calibrate(((y, (out.base_BC, out.routed_BC, out.expert_BC)) for y, out in passes), distributed.sum)
     classes = len(shots)
     branches = ("base", "fused") if model.router is None else ("base", "routed", "fused")
     candidates = Validated.CANDIDATES if choose_fusion and isinstance(model.fusion, Validated) else ()
@@ -394,11 +394,11 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
         scaler = state.precision.scaler
         scaler.step(state.optimizer)
         scaler.update()
-        state.schedule.step()
+        if params.schedule == "step" or step is steps[-1]:
+            state.schedule.step()
         state.step += 1
         stop = distributed.any(context.stop.made)
-        every = params.checkpoint_every_steps
-        save = stop or (every is not None and state.step % every == 0)
+        save = stop or bool(params.checkpoint_every_steps and state.step % params.checkpoint_every_steps == 0)
         if save or state.step - checked >= CHECK_EVERY_STEPS or step is steps[-1]:
             check_terms(state.terms, state.term_names, epoch=epoch, start=checked)
             checked = state.step

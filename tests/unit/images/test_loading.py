@@ -90,7 +90,7 @@ def test_flip_mirrors_about_half_of_the_images(table: ImageFile) -> None:
     assert 10 < mirrored < 30
 
 
-@pytest.mark.parametrize("augment", ["flip", "crop_flip"])
+@pytest.mark.parametrize("augment", ["flip", "crop_flip", "wide_crop_flip", "pad_crop_flip"])
 def test_augmentation_hangs_on_seed_epoch_and_index_alone(table: ImageFile, augment: Augment) -> None:
     first = everything(dataset(table, augment, seed=7), epoch=2)
     torch.manual_seed(123)

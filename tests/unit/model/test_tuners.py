@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mdpr.model.classifier import MDPR
 from mdpr.model.towers import prompted_image_features, run_block
 from mdpr.model.tuners import TUNERS, Tuner, build_tuner
 from mdpr.params import Params, TuneParams, parse_params
+from mdpr.params.tuning import PUBLISHED
 
 ADAPTERS = ("adaptformer", "lora", "ssf", "bitfit")
 MERGED = ("lora", "ssf", "bitfit")
@@ -231,6 +233,40 @@ def test_serving_computes_what_a_step_does(build: Any, prompting: str, monkeypat
     step = model(image)
     for name in ("base_BC", "routed_BC", "fused_BC", "weights_BCV"):
         torch.testing.assert_close(getattr(served, name), getattr(step, name), rtol=1e-4, atol=1e-3)
+
+
+def test_published_initial_weights(build: Any) -> None:
+    """Tokens of std 0.02 at the first layer and 0.01 below it, without words; maps N(0, 0.02) without bias."""
+    published = {name: value for name, value in PUBLISHED.items() if name != "loss"}
+    model = build(prompting="maple", context_tokens=64, prompt_depth=4, **published)
+    stds = [layer.std().item() for layer in model.tuner.text.layers]
+    assert stds == pytest.approx([0.02, 0.01, 0.01, 0.01], rel=0.1)
+    for layer in (*model.tuner.maps, model.align):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert layer.bias.abs().max() == 0
+    assert model.logit_scale.item() == pytest.approx(model.backbone.logit_scale.item())
+
+
+@pytest.mark.parametrize("value", [4.0, 20.0])
+def test_a_trained_scale_stays_at_most_100(build: Any, value: float) -> None:
+    model = build(logit_scale="trained").train()
+    with torch.no_grad():
+        model.log_scale.fill_(value)
+    assert model.logit_scale.item() == pytest.approx(min(math.exp(value), 100.0))
+    assert torch.autograd.grad(model.logit_scale, model.log_scale)[0] > 0
+
+
+def test_a_preset_fills_what_is_not_given_and_refuses_what_contradicts() -> None:
+    tune = parse_params({"tune": {"preset": "published", "epochs": 5}}).tune
+    assert {key: getattr(tune, key) for key in PUBLISHED if key != "loss"} == {
+        key: value for key, value in PUBLISHED.items() if key != "loss"
+    }
+    assert (tune.epochs, tune.loss.semantic, tune.loss.ramp) == (5, 0.1, True)
+    for given in ({"router": "paired_gate"}, {"loss": {"tau": 0.5}}, {"init": "default"}):
+        (key,) = given
+        with pytest.raises(ConfigError, match=f"preset = published sets {key} = .*, here it is ") as caught:
+            parse_params({"tune": {"preset": "published"} | given})
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from mdpr.errors import Diverged, Interrupted
 from mdpr.model.routing import ROUTERS
+from mdpr.params import LossParams
+from mdpr.params.tuning import LOSS_PRESETS, PUBLISHED
 from mdpr.training.checkpoint import Snapshot, StopRequest
 from mdpr.training.loop import TrainContext, fit
 
@@ -74,6 +77,22 @@ def test_a_head_of_its_own_trains_without_the_text_tower(
     unchanged = {name for name, value in fitted.state.items() if torch.equal(value, before[name])}
     assert not {name for name in unchanged if not name.startswith("fusion.")}
     assert {"head_Cd"} < set(before)
+
+
+def test_the_published_preset_trains_the_scale_and_moves_the_rate_per_epoch(bench: Any) -> None:
+    """The scale learns and stays at most 100; a resumed run has the history of a whole one."""
+    kept: list[Snapshot] = []
+    published = PUBLISHED | {"loss": LossParams(**LOSS_PRESETS["paper"]), "checkpoint_every_steps": 2}
+    whole = bench.fit(TrainContext(save=lambda snapshot: kept.append(copy(snapshot))), **published)
+    scale = whole.state["log_scale"].exp().item()
+    start = bench.backbone.logit_scale.item()
+    assert scale != start
+    assert scale <= 100.001
+    rates = [row["learning_rate"] for row in whole.history]
+    spread = [1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
+    assert rates == pytest.approx(spread)
+    resumed = bench.fit(TrainContext(resume=kept[0]), **published)
+    assert resumed.history == whole.history
 
 
 @pytest.mark.parametrize("prompting", ["adaptformer", "lora", "ssf", "bitfit"])

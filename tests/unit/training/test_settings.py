@@ -121,3 +121,14 @@ def test_the_schedule_rises_then_follows_the_cosine(warmup_epochs: float) -> Non
     expected += [0.01 + 0.09 * (1 + math.cos(math.pi * step / (20 - w))) / 2 for step in range(20 - w)]
     assert rates == pytest.approx(expected)
     assert schedule.get_last_lr()[0] == pytest.approx(0.01)
+
+
+def test_the_published_schedule_moves_once_per_epoch() -> None:
+    params = tune(schedule="epoch", epochs=5, learning_rate=0.1, min_learning_rate=0.01)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=params.learning_rate)
+    schedule, rates = make_schedule(optimizer, params, steps_per_epoch=4), []
+    for _ in range(5):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.01 + 0.09 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)])
