@@ -39,7 +39,7 @@ from mdpr.training.losses import Objective
 SETS = ("fashion-mnist-lt", "emblems-lt")
 PROMPTS = ("coop", "vpt", "ivlp", "maple")  # with the text head
 LOSSES = {"ce": "ce", "la": "logit_adjusted"}
-STEPS = 5  # timed, of each model
+STEPS = 30  # timed, of each model
 MEASURED = ("all", "few", "parameters", "step_over_tower")
 
 
