@@ -8,7 +8,7 @@
     model/       model.safetensors config.json history.csv seen.safetensors run.json
     evaluation/  metrics.json intervals.json biases.json predictions.parquet report.html figures/
                  per_class.csv confusion.csv reliability.csv routing.csv variants.csv seen.safetensors
-                 lineage.json run.json
+                 reference.parquet lineage.json run.json
     registration.json promotion.json
 
 Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here, float32 unless said otherwise;
@@ -94,6 +94,7 @@ from mdpr.artifacts.tuned_model import (
     read_history,
     read_model_config,
     read_seen,
+    tuned_digest,
     write_model,
     write_seen,
 )
@@ -160,6 +161,7 @@ __all__ = [
     "read_tensors",
     "read_unfinished",
     "sha256",
+    "tuned_digest",
     "who_wrote",
     "write_classes",
     "write_features",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mdpr.artifacts.formats import Format, parse, read_csv, read_json, write_json
+from mdpr.artifacts.formats import Format, parse, read_csv, read_json, sha256, write_json
 from mdpr.artifacts.tensors import check_digest, read_tensors, write_tensors
 from mdpr.errors import ArtifactError
 from mdpr.params import BackboneParams, TuneParams
@@ -45,6 +46,12 @@ def write_model(model: Path, config: ModelConfig, history: Sequence[Mapping[str,
 def read_model_config(model: Path) -> ModelConfig:
     path = model / "config.json"
     return parse(path, ModelConfig, read_json(path))
+
+
+def tuned_digest(model: Path) -> str:
+    """sha256 of the learned weights and the configuration: which model gave an answer."""
+    digests = "".join(sha256(model / name) for name in ("model.safetensors", "config.json"))
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def read_history(model: Path) -> pd.DataFrame:

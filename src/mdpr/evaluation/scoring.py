@@ -5,7 +5,7 @@ Shapes: B images in a batch, C classes, d joint width, W views of an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +31,13 @@ from mdpr.evaluation.ablations import (
 from mdpr.evaluation.metrics import ClasswiseCalibration
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions, top_classes
 from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader
+from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import GeneralizedLogitAdjustment
 from mdpr.model.inference import Classifier
 from mdpr.params import EvaluateParams
 from mdpr.progress import track
+
+Recorder = Callable[[Tensor, Outputs], None]  # labels (B,) and outputs of a batch
 
 
 @torch.inference_mode()
@@ -43,8 +46,9 @@ def predict(
     probe: Probe,
     batches: Iterable[tuple[Tensor, Tensor]],
     variants: Sequence[Variant] = (),
+    record: Recorder | None = None,
 ) -> Predictions:
-    """Answers to `batches` of images (B, 3, H, W) and labels (B,), in order.
+    """Answers to `batches` of images (B, 3, H, W) and labels (B,), in order; `record` is given each batch's outputs.
 
     Zero-shot is s * x t^T with the frozen tower's image features x and the template ensemble t of `probe`. Raises
     `ArtifactError` where scores are not finite.
@@ -58,6 +62,8 @@ def predict(
         image_on_device = image_B3HW.to(classifier.device)
         frozen_Bd = classifier.backbone.encode_image(image_on_device).float()
         outputs = classifier(image_on_device)
+        if record is not None:
+            record(label_B, outputs)
         logits = {"zero_shot": probe.logit_scale * frozen_Bd @ text_Cd.T, "base": outputs.base_BC}
         routing_BV: dict[str, Tensor] = {}
         if outputs.routed_BC is not None:
@@ -99,7 +105,12 @@ def predict_views(
 
 
 def evaluate_splits(
-    classifier: Classifier, probe: Probe, prior_CV: np.ndarray | None, prepared: Path, params: EvaluateParams
+    classifier: Classifier,
+    probe: Probe,
+    prior_CV: np.ndarray | None,
+    prepared: Path,
+    params: EvaluateParams,
+    record: Recorder | None = None,
 ) -> Predictions:
     """Answers to prepared/test.parquet with the variants that `params` names.
 
@@ -116,7 +127,7 @@ def evaluate_splits(
     if params.test_time == "flip":
         variants.append(Flipped(classifier))
     test = make_loader(_table(prepared, "test", look), params.batch_size)
-    predicted = predict(classifier, probe, track(test, "evaluate"), variants)
+    predicted = predict(classifier, probe, track(test, "evaluate"), variants, record)
     if views := VIEWS.get(params.test_time):
         loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), params.batch_size)
         name = f"{params.test_time}_ensemble"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mdpr.artifacts import ModelConfig, read_features, read_model_config
+from mdpr.artifacts import ModelConfig, read_features, read_model_config, tuned_digest
 from mdpr.errors import ArtifactError, DataError, TrackingError
 from mdpr.images.decoding import decode_image, to_rgb
 from mdpr.images.loading import eval_transform
 from mdpr.model.backbone import Backbone, load_weights
 from mdpr.model.classifier import MDPR, Outputs
+from mdpr.model.deployment_prior import DeploymentPrior
 from mdpr.params import DIMENSIONS, BackboneParams, read_yaml
 
 ImageLike = str | Path | bytes | Image.Image | Tensor
@@ -46,13 +47,20 @@ class Prediction:
 class Classifier:
     """A tuned model ready for use, its class features and router table computed once.
 
+    prior     class shares to expect where the model is used (`mdpr.model.deployment_prior`); None: as in tuning
+    record    is given the outputs and the answers' class indices (B,) of every batch that `predict` answers
+    digest    of the learned weights and their configuration
+
     >>> classifier = Classifier.load("models:/mdpr@champion")
     >>> classifier.predict("shoe.png")[0].class_name
     """
 
-    def __init__(self, model: MDPR, config: ModelConfig) -> None:
+    def __init__(self, model: MDPR, config: ModelConfig, digest: str = "") -> None:
         self.model = model.eval()
         self.config = config
+        self.digest = digest
+        self.prior: DeploymentPrior | None = None
+        self.record: Callable[[Outputs, Tensor], None] | None = None
         self.class_names = config.class_names
         self.backbone = model.backbone
         self.device = model.backbone.device
@@ -86,7 +94,7 @@ class Classifier:
             tuned = MDPR(frozen, config.class_names, config.tune, encoded, saved=True)
             weights = folder / "model.safetensors"
             tuned.load_learned_state(load_weights(weights), weights)
-            return cls(tuned, config)
+            return cls(tuned, config, tuned_digest(folder))
 
     @torch.inference_mode()
     def __call__(self, image_B3HW: Tensor) -> Outputs:
@@ -116,8 +124,10 @@ class Classifier:
                 raise TimeoutError
             batch = [self.preprocess(image) for image in many[start : start + batch_size]]
             outputs = self(torch.stack(batch))
-            probability_BC = outputs.fused_BC.exp()
-            best = probability_BC.topk(min(top_k, len(self.class_names)), dim=-1)
+            scores_BC = self.prior.adjust(outputs.fused_BC) if self.prior else outputs.fused_BC
+            best = scores_BC.exp().topk(min(top_k, len(self.class_names)), dim=-1)
+            if self.record is not None:
+                self.record(outputs, best.indices[:, 0])
             routing = None if outputs.weights_BCV is None else self.consult(outputs, best.indices[:, 0])
             for row in range(len(batch)):
                 predictions.append(self._prediction(best.values[row], best.indices[row], routing, row))

@@ -34,6 +34,7 @@ def evaluate(
     from mdpr.evaluation.tables import Results
     from mdpr.mlops.runs import add_results, lineage_tags, result_metrics, split_inputs
     from mdpr.model.inference import Classifier
+    from mdpr.monitoring.recording import ReferenceRecorder, log_source
 
     classes, run = artifacts.read_classes(prepared), artifacts.read_run(model)
     names = [item.name for item in classes]
@@ -44,12 +45,14 @@ def evaluate(
     classifier.backbone.check_fingerprint(probe, frozen.fingerprint)
     prior_CV = artifacts.read_features(features, names).prior_CV if classifier.config.tune.routing else None
 
-    predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params)
+    reference = ReferenceRecorder()
+    predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params, reference.add)
     truth = read_truth(prepared)
     results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, truth=truth)
 
     evaluation.mkdir()
     results.write(evaluation)
+    reference.write(evaluation, log_source(classifier, tracking.model_name))
     write_scores(scores, results.scores)
     if (model / artifacts.SEEN_FILE).is_file():  # models of earlier versions have none
         shutil.copyfile(model / artifacts.SEEN_FILE, evaluation / artifacts.SEEN_FILE)
