@@ -51,7 +51,7 @@ UNMARKED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         (
             "evaluation",
             "metrics.json intervals.json biases.json predictions.parquet report.html per_class.csv lineage.json",
-            "confusion.csv reliability.csv routing.csv variants.csv seen.safetensors run.json reference.parquet figures",
+            "confusion.csv reliability.csv routing.csv variants.csv seen.safetensors run.json figures",
         ),
         ("scores", "all.json", "many.json medium.json few.json"),
     )
