@@ -1,22 +1,15 @@
 """Requests that are made to exhaust the served model: each must be answered or refused, and memory stays bounded.
 
-    python -m benchmarks.serving_attacks [--json]
-
-A model with random learned weights is registered in a store of its own and served by `mdpr serve`, one worker, on
-loopback. `serving_attacks_survived` of `serving_attacks` went as they must; `serving_peak_mb` is the largest memory of
-the server process (VmHWM) over all of them, `serving_idle_mb` that before the first.
+After each of them an ordinary request must get its class. Memory is the largest that the server process ever had
+(VmHWM).
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
-import logging
-import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +24,10 @@ import numpy as np
 import requests
 from PIL import Image
 
+from benchmarks.servers import running
+from benchmarks.trial_project import PROJECT, Figures, Project, tell
+
+MANIFEST = PROJECT / "mlflow/kubernetes/inference-service.yaml"
 TIMEOUT_S = 90
 SLOW_CONNECTIONS = 50
 ROWS_TOO_MANY = 10_000
@@ -285,38 +282,32 @@ def peak_mb(pid: int) -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def main() -> None:
-    from benchmarks.report import device_name, emit
-    from benchmarks.servers import running
-    from benchmarks.serving import PACKAGES, registered_model
-    from mdpr.params import TrackingParams
+def serving_bound_mb() -> float:
+    """The memory limit of a worker in the manifest for KServe."""
+    import yaml
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        tracking = TrackingParams(experiment="serving", model_name="serving")
-        registered_model(options.params, folder, tracking)
-        (folder / "params.yaml").write_text(json.dumps({"tracking": tracking.model_dump()}), encoding="utf-8")
-        with running(["-m", "mdpr", "serve", "--params", str(folder / "params.yaml")], "/ping", folder) as server:
-            assert Target(server.address).answers()
-            idle_mb = peak_mb(server.pid)
-            outcomes = run_attacks(server.address)
-            figures = {
-                "serving_attacks": float(len(outcomes)),
-                "serving_attacks_survived": float(sum(outcome.survived for outcome in outcomes)),
-                "serving_idle_mb": idle_mb,
-                "serving_peak_mb": peak_mb(server.pid),
-            }
-    table = [
-        {"attack": item.name, "survived": item.survived, "s": item.seconds, "detail": item.detail} for item in outcomes
-    ]
-    emit("serving_attacks", device_name(), PACKAGES, figures, table, options.json)
+    predictor = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    limit = str(container["resources"]["limits"]["memory"])
+    assert limit.endswith("Gi"), limit
+    return 1024 * float(limit.removesuffix("Gi"))
 
 
-if __name__ == "__main__":
-    main()
+def serving(project: Project, seed: int) -> Figures:
+    """The model of the finished run, served with one worker on loopback, under all attacks."""
+    command = ["-m", "mdpr", "serve", "--alias", "challenger", "--params", str(project.root / "params.yaml")]
+    with running(command, "/ping", project.root.parent) as server:
+        assert Target(server.address).answers()
+        idle_mb = peak_mb(server.pid)
+        outcomes = run_attacks(server.address)
+        figures = {
+            "serving_attacks_survived": sum(outcome.survived for outcome in outcomes),
+            "serving_attacks": len(outcomes),
+            "serving_idle_mb": idle_mb,
+            "serving_peak_mb": peak_mb(server.pid),
+            "serving_bound_mb": serving_bound_mb(),
+        }
+    for outcome in outcomes:
+        if not outcome.survived:
+            tell("serving, %s, after %.1f s: %s", outcome.name, outcome.seconds, outcome.detail)
+    return figures

@@ -13,6 +13,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from benchmarks.trial_project import Figures, Project, tell
+from mdpr.progress import track
+
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Path], object]
 
@@ -324,9 +327,20 @@ CASES: list[tuple[str, str, dict[str, Change]]] = [
 ]
 
 
-def copy_of(run: Path, target: Path, case: Tampered) -> Path:
-    """A copy of a finished run below `target`, with the file of `case` changed."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(run, target)
-    case.change(target / case.file)
-    return target
+def tampered(project: Project, seed: int) -> Figures:
+    """Each changed file given to the stage or command that reads it: refused in one line."""
+    refused, cases, runs = 0, list(tampered_files()), project.root / "runs"
+    for case in track(cases, "tampered"):
+        shutil.rmtree(runs / "changed", ignore_errors=True)
+        shutil.copytree(runs / "first", runs / "changed")
+        case.change(runs / "changed" / case.file)
+        end = project.call(
+            ["report", "render", "--data", "runs/changed", "--output", "page.html"]
+            if case.reader == "report"
+            else project.arguments(case.reader, "changed", "unused")
+        )
+        refused += end.is_one_line
+        if not end.is_one_line:
+            tell("%s: exit code %d: %s", case.name, end.code, end.text[-300:])
+        shutil.rmtree(runs / "unused", ignore_errors=True)
+    return {"tampered_refused": refused, "tampered_tried": len(cases)}

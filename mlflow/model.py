@@ -20,8 +20,6 @@ from mlflow.exceptions import MlflowException
 
 MAX_IMAGES_PER_REQUEST = 256
 MAX_BYTES_PER_IMAGE = 20 * 2**20
-MAX_TOP_K = 100
-
 MAX_PIXELS_PER_REQUEST = 128_000_000  # decoded one at a time; two of the largest pictures that are taken
 BATCH_IMAGES = 64
 
@@ -43,6 +41,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answers in the order of the rows; refuses a request that is malformed as a whole."""
+        from mdpr.params import MAX_TOP_K
+
         options = params or {}
         top_k, explain = int(options.get("top_k", 5)), bool(options.get("explain", False))
         images = _image_column(model_input)
@@ -74,7 +74,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 batch.append(self.classifier.preprocess(data))
             except DataError as error:
                 answers[row]["error"] = str(error)
-            except Exception as error:
+            except Exception as error:  # a MemoryError, say: whatever one picture causes, the other rows get answers
                 answers[row]["error"] = f"the image cannot be read ({type(error).__name__}): send it in another format"
             else:
                 rows.append(row)
@@ -110,13 +110,13 @@ def _image_column(model_input: pd.DataFrame) -> list[Any]:
 
 
 def _pixels(data: bytes) -> int:
-    """Width times height by the header; 0 if there is none to read, which decoding then says."""
+    """Width times height by the header; 0 if there is none to read."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.width * image.height
-    except Exception:
+    except Exception:  # Pillow's readers raise whatever their parsers run into; decoding names it
         return 0
 
 

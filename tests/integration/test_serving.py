@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
-from benchmarks.serving_attacks import peak_mb, run_attacks
+from benchmarks.serving_attacks import peak_mb, run_attacks, serving_bound_mb
 from PIL import Image, ImageOps
 
 from mdpr import artifacts
@@ -37,7 +37,6 @@ from mdpr.params import DIMENSIONS, RegisterParams, TrackingParams
 pytestmark = pytest.mark.integration
 TRACKING = TrackingParams(experiment="shoes", model_name="shoes", system_metrics=False)
 ORIENTATION = 0x0112  # EXIF
-MEMORY_LIMIT_MB = 3072  # as mlflow/kubernetes/inference-service.yaml has it, per worker
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -229,7 +228,7 @@ def test_attacks_are_answered_or_refused_in_bounded_memory(registered: Path, sta
         outcomes = run_attacks(server.address)
         assert [outcome for outcome in outcomes if not outcome.survived] == []
         assert len(outcomes) > 40
-        assert peak_mb(server.process.pid) < MEMORY_LIMIT_MB
+        assert peak_mb(server.process.pid) < serving_bound_mb()
 
 
 # --- in Python ----------------------------------------------------------------------------------------------

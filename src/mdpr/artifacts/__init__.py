@@ -30,7 +30,7 @@ from mdpr.artifacts.evaluated import (
     read_table,
     write_predictions,
 )
-from mdpr.artifacts.formats import Format, class_digest, read_json, sha256, write_json
+from mdpr.artifacts.formats import Format, class_digest, read_json, sha256, write_csv, write_json
 from mdpr.artifacts.image_tables import (
     ImageFile,
     ImageRecord,
@@ -164,6 +164,7 @@ __all__ = [
     "tuned_digest",
     "who_wrote",
     "write_classes",
+    "write_csv",
     "write_features",
     "write_image_records",
     "write_images",

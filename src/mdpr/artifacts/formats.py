@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FormatT = TypeVar("FormatT", bound=BaseModel)
+
+# A text must stay text wherever a table is opened. A spreadsheet computes what begins with these signs, so it gets
+# an apostrophe; DVC puts cells into a script of its page of plots, which `</` would end, so that gets a backslash.
+FORMULA = r"('*)(?=[=+\-@\t\r])"
+MARKUP = r"(\\*)(?=[/!])"
 
 
 class Format(BaseModel):
@@ -50,6 +56,11 @@ def parse(path: Path, model: type[FormatT], content: Any, error_type: type[Excep
         raise error_type(f"{path}: {fault_line(error, model)}") from None
 
 
+def write_csv(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+    """`table` as CSV without its index. No text in it is a formula or ends a script; `read_csv` gives it as it was."""
+    table.apply(_each_text, change=_escaped).to_csv(path, index=False, float_format=float_format)
+
+
 def read_csv(path: Path, stage: str, columns: Mapping[str, type], *, may_be_empty: bool = False) -> pd.DataFrame:
     """A CSV table that `stage` wrote; `columns` must be there: int and float are numbers, an empty cell only in float.
 
@@ -76,7 +87,21 @@ def read_csv(path: Path, stage: str, columns: Mapping[str, type], *, may_be_empt
         column = table[name]
         if kind is not str and not table.empty and not _is_of(column, kind):
             raise ArtifactError(f"{path}: {name} must hold numbers: run {stage} again")
-    return table
+    return table.apply(_each_text, change=_unescaped)
+
+
+def _each_text(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
+    if column.dtype.kind in "iufb":
+        return column
+    return column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
+
+
+def _escaped(cell: str) -> str:
+    return re.sub(rf"^{FORMULA}", r"'\1", re.sub(rf"(?<=<){MARKUP}", r"\\\1", cell))
+
+
+def _unescaped(cell: str) -> str:
+    return re.sub(rf"^'{FORMULA}", r"\1", re.sub(rf"(?<=<)\\{MARKUP}", r"\1", cell))
 
 
 def _is_of(column: pd.Series, kind: type) -> bool:
@@ -85,10 +110,15 @@ def _is_of(column: pd.Series, kind: type) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, or of a folder's relative names and contents in order."""
+    """Hex digest of a file, or of a folder's relative names and contents in order.
+
+    Raises `ArtifactError` if there is neither.
+    """
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is missing: run the stage that writes it")
     digest = hashlib.sha256()
     for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256(file_path)}\n".encode())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdpr.artifacts.formats import class_digest
+from mdpr.artifacts.formats import class_digest, write_csv
 from mdpr.errors import ArtifactError
 from mdpr.params import DIMENSIONS
 
@@ -250,14 +250,16 @@ def write_probe(probe: Path, content: Probe, class_names: Sequence[str]) -> None
         "classes": class_digest(class_names),
     }
     write_tensors(probe / "probe.safetensors", {name: getattr(content, name) for name in PROBE.arrays}, metadata)
-    pd.DataFrame(
+    table = pd.DataFrame(
         {
+            "index": range(len(class_names)),
             "class": list(class_names),
             "zero_shot_accuracy": content.zero_shot_C,
             "rival": [class_names[index] for index in content.rival_C],
             "hidden_prior": np.exp(content.log_prior_C),
         }
-    ).to_csv(probe / "zero_shot.csv", index_label="index", float_format="%.6f")
+    )
+    write_csv(probe / "zero_shot.csv", table, float_format="%.6f")
 
 
 def read_probe(probe: Path, class_names: Sequence[str]) -> Probe:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mdpr.artifacts.formats import Format, parse, read_csv, read_json, sha256, write_json
+from mdpr.artifacts.formats import Format, parse, read_csv, read_json, sha256, write_csv, write_json
 from mdpr.artifacts.tensors import check_digest, read_tensors, write_tensors
 from mdpr.errors import ArtifactError
 from mdpr.params import BackboneParams, TuneParams
@@ -40,7 +40,7 @@ def write_model(model: Path, config: ModelConfig, history: Sequence[Mapping[str,
     import pandas as pd
 
     write_json(model / "config.json", config)
-    pd.DataFrame(history).astype({"epoch": int}).to_csv(model / "history.csv", index=False)
+    write_csv(model / "history.csv", pd.DataFrame(history).astype({"epoch": int}))
 
 
 def read_model_config(model: Path) -> ModelConfig:

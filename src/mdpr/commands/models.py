@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
+from mdpr.params import MAX_TOP_K
 
 if TYPE_CHECKING:
     from mdpr.model.inference import Classifier, Prediction
@@ -73,7 +74,9 @@ BATCH_IMAGES = 64
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("predictions.csv"), show_default=True, help="- to print"
 )
-@click.option("--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="how many classes to name")
+@click.option(
+    "--top-k", type=click.IntRange(1, MAX_TOP_K), default=1, show_default=True, help="how many classes to name"
+)
 @click.option("--routing", is_flag=True, help="Add a column per dimension: how much the image relied on that sentence.")
 @click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), help="names the model's registry entry"

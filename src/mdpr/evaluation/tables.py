@@ -25,6 +25,7 @@ from mdpr.artifacts import (
     read_metrics,
     read_predictions,
     read_table,
+    write_csv,
     write_json,
     write_predictions,
 )
@@ -36,8 +37,6 @@ from mdpr.evaluation.metrics import class_recall, reliability, score
 from mdpr.evaluation.predictions import Predictions, final_branch, recorded_branches
 from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, intervals
 from mdpr.params import DIMENSIONS
-
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,12 @@ class Results:
             "variants": self.variants,
         }
         for name, table in tables.items():
-            spreadsheet_safe(table).to_csv(evaluation / f"{name}.csv", index=False, float_format="%.6f")
+            write_csv(evaluation / f"{name}.csv", table, float_format="%.6f")
 
     @classmethod
     def read(cls, evaluation: Path, classes: Sequence[ClassInfo]) -> Results:
         """What `write` wrote, for these classes; raises `ArtifactError` where it is of other ones or incomplete."""
         predictions, per_class = read_predictions(evaluation), read_table(evaluation, "per_class.csv")
-        per_class = per_class.apply(_as_written)
         if [str(name) for name in per_class["class"]] != display_names(classes):
             raise ArtifactError(f"{evaluation} holds results of another label set: run evaluate again")
         check_label_set(predictions, len(classes))
@@ -135,21 +133,6 @@ def check_label_set(predictions: pd.DataFrame, class_count: int) -> None:
                 f"the predictions are for another label set: {column} has class {outside}, "
                 f"there are {class_count} classes: run evaluate on this data"
             )
-
-
-def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with an apostrophe before texts that a spreadsheet would compute, such as a class called =1+1."""
-    return table.apply(lambda column: column.map(_no_formula) if column.dtype.kind not in "iuf" else column)
-
-
-def _no_formula(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell
-
-
-def _as_written(column: pd.Series) -> pd.Series:
-    """The texts that `spreadsheet_safe` was given."""
-    marked = tuple(f"'{sign}" for sign in FORMULA_SIGNS)
-    return column.map(lambda cell: cell[1:] if isinstance(cell, str) and cell.startswith(marked) else cell)
 
 
 def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], rival_C: np.ndarray) -> pd.DataFrame:

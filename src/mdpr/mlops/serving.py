@@ -34,6 +34,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mdpr.model.inference import DEADLINE
+from mdpr.params import MAX_TOP_K
 
 MODEL_VARIABLE, TIMEOUT_VARIABLE = "MDPR_SERVED_MODEL", "MDPR_SERVE_TIMEOUT_S"  # how workers learn what to serve
 MAX_BODY_BYTES = 64 * 2**20
@@ -44,7 +45,6 @@ MAX_JSON_VALUES = 50_000  # counted by brackets and commas, which base64 text do
 HEADER_TIMEOUT_S = 10
 BODY_TIMEOUT_S = 30
 RETRY_AFTER_S = 2
-MAX_TOP_K = 100
 
 FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 T = TypeVar("T")

@@ -4,13 +4,14 @@ from mdpr.params.describing import DescribeParams, EncodeParams, LlmParams, Prob
 from mdpr.params.documents import dump_yaml, parse_json, parse_yaml, read_json, read_text, read_yaml
 from mdpr.params.parsing import SECTIONS, Params, apply_overrides, choices, load_params, parse_params, read_value
 from mdpr.params.preparing import PrepareParams, ValidateParams
-from mdpr.params.releasing import EvaluateParams, PromoteParams, RegisterParams, TrackingParams
+from mdpr.params.releasing import MAX_TOP_K, EvaluateParams, PromoteParams, RegisterParams, TrackingParams
 from mdpr.params.section import DIFFERENTIAL, DIMENSIONS, Section, fault_line, input_paths
 from mdpr.params.tuning import BackboneParams, LossParams, TuneParams
 
 __all__ = [
     "DIFFERENTIAL",
     "DIMENSIONS",
+    "MAX_TOP_K",
     "SECTIONS",
     "BackboneParams",
     "DescribeParams",

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from mdpr.params.section import Count, CountOrZero, InputPath, Percent, Section, offered
 
+MAX_TOP_K = 100  # classes named per picture, by every way to use a tuned model
+
 Ablation = Literal[
     "without_general_appearance",
     "without_fine_grained_appearance",

@@ -140,30 +140,3 @@ def classes() -> Callable[..., list[ClassInfo]]:
 @pytest.fixture(scope="session")
 def predictions() -> Callable[..., pd.DataFrame]:
     return make_predictions
-
-
-HOSTILE = (
-    "<img src=x onerror=alert(2)>",
-    "<script>alert(1)</script>",
-    '"><svg/onload=1>',
-    "[x](javascript:alert(1))",
-    "=cmd|' /C calc'!A0",
-    "@SUM(1)",
-    "a\x07b",
-    "\x1b]0;title\x07",
-    "two\nlines",
-    "nul\x00",
-    "next\x85line",
-    "\ufffe",
-    "\u202egnp",
-    "[bold]",
-    "[/foo]",
-    "a | b",
-    "{{ title }}",
-)
-
-
-@pytest.fixture(scope="session")
-def hostile() -> tuple[str, ...]:
-    """Names that charts, pages, terminals and spreadsheets must show as text."""
-    return HOSTILE
