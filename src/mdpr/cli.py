@@ -13,10 +13,9 @@ import sys
 
 import click
 
-from mdpr.commands.stage import accept_verbose, stage_command
+from mdpr.commands.stage import TableGroup, accept_verbose, stage_command
 from mdpr.errors import MdprError, printable
 from mdpr.launch import read_launch
-from mdpr.params.section import suggest
 from mdpr.stages.stage import STAGES, load_stage
 
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
@@ -26,6 +25,7 @@ also a component of the Kubeflow pipeline in pipelines/."""
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("projects", "Make a project of your own: Git, DVC, settings, policy, README, CI workflow."),
     "demo": ("projects", "Run the whole chain on the embedded data in a folder of its own: `mdpr demo`."),
+    "repro": ("projects", "`dvc repro`, also if this environment is not activated: `.venv/bin/mdpr repro`."),
     "knowledge": ("knowledge", "Start, check or merge a knowledge base: `mdpr knowledge audit FILE`."),
     "summary": (
         "results",
@@ -50,8 +50,8 @@ class PrintableFormatter(logging.Formatter):
         return printable(record.message)
 
 
-class LazyGroup(click.Group):
-    """Commands are built when they are asked for; the list of them comes from two tables."""
+class LazyGroup(TableGroup):
+    """The list of commands comes from two tables."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*STAGES, *COMMANDS]
@@ -63,13 +63,6 @@ class LazyGroup(click.Group):
             module = importlib.import_module(f"mdpr.commands.{COMMANDS[cmd_name][0]}")
             return accept_verbose(getattr(module, cmd_name))
         return None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
-            ctx.fail(f"No such command {args[0]!r}{suggest(args[0], known)}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         lines = {name: line for name, (_, line) in COMMANDS.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from benchmarks.describe import make_inputs
 from benchmarks.llm_faults import HOSTILE_SENTENCES, REFUSED, UNUSABLE, saying
 from benchmarks.llm_stub import Behaviour, Payload, Reply, Stub, answer, failure, running, sentence_for, usual
 
+from mdpr import project
 from mdpr.artifacts import read_json, read_knowledge
 from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
 from mdpr.mlops.runs import flatten
 from mdpr.params import DIMENSIONS, Params, parse_params
+from mdpr.recipes import params_text, read_recipe
 from mdpr.stages.stage import load_stage, run_otherwise, run_stage
 
 pytestmark = pytest.mark.integration
@@ -304,3 +307,38 @@ def test_the_key_is_sent_to_the_server_and_is_nowhere_else(tmp_path: Path, proje
     settings = sections(tmp_path, "http://x", {"api_key_env": "MINE"})
     assert KEY not in json.dumps(flatten(vars(settings)), default=str)
     assert not [path for path in (project_root / "pipelines").glob("*.yaml") if KEY in path.read_text("utf-8")]
+
+
+def test_dvc_needs_no_finished_knowledge_base_for_a_chat_model(tmp_path: Path) -> None:
+    """In a project of its own, with DVC, from an environment that is not activated."""
+    team = tmp_path / "team"
+    project.create(team, project.Choices())
+    (team / "data").mkdir()
+    make_inputs(team / "data", things(3))
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "PATH": "/usr/bin:/bin"}
+
+    def repro(code: int = 0, **settings: Any) -> str:
+        params = yaml.safe_load(params_text(read_recipe("own-data"), None))
+        params["describe"] |= settings
+        (team / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        command = [sys.executable, "-m", "mdpr", "repro", "--single-item", "describe"]
+        done = subprocess.run(command, cwd=team, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) is bool(code), done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    with running(usual(0.0)) as stub:
+        llm = {"model": "stub", "base_url": stub.url}
+        own = "knowledge/own-data.json"
+        assert own in repro(code=1, provider="llm", llm=llm)
+        assert stub.calls == 0
+        repro(provider="llm", llm=llm, path="data/prepared")
+        assert stub.calls == 15
+        assert "didn't change" in repro(provider="llm", llm=llm, path="data/prepared")
+    (team / "knowledge").mkdir()
+    shutil.copy(team / "data/knowledge/knowledge.json", team / own)
+    repro(provider="curated", path=own)
+    assert "didn't change" in repro(provider="curated", path=own)
+    written = json.loads((team / own).read_text())
+    written["classes"][0]["sentences"][DIMENSIONS[0]] = "A thing 0 that is round and of a plain blue."
+    (team / own).write_text(json.dumps(written))
+    assert "Running stage 'describe'" in repro(provider="curated", path=own)

@@ -65,6 +65,20 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = mdpr("prepair", "--prepared", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "No such command 'prepair'; did you mean prepare?" in done.stderr
+    assert "did you mean compile?" in mdpr("pipeline", "compil", cwd=tmp_path).stderr
+
+
+def test_a_dependency_that_nothing_reads_is_named_before_dvc_misses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text("describe: {provider: local, path: none.json}\nprepare: {root: none}")
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    done = mdpr("prepare", "--prepared", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "describe.path = none.json does not exist" in done.stderr
+    assert "set it to data/prepared" in done.stderr
+    done = mdpr("prepare", "--prepared", "out", "--set", "describe.path=data/prepared", cwd=tmp_path)
+    assert "prepare.root = none" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ def test_a_recipe_is_a_whole_and_valid_params_yaml(name: str, variant: str | Non
         assert (project_root / describe.path).is_file()
 
 
+@pytest.mark.parametrize(("provider", "path"), [("curated", "knowledge/own-data.json"), ("llm", "data/prepared")])
+def test_a_provider_that_reads_no_file_names_none(provider: str, path: str) -> None:
+    overrides = [f"describe.provider={provider}", "describe.llm.model=m"]
+    written = yaml.safe_load(params_text(read_recipe("own-data"), None, overrides))
+    assert written["describe"]["path"] == path
+    named = yaml.safe_load(params_text(read_recipe("own-data"), None, [*overrides, "describe.path=mine.json"]))
+    assert named["describe"]["path"] == "mine.json"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_has_the_published_setting(name: str) -> None:
     ours, published = (

@@ -12,13 +12,13 @@ from types import ModuleType
 
 import click
 
-from mdpr.commands.stage import accept_verbose
+from mdpr.commands.stage import TableGroup, accept_verbose
 from mdpr.errors import MdprError
 
 PACKAGE = "pipelines"
 
 
-class ProjectGroup(click.Group):
+class ProjectGroup(TableGroup):
     """The commands that the project's package names in `COMMANDS` (name -> module, line of help)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

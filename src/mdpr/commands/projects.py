@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib import util
 from pathlib import Path
 
 import click
@@ -61,11 +62,30 @@ def demo(recipe: str, folder: Path | None) -> None:
     folder = folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo"
     project.create(folder, choices)
     click.echo(f"running in {folder}", err=True)
-    scripts = str(Path(sys.executable).parent)  # where the stages' command is, if the environment is not activated
-    environment = os.environ | {"PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])}
-    if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=environment).returncode:
+    if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=_environment()).returncode:
         raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
     subprocess.run([sys.executable, "-m", "mdpr", "summary"], cwd=folder, check=True)
+
+
+@click.command("repro", context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS OF DVC]...")
+def repro(arguments: tuple[str, ...]) -> None:
+    """`dvc repro` of the environment that this command is in, activated or not: DVC starts the stages by name.
+
+    Example: .venv/bin/mdpr repro evaluate
+    """
+    from mdpr.errors import MdprError
+    from mdpr.project import DVC
+
+    if util.find_spec("dvc") is None:
+        raise MdprError("mdpr repro needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
+    os.execve(DVC[0], [*DVC, "repro", *arguments], _environment())  # noqa: S606 - no shell
+
+
+def _environment() -> dict[str, str]:
+    """With the scripts of this Python on the path, where the stages' command is."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"PATH": path}
 
 
 @click.group("recipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -11,8 +12,24 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mdpr.errors import ConfigError
 from mdpr.params import SECTIONS, load_params
+from mdpr.params.describing import PREPARED, DescribeParams
+from mdpr.params.section import suggest
 from mdpr.stages.stage import MEMORY_MB, STAGES, Stage, run_otherwise, run_stage
+
+DVC_STAGE = "DVC_STAGE"  # environment variable that DVC sets for what it runs
+
+
+class TableGroup(click.Group):
+    """A group whose commands are built when they are asked for; an unknown one gets a suggestion."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
+            ctx.fail(f"No such command {args[0]!r}{suggest(args[0], known)}")
+        return super().resolve_command(ctx, args)
 
 
 class StageCommand(click.Command):
@@ -49,6 +66,8 @@ def stage_command(stage: Stage) -> click.Command:
                 ports = stage.otherwise[flag].inputs
                 run_otherwise(stage, flag, _paths(ports, options), sections)
                 return
+        if DVC_STAGE in os.environ:
+            _check_dependency(sections.describe)
         run_stage(stage, _paths(stage.ports, options), sections)
 
     groups = (
@@ -61,6 +80,15 @@ def stage_command(stage: Stage) -> click.Command:
     )
     options = [*_port_options(stage), *_common_options(), *_flags(stage), *_setting_options(own)]
     return StageCommand(stage, name=stage.name, callback=run, params=options, help=STAGES[stage.name], epilog=epilog)
+
+
+def _check_dependency(describe: DescribeParams) -> None:
+    """Raises `ConfigError`, in the first stage that DVC runs, for a file that DVC would miss later and nobody reads."""
+    if not describe.reads_file and describe.path != PREPARED and not Path(describe.path).exists():
+        raise ConfigError(
+            f"describe.path = {describe.path} does not exist, and dvc.yaml makes it a dependency: set it to "
+            f"{PREPARED}, since provider = {describe.provider} reads no file"
+        )
 
 
 def _paths(ports: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Path]:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from mdpr.params.section import Count, CountOrZero, InputPath, NonNegative, Section, Seed, offered
 
+PREPARED = "data/prepared"
+"""What describe depends on in dvc.yaml anyway: as describe.path it adds nothing for DVC to watch."""
+
 
 class ProbeParams(Section):
     """Zero-shot reading of the frozen model on the training images."""
@@ -90,7 +93,9 @@ class DescribeParams(Section):
         json_schema_extra=offered(),
     )
     path: InputPath = Field(
-        "data/embedded/knowledge/fashion-mnist.json", description="the finished knowledge base (curated, completed)"
+        "data/embedded/knowledge/fashion-mnist.json",
+        description="the finished knowledge base (curated, completed); llm and local read none: then "
+        f"{PREPARED}, since DVC watches what it names",
     )
     strict: bool = Field(
         True, description="errors of the audit end the run; false: they are only reported, as warnings always are"
@@ -105,6 +110,11 @@ class DescribeParams(Section):
     )
     budget_usd: NonNegative = Field(0.0, description="stop before a run costs more; 0: no limit")
     llm: LlmParams = Field(default_factory=LlmParams, description="the chat model")
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether the knowledge base of `path` is read."""
+        return self.provider in ("curated", "completed")
 
     @property
     def asks_server(self) -> bool:

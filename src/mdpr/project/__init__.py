@@ -22,7 +22,6 @@ from pathlib import Path
 
 from mdpr import __version__
 from mdpr.errors import ConfigError, MdprError
-from mdpr.params import apply_overrides, parse_params
 from mdpr.recipes import params_text, read_recipe
 
 RECORD = ".mdpr.json"
@@ -134,17 +133,10 @@ def update(folder: Path) -> Update:
 
 def project_files(choices: Choices) -> Iterator[tuple[str, str]]:
     """Name and text of every file of a project."""
-    recipe = read_recipe(choices.recipe)
-    params = params_text(recipe, None, choices.overrides())
-    settings = parse_params(apply_overrides(recipe.settings, choices.overrides()))
-    yield "params.yaml", params
+    yield "params.yaml", params_text(read_recipe(choices.recipe), None, choices.overrides())
     yield (
         "dvc.yaml",
-        project_dvc_yaml(
-            packaged("dvc.yaml").read_text(encoding="utf-8"),
-            embedded_backbone=choices.embedded,
-            knowledge_file=settings.describe.provider in ("curated", "completed"),
-        ),
+        project_dvc_yaml(packaged("dvc.yaml").read_text(encoding="utf-8"), embedded_backbone=choices.embedded),
     )
     yield VERSION_FILE, f"{__version__}\n"
     yield "mlflow/promotion.yaml", packaged("mlflow/promotion.yaml").read_text(encoding="utf-8")
@@ -165,7 +157,7 @@ def project_files(choices: Choices) -> Iterator[tuple[str, str]]:
                     yield f"{package}/{path.relative_to(root).as_posix()}", path.read_text(encoding="utf-8")
 
 
-def project_dvc_yaml(text: str, *, embedded_backbone: bool, knowledge_file: bool) -> str:
+def project_dvc_yaml(text: str, *, embedded_backbone: bool) -> str:
     """The repository's dvc.yaml for a project: the package's version is watched in place of its source."""
     lines: list[str] = []
     for line in text.splitlines():
@@ -173,9 +165,7 @@ def project_dvc_yaml(text: str, *, embedded_backbone: bool, knowledge_file: bool
         if path.startswith("src/mdpr/"):
             if f"- {VERSION_FILE}" not in lines[-1]:
                 lines.append(f"      - {VERSION_FILE}")
-        elif not (
-            (path.startswith(EMBEDDED) and not embedded_backbone) or (path == "${describe.path}" and not knowledge_file)
-        ):
+        elif embedded_backbone or not path.startswith(EMBEDDED):
             lines.append(line)
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mdpr.errors import ConfigError
 from mdpr.params import apply_overrides, dump_yaml, fault_line, parse_params, parse_yaml
+from mdpr.params.describing import PREPARED
 from mdpr.params.section import suggest
 from mdpr.params.tuning import PUBLISHED
 
@@ -96,8 +97,10 @@ def params_text(recipe: Recipe, variant: str | None, overrides: Sequence[str] = 
     if variant is not None and variant not in recipe.all_variants:
         known = ", ".join(recipe.all_variants)
         raise ConfigError(f"recipe {recipe.name} has no variant {variant}; there are {known}")
-    chosen = recipe.all_variants[variant] if variant is not None else ()
-    sections = parse_params(apply_overrides(recipe.settings, [*chosen, *overrides]))
+    chosen = [*(recipe.all_variants[variant] if variant is not None else ()), *overrides]
+    sections = parse_params(apply_overrides(recipe.settings, chosen))
+    if not sections.describe.reads_file:
+        sections = parse_params(apply_overrides(recipe.settings, [f"describe.path={PREPARED}", *chosen]))
     name = recipe.name if variant is None else f"{recipe.name}, variant {variant}"
     head = f"# Recipe {name}: {recipe.title}. `mdpr recipe show {recipe.name}` shows what to compare with.\n"
     bodies = (dump_yaml({section: values}) for section, values in sections.dump().items())
