@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.current
 DOCKER ?= docker
-BASE_IMAGE ?= python:3.11-slim
+BASE_IMAGE ?=
 BUILD_OPTIONS ?=
 TEST_WORKERS ?= 2
 
@@ -78,7 +78,7 @@ images: image-cpu image-gpu
 # BUILD_OPTIONS='--secret id=pip_conf,src=FILE --secret id=ca_bundle,src=FILE' for a package index of your own.
 image-cpu image-gpu: image-%:
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network host --file components/Dockerfile --target $* --tag mdpr-$*:latest \
-		--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_OPTIONS) .
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_OPTIONS) .
 
 # On a machine that reaches no image registry: make test-docker BASE_IMAGE=$$(tests/docker/base_image.sh)
 test-docker: setup

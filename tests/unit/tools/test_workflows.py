@@ -1,4 +1,4 @@
-"""GitHub workflows: every action is pinned by commit, no job may write more than it needs. (They are not run here.)"""
+"""Workflows and images: actions pinned by commit, base images by digest, no job may write more than it needs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def test_actions_are_pinned_and_the_default_permission_is_to_read(path: Path) ->
     content = yaml.safe_load(text)
     assert content["permissions"] == {"contents": "read"}
     assert all("runs-on" in job and "steps" in job for job in content["jobs"].values())
+
+
+@pytest.mark.parametrize("folder", ["components", "mlflow"])
+def test_base_images_are_pinned_by_digest(folder: str) -> None:
+    text = (PROJECT / folder / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", text, re.MULTILINE)
+    assert re.search(r"@sha256:[0-9a-f]{64}$", base)
+    local = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE)) | {"${BASE_IMAGE}"}
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= local
 
 
 def test_make_targets_that_workflows_call_exist() -> None:
