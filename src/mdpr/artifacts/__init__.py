@@ -1,7 +1,8 @@
 """Every file format between two stages, as a pair of functions: write_X makes it, read_X checks and opens it.
 
     prepared/    train.parquet val.parquet test.parquet   Hugging Face image layout: image{bytes, path}, label
-                 classes.json card.json; of drawn pictures truth.parquet truth.json (`mdpr.artifacts.truth`)
+                 classes.json card.json pictures.parquet; of drawn pictures truth.parquet truth.json
+                 (`mdpr.artifacts.truth`)
     probe/       probe.safetensors zero_shot.csv
     knowledge/   knowledge.json audit.json index.html
     features/    knowledge.safetensors audit.json
@@ -35,6 +36,7 @@ from mdpr.artifacts.image_tables import (
     ImageFile,
     ImageRecord,
     image_batches,
+    image_digest,
     image_digests,
     open_images,
     read_images,
@@ -50,12 +52,17 @@ from mdpr.artifacts.knowledge_base import (
     who_wrote,
 )
 from mdpr.artifacts.prepared import (
+    NO_HASH,
+    PICTURES_FILE,
     SHOT_GROUPS,
     SPLITS,
+    Alike,
     ClassInfo,
     DataCard,
     Origin,
+    Pictures,
     ShotGroup,
+    Since,
     Split,
     Tally,
     Validation,
@@ -64,8 +71,10 @@ from mdpr.artifacts.prepared import (
     model_digests,
     read_card,
     read_classes,
+    read_pictures,
     read_split,
     write_classes,
+    write_pictures,
 )
 from mdpr.artifacts.released import (
     Check,
@@ -100,10 +109,13 @@ from mdpr.artifacts.tuned_model import (
 )
 
 __all__ = [
+    "NO_HASH",
+    "PICTURES_FILE",
     "SEEN_FILE",
     "SHOT_GROUPS",
     "SPLITS",
     "TEST_DIGEST",
+    "Alike",
     "Bias",
     "Biases",
     "Check",
@@ -118,10 +130,12 @@ __all__ = [
     "Knowledge",
     "ModelConfig",
     "Origin",
+    "Pictures",
     "Probe",
     "Promotion",
     "Registration",
     "ShotGroup",
+    "Since",
     "Split",
     "Tally",
     "TrackedRun",
@@ -132,6 +146,7 @@ __all__ = [
     "data_digests",
     "display_names",
     "image_batches",
+    "image_digest",
     "image_digests",
     "model_digests",
     "open_images",
@@ -149,6 +164,7 @@ __all__ = [
     "read_lineage",
     "read_metrics",
     "read_model_config",
+    "read_pictures",
     "read_predictions",
     "read_probe",
     "read_promotion",
@@ -170,6 +186,7 @@ __all__ = [
     "write_images",
     "write_json",
     "write_model",
+    "write_pictures",
     "write_predictions",
     "write_probe",
     "write_seen",

@@ -142,12 +142,16 @@ class ImageFile:
         return ImageFile, (self.path, self.labels_N, self._offsets_N, self._lengths_N, self._names)
 
 
+def image_digest(image: bytes) -> int:
+    """The first 63 bits of the sha256 of an encoded image: no two images of a data set share them."""
+    return int.from_bytes(hashlib.sha256(image).digest()[:8]) >> 1
+
+
 def image_digests(images: ImageFile) -> np.ndarray:
-    """The first 63 bits of the sha256 of each encoded image, int64 (N,): no two images of a data set share them."""
+    """`image_digest` of each image, int64 (N,)."""
     import numpy as np
 
-    digests = (hashlib.sha256(images.image(row)).digest()[:8] for row in range(len(images)))
-    return np.fromiter((int.from_bytes(digest) >> 1 for digest in digests), np.int64, len(images))
+    return np.fromiter((image_digest(images.image(row)) for row in range(len(images))), np.int64, len(images))
 
 
 def read_images(path: Path) -> ImageFile:

@@ -1,12 +1,12 @@
-"""prepared/: classes.json and card.json; the three splits are in `mdpr.artifacts.image_tables`."""
+"""prepared/: classes.json, card.json and pictures.parquet; the three splits are in `mdpr.artifacts.image_tables`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -14,11 +14,17 @@ from mdpr.artifacts.formats import Format, parse, read_json, write_json
 from mdpr.artifacts.image_tables import ImageFile, read_images
 from mdpr.errors import ArtifactError, printable
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Split = Literal["train", "val", "test"]
 ShotGroup = Literal["many", "medium", "few"]
 Validation = Literal["source", "left_over", "train_share"]
 SHOT_GROUPS: tuple[ShotGroup, ...] = ("many", "medium", "few")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+PICTURES_FILE = "pictures.parquet"
+NO_HASH = 0
+"""In place of the perceptual hash of a picture of one colour, which has none."""
 
 
 class ClassInfo(Format):
@@ -84,6 +90,31 @@ class Tally(Format):
     examples: tuple[str, ...]
 
 
+class Alike(Format):
+    """Groups of pictures that look alike: how many groups, pictures in them, and pictures in the largest."""
+
+    groups: int
+    images: int
+    largest: int
+
+
+class Since(Format):
+    """The images since an earlier version: `moved` are in another split, `stayed` in the same one, `came` were in none,
+    `went` are in none. `pictures` is the sha256 of that version's pictures.parquet."""
+
+    pictures: str
+    stayed: int
+    moved: int
+    came: int
+    went: int
+
+    def in_words(self) -> str:
+        return (
+            f"since the previous version {self.moved:,} images moved to another split, {self.stayed:,} stayed, "
+            f"{self.came:,} came, {self.went:,} went"
+        )
+
+
 class DataCard(Format):
     """card.json: how a prepared data set was cut (the keys of `prepare` in params.yaml) and what came of it.
 
@@ -92,7 +123,8 @@ class DataCard(Format):
     left_out: images and rows of the source that could not be used, a line each. passed_over: files and folders that are
     no images, by reason. interpreted: images used, by what had to be interpreted in their files. dropped_classes: the
     images of each class that was too small. train_only: classes without an image in val and test. origin: where the
-    source lies in DVC, if it came from there.
+    source lies in DVC, if it came from there. cut_by: what decided which split an image of the pool is in. alike: the
+    groups of the pool that share a split. since: the changes since `prepare.previous`.
     """
 
     format: Literal["mdpr-card/1"] = "mdpr-card/1"
@@ -107,7 +139,10 @@ class DataCard(Format):
     class_order: str
     val_from: str
     val_images_per_class: int
+    val_share: float = 0.2
     test_share: float
+    cut_by: Literal["content", "order"] = "order"
+    near_duplicate_bits: int = 2
     many_above: int
     few_below: int
     shots_from: float | None
@@ -133,6 +168,49 @@ class DataCard(Format):
     dropped_classes: dict[str, int] = Field(default_factory=dict)
     train_only: tuple[str, ...] = ()
     origin: Origin | None = None
+    alike: Alike | None = None
+    since: Since | None = None
+
+
+class Pictures(NamedTuple):
+    """What tells the pictures of a split from others, in order of its rows.
+
+    image_N   int64, `image_digest` of each
+    hash_N    uint64, perceptual hash (`mdpr.data.near_duplicates`) or `NO_HASH`
+    """
+
+    image_N: np.ndarray
+    hash_N: np.ndarray
+
+
+def write_pictures(prepared: Path, pictures: Mapping[Split, Pictures]) -> None:
+    """pictures.parquet: split, image and hash of every image, about 20 bytes each."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = np.concatenate([np.full(len(pictures[name].image_N), name) for name in SPLITS])
+    image_N, hash_N = (np.concatenate(column) for column in zip(*(pictures[name] for name in SPLITS), strict=True))
+    table = pa.table({"split": pa.array(names).dictionary_encode(), "image": image_N, "hash": hash_N})
+    pq.write_table(table, prepared / PICTURES_FILE)
+
+
+def read_pictures(file: Path | BinaryIO, where: str) -> dict[Split, Pictures]:
+    """The pictures of a prepared data set, by split; raises `ArtifactError`, with `where`, for a file that is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=["split", "image", "hash"])
+        names = table["split"].cast(pa.string()).to_numpy()
+        image_N, hash_N = (
+            table[key].cast(kind).to_numpy() for key, kind in (("image", pa.int64()), ("hash", pa.uint64()))
+        )
+    except FileNotFoundError:
+        raise ArtifactError(f"{where} has no {PICTURES_FILE}: prepare it with this version of mdpr first") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ArtifactError(f"{PICTURES_FILE} of {where} is damaged: {error}") from None
+    return {name: Pictures(image_N[names == name], hash_N[names == name]) for name in SPLITS}
 
 
 def read_card(prepared: Path) -> DataCard:

@@ -77,6 +77,25 @@ def pull(params: PrepareParams, target: Path) -> Origin:
     return origin
 
 
+def read_tracked(rev: str, path: str) -> bytes:
+    """A file that DVC tracks in the project around the working folder, as it was at `rev`. Raises as `pull` does."""
+    try:
+        from dvc.api import DVCFileSystem
+        from dvc.repo import Repo
+        from dvc.repo.open_repo import clean_repos
+    except ModuleNotFoundError as error:
+        raise DataError(f"a revision of data needs {error.name}: pip install 'mdpr[pipeline,s3]'") from None
+
+    name_user()
+    try:
+        content: bytes = DVCFileSystem(Repo.find_root(), rev=rev).read_bytes(path)
+    except _failures() as error:
+        raise DataError(f"{path} at {rev} cannot be read ({_reason(error)}): {_fix(error)}") from None
+    finally:
+        clean_repos()
+    return content
+
+
 def name_user() -> None:
     """Give Git and DVC a user's name and home: the uid of a container need not have an entry in passwd."""
     try:

@@ -47,7 +47,7 @@ def look(params: PrepareParams, template: str, most_classes: int) -> Iterator[st
     yield from place.log.left_out[:20]
     try:
         arranged = arrange(source, params)
-        yield from arranged.report([item.name for item in arranged.source.classes])
+        yield from arranged.report()
     except DataError as error:
         yield f"prepare would stop: {error}"
 

@@ -1,10 +1,14 @@
-"""From a source and a cut to prepared/: labels first, then every image once, streamed, written in one form."""
+"""From a source and its splits to prepared/: labels first, then every image once, streamed, written in one form.
+
+Splits that a source brings, and cuts by the order of images, follow from the labels. For a cut by content the images of
+the pool are read before it; they wait for their split in a file without a name.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,30 +16,32 @@ import numpy as np
 
 from mdpr.artifacts import (
     SPLITS,
+    Alike,
     ClassInfo,
     DataCard,
-    ImageRecord,
     Origin,
     Split,
     Validation,
     sha256,
     write_classes,
-    write_image_records,
     write_json,
+    write_pictures,
 )
 from mdpr.artifacts.truth import write_truth
-from mdpr.data.intake import IntakeLog, map_in_order
+from mdpr.data.intake import IntakeLog
+from mdpr.data.reading import Picture, Pool, read_pictures_of, write_split
 from mdpr.data.sources import Source
-from mdpr.data.sources.source import IGNORE_INDEX, RelabelledSplit, SourceImage, SourceSplit
-from mdpr.data.splits import cut_pool, hold_out_test, planned_counts, shot_group
+from mdpr.data.sources.source import IGNORE_INDEX, RelabelledSplit, SourceSplit
+from mdpr.data.splits import SMALL_CLASS_FIX, cut_pool, hold_out_test, planned_counts, shot_group
+from mdpr.data.stable_splits import Groups, Previous, cut_by_content
 from mdpr.errors import DataError, printable
-from mdpr.images.decoding import Verified, quiet_pillow, verify_image
 from mdpr.params import PrepareParams
 from mdpr.progress import track
 
 logger = logging.getLogger(__name__)
 Chosen = dict[Split, tuple[SourceSplit, np.ndarray]]
-SMALL_CLASS_FIX = "add images, or set prepare.small_classes to drop or train_only"
+# Their cuts are defined by the order of their images, or figures were published with such a cut.
+CUT_BY_ORDER = frozenset({"embedded", "cifar10", "cifar100", "imagenet_lt", "places_lt", "inat2018", "emblems"})
 
 
 @dataclass(frozen=True)
@@ -50,46 +56,66 @@ class Arranged:
     dropped: dict[str, int]
     train_only: frozenset[int]
 
-    def report(self, names: Sequence[str]) -> list[str]:
+    @property
+    def names(self) -> list[str]:
+        return [item.name for item in self.source.classes]
+
+    def report(self) -> list[str]:
         """A line for each decision about small classes."""
         lines = []
         if self.dropped:
             shown = ", ".join(f"{printable(label)} ({count})" for label, count in list(self.dropped.items())[:10])
             lines.append(f"dropped {len(self.dropped)} small classes, with images: {shown}")
         if self.train_only:
-            shown = ", ".join(printable(names[index]) for index in sorted(self.train_only)[:10])
+            shown = ", ".join(printable(self.names[index]) for index in sorted(self.train_only)[:10])
             lines.append(f"{len(self.train_only)} small classes are for training only: {shown}")
         return lines
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The pictures of each split, read as they are asked for; `alike`: groups of the pool, if it was cut by content."""
+
+    arranged: Arranged
+    pictures: dict[Split, Iterator[Picture]]
+    validation: Validation
+    chosen: Chosen
+    alike: Alike | None = None
+
+
 def write_prepared(
-    prepared: Path, source: Source, params: PrepareParams, log: IntakeLog, origin: Origin | None = None
+    prepared: Path,
+    source: Source,
+    params: PrepareParams,
+    log: IntakeLog,
+    origin: Origin | None = None,
+    previous: Previous | None = None,
 ) -> DataCard:
-    """Write train, val and test, classes.json and card.json into `prepared`; the same input, the same bytes.
+    """Write train, val and test, classes.json, pictures.parquet and card.json into `prepared`; same input, same bytes.
 
     Raises `DataError` for a class without an image in any split, and for an image that cannot be used unless
     bad ones are skipped: `log` then has them, and card.json lists them.
     """
     arranged = arrange(source, params)
-    source = arranged.source
-    names = [item.name for item in source.classes]
-    chosen, validation = choose_rows(arranged, names, params)
-    for name, (split, rows) in chosen.items():
-        count_classes(Counter(split.labels_N[rows].tolist()), names, name, arranged.train_only)
-    counts_C: dict[Split, list[int]] = {}
-    seen: set[str] | None = set() if params.drop_duplicates else None
+    by_content = cuts_by_content(arranged.source, params)
+    if by_content:
+        parts = parts_by_content(prepared, source, arranged, params, log, previous)
+    else:
+        parts = parts_by_order(arranged, params, log)
+    arranged, source, names = parts.arranged, parts.arranged.source, parts.arranged.names
+    written, seen = {}, set[str]()
     for name in reversed(SPLITS) if params.drop_duplicates else SPLITS:  # what is dropped is never of the test set
-        split, rows = chosen[name]
-        written: Counter[int] = Counter()
-        records = track(checked_records(split, rows, params, log, seen), f"prepare {name}", total=len(rows))
-        write_image_records(prepared / f"{name}.parquet", _count(records, written))
-        counts_C[name] = count_classes(written, names, name, arranged.train_only)
+        written[name] = write_split(prepared / f"{name}.parquet", parts.pictures[name], seen, log)
+    counts_C = {name: count_classes(written[name].count_of_class, names, name, arranged.train_only) for name in SPLITS}
+    pictures = {name: written[name].pictures for name in SPLITS}
+    write_pictures(prepared, pictures)
     write_classes(prepared, class_infos(source, counts_C["train"], params))
     card = DataCard(
         # where it lay does not change what it is; of what DVC tracks, `origin` has the commit and the digest as well
-        **params.model_dump(exclude={"root", "image_root", "repo", "rev", "path"}),
+        **params.model_dump(exclude={"root", "image_root", "repo", "rev", "path", "previous", "cut_by"}),
         hub_rev=params.rev if params.source == "huggingface" else "",
-        validation=validation,
+        cut_by="content" if by_content else "order",
+        validation=parts.validation,
         test="source" if source.test is not None else "share",
         images={name: sum(counts_C[name]) for name in SPLITS},
         images_per_class={name: tuple(counts_C[name]) for name in SPLITS},
@@ -100,18 +126,78 @@ def write_prepared(
         dropped_classes=arranged.dropped,
         train_only=tuple(names[index] for index in sorted(arranged.train_only)),
         origin=origin,
+        alike=parts.alike,
+        since=previous.compare(pictures) if previous else None,
     )
     write_json(prepared / "card.json", card)
     if source.truth is not None:
-        write_truth(prepared, source.truth(chosen))
-    for line in [*log.report(), *arranged.report(names)]:
+        write_truth(prepared, source.truth(parts.chosen))
+    for line in [*log.report(), *arranged.report()]:
         logger.warning("%s", line)
+    if card.since:
+        logger.info("%s", card.since.in_words())
     return card
 
 
-def arrange(source: Source, params: PrepareParams) -> Arranged:
-    """Decide which splits and classes are used; labels and names only.
+def cuts_by_content(source: Source, params: PrepareParams) -> bool:
+    """Whether images of the pool are assigned to splits by what they show."""
+    if source.val is not None and source.test is not None and params.profile == "natural":
+        return False  # nothing is cut
+    return params.cut_by == "content" or (params.cut_by == "auto" and params.source not in CUT_BY_ORDER)
 
+
+def parts_by_order(arranged: Arranged, params: PrepareParams, log: IntakeLog) -> Parts:
+    """Splits that follow from labels and the order of images."""
+    chosen, validation = choose_rows(arranged, arranged.names, params)
+    pictures = {name: _read(name, split, rows, arranged, params, log) for name, (split, rows) in chosen.items()}
+    return Parts(arranged, pictures, validation, chosen)
+
+
+def parts_by_content(
+    prepared: Path, source: Source, arranged: Arranged, params: PrepareParams, log: IntakeLog, previous: Previous | None
+) -> Parts:
+    """Splits that follow from the pictures; what the source brings itself stays as it is.
+
+    A class that has enough images, and too few different ones, is small: `arranged` is decided again with that.
+    """
+    pool = Pool(_read(None, *_whole(arranged.source.pool), arranged, params, log), prepared)
+    groups = Groups.of(pool.pictures, params.near_duplicate_bits, previous.pictures if previous else None)
+    different_C = [len(members) for members in groups.members(source.pool.labels_N[pool.rows_P], len(source.classes))]
+    arranged = arrange(source, params, different_C)
+    source = arranged.source
+    labels_P = source.pool.labels_N[pool.rows_P]
+    cut, validation = cut_by_content(
+        labels_P,
+        arranged.names,
+        groups,
+        params,
+        with_val=source.val is None,
+        with_test=source.test is None,
+        train_only=arranged.train_only,
+    )
+    chosen: Chosen = {name: (source.pool, pool.rows_P[places]) for name, places in cut.items()}
+    pictures = {name: pool.read(places, labels_P) for name, places in cut.items()}
+    own: dict[Split, SourceSplit | None] = {"val": source.val, "test": source.test}
+    for name, split in own.items():
+        if split is not None:
+            chosen[name] = _whole(split)
+            pictures[name] = _read(name, *chosen[name], arranged, params, log)
+    return Parts(arranged, pictures, validation, chosen, groups.alike())
+
+
+def _read(
+    name: Split | None, split: SourceSplit, rows: np.ndarray, arranged: Arranged, params: PrepareParams, log: IntakeLog
+) -> Iterator[Picture]:
+    """The pictures of `rows`, for a split or for the pool; raises `DataError` at once if a split lacks a class."""
+    if name:
+        count_classes(Counter(split.labels_N[rows].tolist()), arranged.names, name, arranged.train_only)
+    return track(read_pictures_of(split, rows, params, log), f"read {name or 'pool'}", total=len(rows))
+
+
+def arrange(source: Source, params: PrepareParams, different_C: Sequence[int] | None = None) -> Arranged:
+    """Decide which splits and classes are used, from labels and names.
+
+    `different_C`: how many different pictures the pool has of each class, once they were read.
     Raises `DataError` for a small class that nothing was decided about, and if fewer than 2 classes are left.
     """
     if params.test_from == "val" and source.val is None:
@@ -120,7 +206,7 @@ def arrange(source: Source, params: PrepareParams) -> Arranged:
         source = replace(source, test=source.val, val=None)
     elif params.test_from == "share":
         source = replace(source, test=None)
-    pool_C, small = _counts(source.pool, source), _small_classes(source, params)
+    pool_C, small = _counts(source.pool, source), _small_classes(source, params, different_C)
     if params.small_classes == "refuse":
         for index in small:
             if pool_C[index] < params.min_images_per_class:
@@ -143,10 +229,12 @@ def _counts(split: SourceSplit, source: Source) -> np.ndarray:
     return np.bincount(split.labels_N[split.labels_N >= 0], minlength=len(source.classes))
 
 
-def _small_classes(source: Source, params: PrepareParams) -> list[int]:
+def _small_classes(source: Source, params: PrepareParams, different_C: Sequence[int] | None) -> list[int]:
     """Classes with fewer images than are wanted or than the splits need, or without one in a split of the source's."""
     missing = [split for split in (source.val, source.test) if split is None]
-    small_C = _counts(source.pool, source) < max(params.min_images_per_class, 1 + len(missing))
+    pool_C = _counts(source.pool, source)
+    small_C = pool_C < max(params.min_images_per_class, 1 + len(missing))
+    small_C |= (pool_C if different_C is None else np.array(different_C)) < 1 + len(missing)
     for split in (source.val, source.test):
         if split is not None:
             small_C |= _counts(split, source) == 0
@@ -207,44 +295,6 @@ def count_classes(
         if not count and (split == "train" or index not in train_only):
             raise DataError(f"{split}: class {index} ({names[index]}) has no image: {SMALL_CLASS_FIX}")
     return counts_C
-
-
-def checked_records(
-    split: SourceSplit, rows: np.ndarray, params: PrepareParams, log: IntakeLog, seen: set[str] | None = None
-) -> Iterator[ImageRecord]:
-    """The images of `rows`, in order, each read, decoded and perhaps changed on the way, in threads.
-
-    With `seen`, the digests of the pixels that came before, an image whose pixels are among them is left out.
-    """
-
-    def check(image: SourceImage) -> tuple[SourceImage, Verified] | DataError:
-        try:
-            return image, verify_image(
-                image.read(), image.where, params.short_side_px, params.background, with_digest=seen is not None
-            )
-        except DataError as error:
-            return error
-
-    with quiet_pillow():
-        for outcome in map_in_order(check, split.images(rows)):
-            if isinstance(outcome, DataError):
-                log.bad(outcome)
-                continue
-            image, verified = outcome
-            if seen is not None and verified.digest is not None:
-                if verified.digest in seen:
-                    log.pass_over("images that came before (drop_duplicates)", image.path)
-                    continue
-                seen.add(verified.digest)
-            for note in verified.notes:
-                log.interpret(note, image.path)
-            yield ImageRecord(verified.data, image.path, image.label)
-
-
-def _count(records: Iterable[ImageRecord], written: Counter[int]) -> Iterator[ImageRecord]:
-    for record in records:
-        written[record.label] += 1
-        yield record
 
 
 def _whole(split: SourceSplit) -> tuple[SourceSplit, np.ndarray]:

@@ -1,4 +1,4 @@
-"""From the pool to training, validation and test: the shapes of a long tail, and the cut, as pure functions.
+"""The shapes of a long tail, and the cut by the order of images, as published sets define theirs.
 
 N images of the pool, C classes; n_max images of the largest class; IR the imbalance ratio, largest over smallest.
 A row whose label is negative is never taken.
@@ -17,6 +17,7 @@ from mdpr.artifacts import ShotGroup, Validation
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
 
+SMALL_CLASS_FIX = "add images, or set prepare.small_classes to drop or train_only"
 VAL_SHARE = 0.2
 """Largest share of a class's training images that becomes validation where nothing is left over."""
 
@@ -69,10 +70,14 @@ def cut_pool(
     Raises `DataError` that names the class, what it has and what it would need.
     """
     counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(names))
-    for index, count in enumerate(counts_C):
-        if count == 0:
-            raise DataError(f"train: class {index} ({names[index]}) has no image: add images or drop the class")
-    plan_train_C, plan_val_C = _plan(counts_C, names, params, with_val, train_only)
+    left_over = takes_left_over(params, with_val=with_val)
+    plan_train_C, plan_val_C = planned_rows(counts_C, names, params, left_over=left_over, train_only=train_only)
+    if with_val and not left_over:
+        plan_val_C = [
+            0 if index in train_only else _val_share(count, name, params)
+            for index, (count, name) in enumerate(zip(plan_train_C, names, strict=True))
+        ]
+        plan_train_C = [n - v for n, v in zip(plan_train_C, plan_val_C, strict=True)]
     random = np.random.RandomState(params.seed)  # the published cuts are defined by this generator
     train, val = [], []
     for index, (n_train, n_val) in enumerate(zip(plan_train_C, plan_val_C, strict=True)):
@@ -80,18 +85,28 @@ def cut_pool(
         random.shuffle(rows)
         train.append(rows[:n_train])
         val.append(rows[n_train : n_train + n_val])
-    left_over = params.profile != "natural" and params.val_from == "left_over"
     taken_from: Validation = "left_over" if left_over else "train_share"
     return Cut(np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), taken_from if with_val else "source")
 
 
-def _plan(
-    counts_C: np.ndarray, names: Sequence[str], params: PrepareParams, with_val: bool, train_only: Collection[int]
+def takes_left_over(params: PrepareParams, *, with_val: bool) -> bool:
+    """Whether validation is made of what the cut leaves in the pool."""
+    return with_val and params.profile != "natural" and params.val_from == "left_over"
+
+
+def planned_rows(
+    counts_C: np.ndarray, names: Sequence[str], params: PrepareParams, *, left_over: bool, train_only: Collection[int]
 ) -> tuple[list[int], list[int]]:
-    """Images of each class for training and for validation."""
-    natural = params.profile == "natural"
-    kept_C = counts_C.tolist() if natural else planned_counts(params, counts_C, params.imbalance_ratio)
-    left_over = with_val and not natural and params.val_from == "left_over"
+    """Images of each class that the cut keeps, and those that are taken from what it leaves.
+
+    Raises `DataError` for a class that has no image, has fewer than that, or would keep none.
+    """
+    for index, count in enumerate(counts_C):
+        if count == 0:
+            raise DataError(f"train: class {index} ({names[index]}) has no image: {SMALL_CLASS_FIX}")
+    kept_C = counts_C.tolist()
+    if params.profile != "natural":
+        kept_C = planned_counts(params, counts_C, params.imbalance_ratio)
     val_C = [0 if index in train_only or not left_over else params.val_images_per_class for index in range(len(names))]
     for index, (count, n_kept, n_val) in enumerate(zip(counts_C, kept_C, val_C, strict=True)):
         label = f"class {index} ({names[index]})"
@@ -106,13 +121,7 @@ def _plan(
                 "are asked: lower prepare.max_images_per_class or prepare.val_images_per_class, or set "
                 "prepare.val_from to train_share or prepare.profile to natural"
             )
-    if left_over or not with_val:
-        return kept_C, val_C
-    val_C = [
-        0 if index in train_only else _val_share(n, name, params)
-        for index, (n, name) in enumerate(zip(kept_C, names, strict=True))
-    ]
-    return [n - v for n, v in zip(kept_C, val_C, strict=True)], val_C
+    return kept_C, val_C
 
 
 def _val_share(count: int, name: str, params: PrepareParams) -> int:

@@ -53,11 +53,11 @@ class Decoded(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """The bytes to keep of a picture, how its file had to be interpreted, and perhaps the digest of its pixels."""
+    """The bytes to keep of a picture, how its file had to be interpreted, and the picture in RGB."""
 
     data: bytes
     notes: tuple[Note, ...]
-    digest: str | None
+    image: Image.Image
 
 
 def decode_image(data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -112,9 +112,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         raise DataError(f"the image cannot be used ({_reason(error)}): save it anew") from None
 
 
-def verify_image(
-    data: bytes, where: str, short_side_px: int = 0, background: str = "white", *, with_digest: bool = False
-) -> Verified:
+def verify_image(data: bytes, where: str, short_side_px: int = 0, background: str = "white") -> Verified:
     """`data` once it has been decoded; changed only if what is kept must be another picture.
 
     A short side larger than `short_side_px` (0: no bound) is scaled down to it (bicubic, JPEG of quality 95). A picture
@@ -122,17 +120,17 @@ def verify_image(
     Raises as `decode` does.
     """
     image, notes = decode(data, where, background)
-    digest = pixel_digest(image) if with_digest else None
     short_px = min(image.size)
     stream = io.BytesIO()
     if short_side_px and short_px > short_side_px:
         width_px, height_px = (round(side_px * short_side_px / short_px) for side_px in image.size)
-        image.resize((width_px, height_px), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
+        image = image.resize((width_px, height_px), Image.Resampling.BICUBIC)
+        image.save(stream, "JPEG", quality=JPEG_QUALITY)
     elif "transparent" in notes:
         image.save(stream, "PNG")
     else:
-        return Verified(data, notes, digest)
-    return Verified(stream.getvalue(), notes, digest)
+        return Verified(data, notes, image)
+    return Verified(stream.getvalue(), notes, image)
 
 
 def pixel_digest(image: Image.Image) -> str:

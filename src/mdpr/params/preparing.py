@@ -85,7 +85,12 @@ class PrepareParams(Section):
         description="validation if the source has none: left_over: balanced, from what the cut leaves; "
         "train_share: at most 20 % of each class's training images (always so for natural)",
     )
-    val_images_per_class: Count = Field(200, description="images of each class for validation, at most")
+    val_images_per_class: Count = Field(
+        200, description="images per class for validation: what left_over takes, and the most of a set cut by order"
+    )
+    val_share: float = Field(
+        0.2, gt=0, lt=1, description="share of training images for validation, of sets cut by content (not left_over)"
+    )
     test_from: Literal["source", "val", "share"] = Field(
         "source",
         description="test set: source: the source's own, or a share if it has none; val: its validation split; share: "
@@ -93,6 +98,22 @@ class PrepareParams(Section):
     )
     test_share: float = Field(
         0.2, gt=0, lt=1, description="share of each class that becomes the test set if the source has none"
+    )
+    cut_by: Literal["auto", "content", "order"] = Field(
+        "auto",
+        description="what decides which split an image is in: content: its own pixels, so that it stays when others "
+        "come and go; order: its place, as published cuts are defined; auto: order for published and shipped sets",
+    )
+    near_duplicate_bits: int = Field(
+        2,
+        ge=0,
+        le=15,
+        description="content: pictures whose perceptual hashes of 64 bits differ by at most this share a split",
+    )
+    previous: str = Field(
+        "",
+        description="an earlier version, whose images keep their splits (content) and are counted in card.json: a "
+        "folder of prepared data, or a Git revision of this project, whose data/prepared DVC tracks",
     )
     many_above: Count = Field(100, description="many-shot: more training images than this")
     few_below: Count = Field(20, description="few-shot: fewer training images than this; medium lies between")

@@ -7,18 +7,20 @@ from mdpr.stages.stage import Out
 
 
 def prepare(prepared: Out, *, params: PrepareParams) -> None:
-    """Write train, val and test as Parquet, classes.json and card.json. The test split is never cut."""
+    """Write train, val and test as Parquet, classes.json and card.json. A test split of the source is never cut."""
     import logging
 
     from mdpr.data.dvc_origin import located
     from mdpr.data.look import splits_taken
     from mdpr.data.preparation import write_prepared
     from mdpr.data.sources import Place, open_source
+    from mdpr.data.stable_splits import Previous
 
+    previous = Previous.read(params.previous) if params.previous else None
     with located(params) as (root, origin):
         place = Place.of(params, root)
         source = open_source(params.source, place)
         for line in splits_taken(source, params):
             logging.getLogger(__name__).info("%s", line)
         prepared.mkdir()
-        write_prepared(prepared, source, params, place.log, origin)
+        write_prepared(prepared, source, params, place.log, origin, previous)

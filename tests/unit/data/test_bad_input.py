@@ -192,9 +192,14 @@ def test_folders_without_splits_and_a_csv_without_the_column(make_csv: MakeSourc
     lines = (root / "images.csv").read_text().splitlines()
     (root / "images.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
     card = read_card(prepare("csv", root, tmp_path / "listed", test_share=0.5))
-    assert (card.test, card.images_per_class["test"]) == ("share", (17, 12, 9))
+    assert (card.test, sum(card.images.values())) == ("share", 77)
+    assert 17 <= card.images["test"] <= 59  # 77 / 2, within five standard deviations of so many draws
     folder = read_card(prepare("folder", root / "train", tmp_path / "unsplit", test_share=0.5))
-    assert folder.images_per_class == {"train": (12, 8, 7), "val": (3, 2, 1), "test": (15, 10, 7)}
+    assert [sum(counts) for counts in zip(*folder.images_per_class.values(), strict=True)] == [30, 20, 15]
+    listed, unsplit = (
+        {record.image for record in read_images(tmp_path / name / "test.parquet")} for name in ("listed", "unsplit")
+    )
+    assert unsplit < listed  # the images of test/ are in one of the two only, and move no other
 
 
 def test_resizing_keeps_small_images_and_shape(make_folder: MakeSource, tmp_path: Path) -> None:
@@ -234,12 +239,15 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"train": (9, 9, 1)}, r"class 2 \(cat\) has 1 image, 2 are needed for a test set: .* prepare.small_classes"),
+        (
+            {"train": (9, 9, 1)},
+            r"class 2 \(cat\) has 1 different pictures, but each of 3 splits .* prepare.small_classes",
+        ),
         ({"train": (9, 9, 9), "test": (3, 3, 0)}, r"test: class 2 \(cat\) has no image: .* prepare.small_classes"),
-        ({"train": (9, 9, 0)}, r"class 2 \(cat\) has 0 image, 2 are needed"),
+        ({"train": (9, 9, 0)}, r"class 2 \(cat\) has no image: .* prepare.small_classes"),
         (
             {"train": (9, 9, 1), "test": (3, 3, 3)},
-            "class cat has 1 image, one more is .* prepare.small_classes",
+            r"class 2 \(cat\) has 1 different pictures, but each of 2 splits .* prepare.small_classes",
         ),
     ],
 )

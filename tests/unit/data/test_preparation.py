@@ -7,8 +7,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from benchmarks.intake import CASES, Case, judge
+from PIL import Image
 
-from mdpr.artifacts import SPLITS, read_card, read_classes, read_images, sha256, write_images
+from mdpr.artifacts import (
+    PICTURES_FILE,
+    SPLITS,
+    image_digest,
+    read_card,
+    read_classes,
+    read_images,
+    read_pictures,
+    sha256,
+    write_images,
+)
 from mdpr.data.sources import Place, open_source
 from mdpr.data.splits import cut_pool
 from mdpr.errors import DataError, MdprError
@@ -90,8 +101,8 @@ def test_own_validation_split_is_taken_whole(make_folder: MakeSource, tmp_path: 
 
 def test_natural_profile(make_csv: MakeSource, tmp_path: Path) -> None:
     card = read_card(prepare("csv", make_csv(), tmp_path / "prepared", profile="natural"))
-    assert card.images_per_class["train"] == (25, 16, 12)
-    assert card.images_per_class["val"] == (5, 4, 3)
+    assert [train + val for train, val, _ in zip(*card.images_per_class.values(), strict=True)] == [30, 20, 15]
+    assert min(card.images_per_class["val"]) >= 1
     assert card.validation == "train_share"
 
 
@@ -158,3 +169,75 @@ def test_every_case_of_the_benchmark_comes_out_right(case: Case, tmp_path: Path)
     right, lost, outcome = judge(case, tmp_path)
     assert right, outcome
     assert not lost
+
+
+def own_images(root: Path, png: Callable[..., bytes], counts: dict[str, int], first: int = 0) -> Path:
+    """CLASS/NNN.png, every fifth picture a second time as a JPEG."""
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + count):
+            file = root / name / f"{number:03}.png"
+            file.write_bytes(png(10_000 * label + number, 40))
+            if number % 5 == 0:
+                with Image.open(file) as image:
+                    image.save(file.with_suffix(".jpg"), quality=95)
+    return root
+
+
+def split_of_each(prepared: Path) -> dict[str, str]:
+    return {record.path: split for split in SPLITS for record in read_images(prepared / f"{split}.parquet")}
+
+
+def test_own_images_stay_in_their_splits_when_others_come(png: Callable[..., bytes], tmp_path: Path) -> None:
+    root = own_images(tmp_path / "images", png, {"bee": 40, "cat": 30})
+    first = prepare("folder", root, tmp_path / "first", profile="natural")
+    card, before = read_card(first), split_of_each(first)
+    assert (card.cut_by, card.since) == ("content", None)
+    assert card.alike is not None
+    assert (card.alike.groups, card.alike.largest) == (14, 2)
+    for path, split in before.items():
+        if path.endswith(".jpg"):
+            assert before[path.replace(".jpg", ".png")] == split
+    own_images(root, png, {"ant": 20, "bee": 20}, first=100)
+    (root / "cat" / "001.png").unlink()
+    second = prepare("folder", root, tmp_path / "second", profile="natural", previous=str(first))
+    after = split_of_each(second)
+    assert all(after[path] == split for path, split in before.items() if path in after)
+    since = read_card(second).since
+    assert since is not None
+    assert (since.stayed, since.moved, since.came, since.went) == (83, 0, 48, 1)
+    alone = split_of_each(prepare("folder", root, tmp_path / "alone", profile="natural"))
+    assert all(alone[path] == split for path, split in before.items() if path in alone)
+    run_stage(load_stage("validate"), {"prepared": second, "validation": tmp_path / "validation"}, Params())
+
+
+def test_pictures_of_every_split_are_kept_apart_by_digest_and_hash(make_parquet: MakeSource, tmp_path: Path) -> None:
+    prepared = prepare("parquet", make_parquet(), tmp_path / "prepared", cut_by="order")
+    assert read_card(prepared).cut_by == "order"
+    pictures = read_pictures(prepared / PICTURES_FILE, "x")
+    for split in SPLITS:
+        images = read_images(prepared / f"{split}.parquet")
+        assert pictures[split].image_N.tolist() == [image_digest(record.image) for record in images]
+
+
+def test_a_class_of_one_picture_many_times_is_small(png: Callable[..., bytes], tmp_path: Path) -> None:
+    root = own_images(tmp_path / "images", png, {"bee": 20, "cat": 20})
+    (root / "ant").mkdir()
+    for number in range(6):
+        (root / "ant" / f"{number}.png").write_bytes(png(0, 40))
+    with pytest.raises(DataError, match=r"class 0 \(ant\) has 1 different pictures"):
+        prepare("folder", root, tmp_path / "refused", profile="natural")
+    settings = {"profile": "natural", "small_classes": "drop"}
+    card = read_card(prepare("folder", root, tmp_path / "dropped", **settings))
+    assert card.dropped_classes == {"ant": 6}
+    assert len(card.images_per_class["train"]) == 2
+
+
+def test_duplicates_across_a_published_cut_are_a_warning(make_parquet: MakeSource, tmp_path: Path) -> None:
+    root = make_parquet()
+    rows = pq.read_table(root / "pool.parquet").to_pylist()
+    one = next(row["image"]["bytes"] for row in rows if row["label"] == 0)
+    images = [one if row["label"] == 0 else row["image"]["bytes"] for row in rows]
+    write_images(root / "pool.parquet", images, ["x"] * len(rows), [row["label"] for row in rows])
+    prepared = prepare("parquet", root, tmp_path / "prepared", cut_by="order")
+    run_stage(load_stage("validate"), {"prepared": prepared, "validation": tmp_path / "validation"}, Params())

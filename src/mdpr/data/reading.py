@@ -1,0 +1,131 @@
+"""The images of a source: each read and decoded once, in threads, and kept with what tells it from others."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mdpr.artifacts import NO_HASH, ImageRecord, Pictures, image_digest, write_image_records
+from mdpr.data.intake import IntakeLog, map_in_order
+from mdpr.data.near_duplicates import grey_thumbnail, perceptual_hashes
+from mdpr.data.sources.source import SourceImage, SourceSplit
+from mdpr.errors import DataError
+from mdpr.images.decoding import Note, pixel_digest, quiet_pillow, verify_image
+from mdpr.params import PrepareParams
+
+HASHED_TOGETHER = 16  # a hash by itself costs as much as decoding a tiny image
+
+
+class Picture(NamedTuple):
+    """An image as it is kept: the row it had in its source, `image_digest`, perceptual hash or `NO_HASH`, and, if
+    duplicates are dropped, the digest of its pixels."""
+
+    record: ImageRecord
+    row: int
+    digest: int
+    hash: int
+    pixels: str | None
+
+
+class _Checked(NamedTuple):
+    picture: Picture
+    thumbnail: bytes
+    notes: tuple[Note, ...]
+
+
+def read_pictures_of(split: SourceSplit, rows: np.ndarray, params: PrepareParams, log: IntakeLog) -> Iterator[Picture]:
+    """The images of `rows`, in order. Faulty ones go to `log`, which raises `DataError` unless they are skipped."""
+
+    def check(item: tuple[int, SourceImage]) -> _Checked | DataError:
+        row, image = item
+        try:
+            data, notes, pixels = verify_image(image.read(), image.where, params.short_side_px, params.background)
+        except DataError as error:
+            return error
+        plain = all(low == high for low, high in pixels.getextrema())  # type: ignore[misc] # RGB: a pair per channel
+        digest = pixel_digest(pixels) if params.drop_duplicates else None
+        record = ImageRecord(data, image.path, image.label)
+        return _Checked(
+            Picture(record, row, image_digest(data), NO_HASH, digest), b"" if plain else grey_thumbnail(pixels), notes
+        )
+
+    with quiet_pillow():
+        outcomes = map_in_order(check, zip(rows.tolist(), split.images(rows), strict=True))
+        while batch := list(islice(outcomes, HASHED_TOGETHER)):
+            checked = [outcome for outcome in batch if not isinstance(outcome, DataError)]
+            hashes = iter(perceptual_hashes([item.thumbnail for item in checked if item.thumbnail]).tolist())
+            for outcome in batch:
+                if isinstance(outcome, DataError):
+                    log.bad(outcome)
+                    continue
+                for note in outcome.notes:
+                    log.interpret(note, outcome.picture.record.path)
+                yield outcome.picture._replace(hash=next(hashes)) if outcome.thumbnail else outcome.picture
+
+
+class Pool:
+    """Images that wait for their split: their bytes in one unnamed file in `folder`, all else in memory.
+
+    rows_P    rows of the source that could be read, increasing
+    pictures  what tells them apart
+    """
+
+    def __init__(self, pictures: Iterable[Picture], folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 # closed with the object
+        self._kept: list[Picture] = []
+        ends = [0]
+        for picture in pictures:
+            self._file.write(picture.record.image)
+            ends.append(ends[-1] + len(picture.record.image))
+            self._kept.append(picture._replace(record=picture.record._replace(image=b"")))
+        self._ends = ends
+        self.rows_P = np.array([picture.row for picture in self._kept], np.int64)
+        self.pictures = pictures_of(self._kept)
+
+    def read(self, places: np.ndarray, labels_P: np.ndarray) -> Iterator[Picture]:
+        """The pictures at `places` with their labels of `labels_P`."""
+        for place in places.tolist():
+            picture, start = self._kept[place], self._ends[place]
+            self._file.seek(start)
+            data = self._file.read(self._ends[place + 1] - start)
+            yield picture._replace(record=ImageRecord(data, picture.record.path, int(labels_P[place])))
+
+
+def pictures_of(kept: Iterable[Picture]) -> Pictures:
+    """What tells them apart, as arrays."""
+    pairs = [(picture.digest, picture.hash) for picture in kept]
+    digests, hashes = zip(*pairs, strict=True) if pairs else ((), ())
+    return Pictures(np.array(digests, np.int64), np.array(hashes, np.uint64))
+
+
+class Written(NamedTuple):
+    """A split that was written: images of each class, and its pictures."""
+
+    count_of_class: Counter[int]
+    pictures: Pictures
+
+
+def write_split(file: Path, pictures: Iterable[Picture], seen: set[str], log: IntakeLog) -> Written:
+    """Write a split. `seen` has the digests of the pixels that came before: a picture among them is left out."""
+    count: Counter[int] = Counter()
+    kept: list[Picture] = []
+
+    def records() -> Iterator[ImageRecord]:
+        for picture in pictures:
+            if picture.pixels is not None and picture.pixels in seen:
+                log.pass_over("images that came before (drop_duplicates)", picture.record.path)
+                continue
+            if picture.pixels is not None:
+                seen.add(picture.pixels)
+            count[picture.record.label] += 1
+            kept.append(picture._replace(record=picture.record._replace(image=b"")))
+            yield picture.record
+
+    write_image_records(file, records())
+    return Written(count, pictures_of(kept))
