@@ -53,9 +53,10 @@ def run_seed(ground: Ground, names: Sequence[str]) -> dict[str, float]:
 def without(features: Features, name: str) -> Features:
     """`features` as the ablation `name` leaves them; what derives from the sentences follows them."""
     sentences_CVd, prior_CV = torch.as_tensor(features.sentences_CVd), torch.as_tensor(features.prior_CV)
-    changes = ABLATIONS[name](sentences_CVd, prior_CV)
-    kept = changes.get("kept", range(len(DIMENSIONS)))
-    changed_CVd, prior_CV = changes["sentences_CVd"][:, kept], prior_CV[:, kept]
+    change = ABLATIONS[name]
+    kept = list(change.kept or range(len(DIMENSIONS)))
+    source_C = slice(None) if change.source is None else change.source(len(sentences_CVd))
+    changed_CVd, prior_CV = sentences_CVd[source_C][:, kept], prior_CV[:, kept]
     return replace(
         features,
         sentences_CVd=changed_CVd.numpy(),

@@ -67,10 +67,10 @@ def main() -> None:
         text_Cd, count_C = torch.as_tensor(probe.text_Cd), [truth[name] for name in names]
         cosine_NC = image_Nd @ text_Cd.T
         logits_NC = probe.logit_scale * cosine_NC
-        shrinkage = params.probe.prior_shrinkage
+        scaled_Nd, shrinkage = probe.logit_scale * image_Nd, params.probe.prior_shrinkage
         if shrinkage is None:
-            shrinkage = choose_shrinkage(logits_NC, torch.from_numpy(label_N))
-        untailed_C = estimate_log_prior(logits_NC, torch.from_numpy(label_N), shrinkage)
+            shrinkage = choose_shrinkage(scaled_Nd, text_Cd, torch.from_numpy(label_N))
+        untailed_C = estimate_log_prior(scaled_Nd, text_Cd, torch.from_numpy(label_N), shrinkage)
         known_C = [cosine_NC[label_N == index, index].mean().item() for index in range(len(names))]
         rows.append(
             {

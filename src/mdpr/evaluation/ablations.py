@@ -3,19 +3,18 @@
     ablation   routing taken apart: the same learned weights with other sentences, or with some left out
     robust     test-time ensembling, post-hoc adjustment
 
-An ablation changes only the router's table of the classes, so it costs a pass of the router and none of the image
-tower. What needs choosing is chosen on the validation images, by class-balanced accuracy; of equal choices the one that
-changes the model least.
+All ablations together cost two passes of the router and none of the image tower. What needs choosing is chosen on the
+validation images, by class-balanced accuracy; of equal choices the one that changes the model least.
 
 Shapes: N validation images, B images in a batch, C classes, V dimensions, d joint width, W views of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mdpr.evaluation.metrics import class_recall, score_branch
+from mdpr.evaluation.metrics import score_branch
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.score_table import GROUPS
 from mdpr.evaluation.uncertainty import gain_intervals
@@ -33,6 +32,7 @@ from mdpr.images.loading import ImageTransform
 from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import Validated, weigh
 from mdpr.model.inference import Classifier
+from mdpr.model.routing import RouterTable
 from mdpr.params import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -85,40 +85,48 @@ def variant_table(
 SHUFFLE_SEED = 0
 DROP = "without_"
 
-# (C, V, d) sentences and (C, V) prior -> the arguments of `Router.table`
-Ablation = Callable[[Tensor, Tensor], dict[str, Any]]
+
+@dataclass(frozen=True)
+class Ablation:
+    """A change of what the router reads; one of the fields is set.
+
+    kept     the dimensions that count; the router never sees the sentences of the others
+    weights  prior M (C, V) -> routing weights (C, V) that take the place of the image's own
+    source   number of classes -> for each class (C,) the class whose sentences it gets
+    """
+
+    kept: Sequence[int] | None = None
+    weights: Callable[[Tensor], Tensor] | None = None
+    source: Callable[[int], Tensor] | None = None
 
 
-def drop(dimension: str) -> Ablation:
-    """The router never sees this dimension's sentences."""
-    kept = [index for index, key in enumerate(DIMENSIONS) if key != dimension]
-    return lambda sentences_CVd, prior_CV: {"sentences_CVd": sentences_CVd, "kept": kept}
-
-
-def uniform(sentences_CVd: Tensor, prior_CV: Tensor) -> dict[str, Any]:
+def uniform(prior_CV: Tensor) -> Tensor:
     """Every sentence counts alike, for every image: knowledge without routing."""
-    return {"sentences_CVd": sentences_CVd, "weights_CV": torch.full_like(prior_CV, 1 / prior_CV.shape[1])}
+    return torch.full_like(prior_CV, 1 / prior_CV.shape[1])
 
 
-def prior_only(sentences_CVd: Tensor, prior_CV: Tensor) -> dict[str, Any]:
+def prior_only(prior_CV: Tensor) -> Tensor:
     """Weights in proportion to the prior M (its cosines, negative ones as 0), the same for every image."""
     weights_CV = prior_CV.clamp_min(0) + torch.finfo(prior_CV.dtype).tiny
-    return {"sentences_CVd": sentences_CVd, "weights_CV": weights_CV / weights_CV.sum(dim=1, keepdim=True)}
+    return weights_CV / weights_CV.sum(dim=1, keepdim=True)
 
 
-def shuffled(sentences_CVd: Tensor, prior_CV: Tensor) -> dict[str, Any]:
+def shuffled(classes: int) -> Tensor:
     """Every class gets the sentences of another one: what is left is not knowledge."""
-    order = torch.from_numpy(np.random.default_rng(SHUFFLE_SEED).permutation(len(sentences_CVd)))
-    mixed_CVd = torch.empty_like(sentences_CVd)
-    mixed_CVd[order] = sentences_CVd[order.roll(1)]  # one cycle through all classes: none keeps its own
-    return {"sentences_CVd": mixed_CVd}
+    order = torch.from_numpy(np.random.default_rng(SHUFFLE_SEED).permutation(classes))
+    source_C = torch.empty_like(order)
+    source_C[order] = order.roll(1)  # one cycle through all classes: none keeps its own
+    return source_C
 
 
 ABLATIONS: dict[str, Ablation] = {
-    **{f"{DROP}{dimension}": drop(dimension) for dimension in DIMENSIONS},
-    "uniform_routing": uniform,
-    "prior_only": prior_only,
-    "shuffled_sentences": shuffled,
+    **{
+        f"{DROP}{dimension}": Ablation(kept=[index for index, key in enumerate(DIMENSIONS) if key != dimension])
+        for dimension in DIMENSIONS
+    },
+    "uniform_routing": Ablation(weights=uniform),
+    "prior_only": Ablation(weights=prior_only),
+    "shuffled_sentences": Ablation(source=shuffled),
 }
 
 
@@ -128,7 +136,11 @@ ABLATION_NAMES = (*ABLATIONS, NAMES_ONLY, MOST, LEAST)
 
 
 class RoutingAblations:
-    """The fused answer with each of `names`' tables in place of the model's own; the model itself is not touched.
+    """The fused answer with each of `names`' changes of the router's input; the model itself is not touched.
+
+    Sentences of other classes are the model's own routed logits in another order of the classes; what a dimension or a
+    fixed weight changes comes from one computation of the router (`Router.ablate`). Only the class names need a table
+    of their own.
 
     `prior_CV` is M of `mdpr.artifacts.Features`, `name_Cd` a unit-length text feature per class name.
     """
@@ -138,42 +150,81 @@ class RoutingAblations:
     def __init__(self, classifier: Classifier, prior_CV: np.ndarray, name_Cd: np.ndarray, names: Sequence[str]) -> None:
         self._model = classifier.model
         self._names = names
-        router = self._model.router
-        assert router is not None, "this model has no router"
+        assert self._model.router is not None, "this model has no router"
+        assert classifier.constants.table is not None
+        self._router, self._table = self._model.router, classifier.constants.table
         sentences_CVd = self._model.sentences_CVd
         prior, name = (
             torch.as_tensor(array, dtype=torch.float32, device=sentences_CVd.device) for array in (prior_CV, name_Cd)
         )
         deletion = [f"{DROP}{dimension}" for dimension in DIMENSIONS] if {MOST, LEAST} & set(names) else []
-        changes = {
-            key: {"sentences_CVd": name[:, None].expand_as(sentences_CVd)}
-            if key == NAMES_ONLY
-            else ABLATIONS[key](sentences_CVd, prior)
-            for key in dict.fromkeys([*names, *deletion])
-            if key not in (MOST, LEAST)
+        changes = {name: ABLATIONS[name] for name in dict.fromkeys([*names, *deletion]) if name in ABLATIONS}
+        self._kept = {name: change.kept for name, change in changes.items() if change.kept is not None}
+        weights = {name: change.weights(prior) for name, change in changes.items() if change.weights is not None}
+        self._shared = [*self._kept, *weights]
+        self._weights_FCV = torch.stack(list(weights.values())) if weights else prior.new_zeros(0, *prior.shape)
+        self._source = {
+            name: change.source(len(prior)).to(prior.device)
+            for name, change in changes.items()
+            if change.source is not None
         }
-        with torch.no_grad():
-            self._tables = {key: router.table(**change) for key, change in changes.items()}
+        self._name_table: RouterTable | None = None
+        if NAMES_ONLY in names:
+            with torch.no_grad():
+                self._name_table = self._router.table(name[:, None].expand_as(sentences_CVd))
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         """(B, C) for every ablation."""
-        router = self._model.router
-        assert router is not None
-        scale = self._model.logit_scale
-        base_BC = batch.outputs.base_BC
-        found = {
-            name: self._model.fusion(
-                base_BC, scale * router(batch.outputs.image_Bd, table).similarity_BC, batch.expert_BC
+        outputs, scale = batch.outputs, self._model.logit_scale
+        assert outputs.routed_BC is not None
+
+        def fuse(routed_BC: Tensor) -> Tensor:
+            return self._model.fusion(outputs.base_BC, routed_BC, batch.expert_BC)
+
+        found = {name: fuse(outputs.routed_BC[:, source_C]) for name, source_C in self._source.items()}
+        if self._shared:
+            similarity_ABC = self._router.ablate(
+                outputs.image_Bd, self._table, list(self._kept.values()), self._weights_FCV
             )
-            for name, table in self._tables.items()
-        }
+            found |= {name: fuse(scale * part_BC) for name, part_BC in zip(self._shared, similarity_ABC, strict=True)}
+        if self._name_table is not None:
+            found[NAMES_ONLY] = fuse(scale * self._router(outputs.image_Bd, self._name_table).similarity_BC)
         if {MOST, LEAST} & set(self._names):
-            weights_BV = Classifier.consult(batch.outputs, batch.outputs.fused_BC.argmax(dim=-1))
-            without_VBC = torch.stack([found[f"{DROP}{dimension}"] for dimension in DIMENSIONS])
-            image_B = torch.arange(len(weights_BV), device=weights_BV.device)
-            found[MOST] = without_VBC[weights_BV.argmax(dim=1), image_B]
-            found[LEAST] = without_VBC[weights_BV.argmin(dim=1), image_B]
+            weights_BV = Classifier.consult(outputs, outputs.fused_BC.argmax(dim=-1))
+            found[MOST] = _without(weights_BV.argmax(dim=1), found)
+            found[LEAST] = _without(weights_BV.argmin(dim=1), found)
         return {name: found[name] for name in self._names}
+
+
+def _without(dimension_B: Tensor, found: Mapping[str, Tensor]) -> Tensor:
+    """For each image the answer without one dimension of its own."""
+    rows = (found[f"{DROP}{DIMENSIONS[index]}"][row] for row, index in enumerate(dimension_B.tolist()))
+    return torch.stack(list(rows))
+
+
+class RecallCounter:
+    """The recall of each class by several answers to the same images, batch by batch. Scores are not kept."""
+
+    def __init__(self, classes: int) -> None:
+        self.images_C = torch.zeros(classes, dtype=torch.int64)
+        self.hits_KC = torch.zeros(0, classes, dtype=torch.int64)
+
+    def add(self, label_B: Tensor, scores: Iterable[Tensor]) -> None:
+        """One (B, C) tensor per answer, the same answers in every batch."""
+        label_B, classes = label_B.cpu(), len(self.images_C)
+        self.images_C += torch.bincount(label_B, minlength=classes)
+        correct = (label_B[scores_BC.argmax(dim=-1).cpu() == label_B] for scores_BC in scores)
+        hits_KC = torch.stack([torch.bincount(hit_B, minlength=classes) for hit_B in correct])
+        self.hits_KC = hits_KC if len(self.hits_KC) == 0 else self.hits_KC + hits_KC
+
+    def recall_KC(self) -> np.ndarray:
+        """NaN where a class has no image."""
+        images_C, hits_KC = self.images_C.numpy(), self.hits_KC.numpy()
+        return np.divide(hits_KC, images_C, out=np.full(hits_KC.shape, np.nan), where=images_C > 0)
+
+    def balanced_accuracy(self) -> np.ndarray:
+        """The mean over the classes that have images, (K,)."""
+        return np.nanmean(self.recall_KC(), axis=1)
 
 
 TAUS = np.linspace(0, 2, 21)  # 0: no adjustment
@@ -206,20 +257,17 @@ class PostHoc:
     def __init__(self, classifier: Classifier, val_batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         count_C = torch.tensor(classifier.config.train_images, dtype=torch.float32, device=classifier.device) + 1
         self._log_share_C = (count_C / count_C.sum()).log()
-        parts, labels = [], []
+        adjusted, weighed = (RecallCounter(len(count_C)) for _ in range(2))
         for image_B3HW, label_B in val_batches:
             outputs = classifier(image_B3HW)
-            parts.append((outputs.fused_BC, outputs.base_BC, outputs.routed_BC))
-            labels.append(label_B)
-        fused, base, routed = zip(*parts, strict=True)
-        label_N, fused_NC = torch.cat(labels).numpy(), torch.cat(fused)
-        adjusted = [self._adjust(fused_NC, tau) for tau in TAUS]
-        self.tau = choose(TAUS, adjusted, label_N, least=0.0)
+            adjusted.add(label_B, (self._adjust(outputs.fused_BC, tau) for tau in TAUS))
+            if outputs.routed_BC is not None:
+                candidates = (weigh(outputs.base_BC, outputs.routed_BC, weight) for weight in Validated.CANDIDATES)
+                weighed.add(label_B, candidates)
+        self.tau = choose(TAUS, adjusted.balanced_accuracy(), least=0.0)
         self.base_weight: float | None = None
-        if routed[0] is not None:
-            base_NC, routed_NC = torch.cat(base), torch.cat([part for part in routed if part is not None])
-            weighted = [weigh(base_NC, routed_NC, weight) for weight in Validated.CANDIDATES]
-            self.base_weight = choose(np.array(Validated.CANDIDATES), weighted, label_N, least=0.5)
+        if classifier.model.router is not None:
+            self.base_weight = choose(np.array(Validated.CANDIDATES), weighed.balanced_accuracy(), least=0.5)
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         outputs = batch.outputs
@@ -233,10 +281,9 @@ class PostHoc:
         return F.log_softmax(log_probability_NC - tau * self._log_share_C, dim=-1)
 
 
-def choose(values: np.ndarray, answers: Sequence[Tensor], label_N: np.ndarray, least: float) -> float:
-    """The value whose answers (N, C) are best in class-balanced accuracy; of the best, the nearest to `least`."""
-    accuracy = [np.nanmean(class_recall(label_N, it.argmax(1).cpu().numpy(), it.shape[1])) for it in answers]
-    best = values[np.isclose(accuracy, np.max(accuracy), rtol=0, atol=1e-12)]
+def choose(values: np.ndarray, accuracies: np.ndarray, least: float) -> float:
+    """The value of the best accuracy; of equally good ones the nearest to `least`."""
+    best = values[np.isclose(accuracies, np.max(accuracies), rtol=0, atol=1e-12)]
     return float(best[np.abs(best - least).argmin()])
 
 

@@ -152,14 +152,26 @@ class ClasswiseCalibration:
     def add(self, label_B: Tensor, log_probability_BC: Tensor) -> None:
         import torch  # the gate reads this module where torch is not installed
 
-        probability_BC = log_probability_BC.detach().cpu().double().exp()
+        label_B, probability_BC = label_B.cpu(), log_probability_BC.detach().cpu().double().exp()
         if self._gap_CK is None:
             self._gap_CK = probability_BC.new_zeros(probability_BC.shape[1], self.bins)
+        # Of many classes all but a few probabilities of an image lie in the first bin: only the others are sorted.
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
-        bin_BC = (torch.bucketize(probability_BC, edges) - 1).clamp(0, self.bins - 1)
-        gap_BC = -probability_BC
-        gap_BC[torch.arange(len(label_B)), label_B.cpu()] += 1
-        self._gap_CK.scatter_add_(1, bin_BC.T, gap_BC.T)
+
+        def place_of(probability: Tensor) -> Tensor:
+            return (torch.bucketize(probability, edges) - 1).clamp(0, self.bins - 1)
+
+        self._gap_CK[:, 0] -= probability_BC.sum(dim=0)
+        image_H, class_H = (probability_BC > edges[1]).nonzero(as_tuple=True)
+        high_H = probability_BC[image_H, class_H]
+        true_B = probability_BC.gather(1, label_B[:, None])[:, 0]
+        gaps = (
+            (class_H, torch.zeros_like(class_H), high_H),
+            (class_H, place_of(high_H), -high_H),
+            (label_B, place_of(true_B), torch.ones_like(true_B)),
+        )
+        for index, place, gap in gaps:
+            self._gap_CK.index_put_((index, place), gap, accumulate=True)
         self.images += len(label_B)
 
     def error(self) -> float:

@@ -53,18 +53,22 @@ class Routed:
 class Router(nn.Module):
     """The interface of all routers. Everything is computed in float32, whatever the autocast."""
 
-    def table(
-        self, sentences_CVd: Tensor, kept: Sequence[int] | None = None, weights_CV: Tensor | None = None
-    ) -> RouterTable:
-        """The classes' constants, differentiable in the router's weights.
-
-        For ablations: `kept` are the dimensions that count (default: all), `weights_CV` are fixed weights in place of
-        the ones that depend on the image.
-        """
+    def table(self, sentences_CVd: Tensor) -> RouterTable:
+        """The classes' constants, differentiable in the router's weights."""
         raise NotImplementedError
 
     def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
         """Route every image over every class."""
+        raise NotImplementedError
+
+    def ablate(
+        self, image_Bd: Tensor, table: RouterTable, kept: Sequence[Sequence[int]], weights_FCV: Tensor
+    ) -> Tensor:
+        """similarity_BC of S + F ablations, (S + F, B, C), from one computation of what they share.
+
+        First S in which only the dimensions of one of `kept` count, then F with fixed weights in place of the ones
+        that depend on the image. Without gradients; `table` is that of evaluation.
+        """
         raise NotImplementedError
 
 
@@ -101,17 +105,8 @@ class AttentionRouter(Router):
                 self.attention.in_proj_weight.copy_(torch.eye(width).repeat(3, 1))
                 self.attention.out_proj.weight.copy_(torch.eye(width))
 
-    def table(
-        self, sentences_CVd: Tensor, kept: Sequence[int] | None = None, weights_CV: Tensor | None = None
-    ) -> RouterTable:
-        """Sentences P (C, V, d), Gram matrices G (C, P, P) and bias (C, P).
-
-        Attention is linear in the values, so fixed weights are one mean sentence per class.
-        """
-        if weights_CV is not None:
-            sentences_CVd = (weights_CV[:, :, None] * sentences_CVd).sum(dim=1, keepdim=True)
-        elif kept is not None:
-            sentences_CVd = sentences_CVd[:, kept]
+    def table(self, sentences_CVd: Tensor) -> RouterTable:
+        """Sentences P (C, V, d), Gram matrices G (C, P, P) and bias (C, P)."""
         if torch.is_grad_enabled():  # in a training step each block makes its own and frees it again
             return (sentences_CVd,)
         blocks = _over_classes(self._gram, (sentences_CVd,), self._gram_elements(sentences_CVd))
@@ -119,26 +114,11 @@ class AttentionRouter(Router):
         return sentences_CVd, gram_CPP, bias_CP
 
     def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
-        attention, out, (H, e) = self.attention, self.attention.out_proj, self._split
         with torch.autocast(image_Bd.device.type, enabled=False):
-            image_Bd = image_Bd.float()
-            query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
-            query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
-            query_BHe = F.linear(image_Bd, query_weight, query_bias).unflatten(-1, (H, e))
-            query_BHe = query_BHe * (e**-0.5 / self.temperature)
-            lowered_BHe = (image_Bd @ out.weight).unflatten(-1, (H, e))  # W_o^T x per head
-            # Pulled back through W_k and W_v, images meet the sentences without keys or values of the classes.
-            pulled_dHB, target_dHB = (
-                torch.einsum("bhe,hed->dhb", x_BHe, weight.unflatten(0, (H, e))).flatten(1)
-                for x_BHe, weight in ((query_BHe, key_weight), (lowered_BHe, value_weight))
-            )
-            value_bias_HB = torch.einsum("bhe,he->hb", lowered_BHe, value_bias.unflatten(0, (H, e)))
-            attend = partial(
-                self._attend, torch.cat([pulled_dHB, target_dHB], dim=1), value_bias_HB, image_Bd @ out.bias, label_B
-            )
-            sentences_CVd = table[0]
+            image_Bd, sentences_CVd = image_Bd.float(), table[0]
+            attend = partial(self._attend, *self._pull(image_Bd), label_B)
             index_C = torch.arange(len(sentences_CVd), device=image_Bd.device)
-            elements = 6 * sentences_CVd.shape[1] * H * len(image_Bd)
+            elements = self._elements(sentences_CVd, image_Bd)
             if len(table) == 1:
                 elements = max(elements, self._gram_elements(sentences_CVd))
             blocks = list(_over_classes(attend, (index_C, *table), elements, random=self.training and self.dropout > 0))
@@ -146,9 +126,39 @@ class AttentionRouter(Router):
             true_Bd = None
             if label_B is not None:
                 true_BVH = torch.stack([block[2] for block in blocks]).sum(dim=0)
-                value_BVHe = F.linear(sentences_CVd[label_B], value_weight, value_bias).unflatten(-1, (H, e))
-                true_Bd = out(torch.einsum("bvh,bvhe->bhe", true_BVH, value_BVHe).flatten(1))
+                value_weight, value_bias = (
+                    part.chunk(3)[2] for part in (self.attention.in_proj_weight, self.attention.in_proj_bias)
+                )
+                value_BVHe = F.linear(sentences_CVd[label_B], value_weight, value_bias).unflatten(-1, self._split)
+                true_Bd = self.attention.out_proj(torch.einsum("bvh,bvhe->bhe", true_BVH, value_BVHe).flatten(1))
         return Routed(cosine_CB.T, weights_CVB.permute(2, 0, 1), true_Bd)
+
+    def ablate(
+        self, image_Bd: Tensor, table: RouterTable, kept: Sequence[Sequence[int]], weights_FCV: Tensor
+    ) -> Tensor:
+        """Attention is linear in the values: fixed weights need no more than what the scores need anyway."""
+        with torch.autocast(image_Bd.device.type, enabled=False):
+            image_Bd = image_Bd.float()
+            body = partial(self._ablate, *self._pull(image_Bd), kept)
+            elements = self._elements(table[0], image_Bd)
+            blocks = _over_classes(body, (*table, weights_FCV.transpose(0, 1)), elements)
+            return torch.cat([block[0] for block in blocks]).permute(1, 2, 0)
+
+    def _pull(self, image_Bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The images' side of a batch: queries and targets pulled back through W_k and W_v (d, 2HB), so that images
+        meet the sentences without keys or values of the classes; <value bias, W_o^T x> (H, B); <x, b_o> (B,)."""
+        attention, out, (H, e) = self.attention, self.attention.out_proj, self._split
+        query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
+        query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
+        query_BHe = F.linear(image_Bd, query_weight, query_bias).unflatten(-1, (H, e))
+        query_BHe = query_BHe * (e**-0.5 / self.temperature)
+        lowered_BHe = (image_Bd @ out.weight).unflatten(-1, (H, e))  # W_o^T x per head
+        pulled_dHB, target_dHB = (
+            torch.einsum("bhe,hed->dhb", x_BHe, weight.unflatten(0, (H, e))).flatten(1)
+            for x_BHe, weight in ((query_BHe, key_weight), (lowered_BHe, value_weight))
+        )
+        value_bias_HB = torch.einsum("bhe,he->hb", lowered_BHe, value_bias.unflatten(0, (H, e)))
+        return torch.cat([pulled_dHB, target_dHB], dim=1), value_bias_HB, image_Bd @ out.bias
 
     def _attend(
         self,
@@ -166,11 +176,7 @@ class AttentionRouter(Router):
         gram_cPP, bias_cP = norms or self._gram(sentences_cVd)
         scores_cVHB, target_cVHB = (sentences_cVd @ pulled_d2HB).unflatten(-1, (2, H, B)).unbind(2)
         attention_cVHB = F.dropout(scores_cVHB.softmax(dim=1), self.dropout, self.training)
-        dot_cB = (attention_cVHB * (target_cVHB + value_bias_HB)).sum(dim=(1, 2)) + offset_B
-        attention_cPB = attention_cVHB.flatten(1, 2)
-        lifted_cPB = gram_cPP @ attention_cPB + 2 * bias_cP[:, :, None]
-        square_cB = (lifted_cPB * attention_cPB).sum(dim=1) + self.attention.out_proj.bias.square().sum()
-        cosine_cB = dot_cB / square_cB.clamp_min(SQUARE_FLOOR).sqrt()
+        cosine_cB = self._cosine(attention_cVHB, target_cVHB + value_bias_HB, gram_cPP, bias_cP, offset_B)
         if label_B is None:
             return cosine_cB, attention_cVHB.mean(dim=2)
         place_B = label_B - index_c[0]
@@ -178,6 +184,44 @@ class AttentionRouter(Router):
         image_B = torch.arange(B, device=label_B.device)
         true_BVH = attention_cVHB[place_B.clamp(0, len(index_c) - 1), :, :, image_B]
         return cosine_cB, attention_cVHB.mean(dim=2), true_BVH * inside_B[:, None, None]
+
+    def _ablate(
+        self,
+        pulled_d2HB: Tensor,
+        value_bias_HB: Tensor,
+        offset_B: Tensor,
+        kept: Sequence[Sequence[int]],
+        sentences_cVd: Tensor,
+        gram_cPP: Tensor,
+        bias_cP: Tensor,
+        weights_cFV: Tensor,
+    ) -> tuple[Tensor]:
+        """A block's cosines (c, S + F, B)."""
+        H, B = value_bias_HB.shape
+        scores_cVHB, target_cVHB = (sentences_cVd @ pulled_d2HB).unflatten(-1, (2, H, B)).unbind(2)
+        target_cVHB = target_cVHB + value_bias_HB
+        found = []
+        for dimensions in kept:
+            place_P = [v * H + h for v in dimensions for h in range(H)]
+            part_cPP = gram_cPP[:, place_P][:, :, place_P]
+            attention_ckHB = scores_cVHB[:, dimensions].softmax(dim=1)
+            found.append(
+                self._cosine(attention_ckHB, target_cVHB[:, dimensions], part_cPP, bias_cP[:, place_P], offset_B)
+            )
+        for weights_cV in weights_cFV.unbind(1):
+            attention_cVH1 = weights_cV[:, :, None, None].expand(-1, -1, H, 1)
+            found.append(self._cosine(attention_cVH1, target_cVHB, gram_cPP, bias_cP, offset_B))
+        return (torch.stack(found, dim=1),)
+
+    def _cosine(
+        self, attention_cVHB: Tensor, target_cVHB: Tensor, gram_cPP: Tensor, bias_cP: Tensor, offset_B: Tensor
+    ) -> Tensor:
+        """cos(x_b, z[b,c]) of a block, (c, B)."""
+        dot_cB = (attention_cVHB * target_cVHB).sum(dim=(1, 2)) + offset_B
+        attention_cPB = attention_cVHB.flatten(1, 2)
+        lifted_cPB = gram_cPP @ attention_cPB + 2 * bias_cP[:, :, None]
+        square_cB = (lifted_cPB * attention_cPB).sum(dim=1) + self.attention.out_proj.bias.square().sum()
+        return dot_cB / square_cB.clamp_min(SQUARE_FLOOR).sqrt()
 
     def _gram(self, sentences_cVd: Tensor) -> tuple[Tensor, Tensor]:
         """A block's Gram matrices (c, P, P) and bias (c, P), in float32: norms are differences."""
@@ -194,6 +238,10 @@ class AttentionRouter(Router):
         """Numbers that `_gram` holds for a class."""
         V, d = sentences_CVd.shape[1:]
         return V * d * (1 + 2 * self.heads)
+
+    def _elements(self, sentences_CVd: Tensor, image_Bd: Tensor) -> int:
+        """Numbers that attending of a batch holds for a class."""
+        return 6 * sentences_CVd.shape[1] * self.heads * len(image_Bd)
 
     @property
     def _split(self) -> tuple[int, int]:
@@ -220,27 +268,17 @@ class PairedGate(Router):
         self.bias_V = nn.Parameter(torch.zeros(dimensions))
         self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def table(
-        self, sentences_CVd: Tensor, kept: Sequence[int] | None = None, weights_CV: Tensor | None = None
-    ) -> RouterTable:
-        """Unit-length sentences (C, V, d), zero where not kept; keys of the gate (C, V, k); fixed weights if given."""
+    def table(self, sentences_CVd: Tensor) -> RouterTable:
+        """Unit-length sentences (C, V, d) and keys of the gate (C, V, k)."""
         with torch.autocast(sentences_CVd.device.type, enabled=False):
             unit_CVd = F.normalize(sentences_CVd, dim=-1)
-            keys_CVk = GATE_GAIN * torch.einsum("cvd,vdk->cvk", unit_CVd, self.key_Vdk)
-        if kept is not None:
-            counts_V = torch.zeros(unit_CVd.shape[1], device=unit_CVd.device)
-            counts_V[list(kept)] = 1
-            unit_CVd = unit_CVd * counts_V[:, None]
-        return (unit_CVd, keys_CVk) if weights_CV is None else (unit_CVd, keys_CVk, weights_CV)
+            return unit_CVd, GATE_GAIN * torch.einsum("cvd,vdk->cvk", unit_CVd, self.key_Vdk)
 
     def forward(self, image_Bd: Tensor, table: RouterTable, label_B: Tensor | None = None) -> Routed:
         with torch.autocast(image_Bd.device.type, enabled=False):
             image_Bd = image_Bd.float()
-            mapped_VBd = F.normalize(image_Bd + image_Bd @ self.maps_Vdd, dim=-1)
-            entries_Bd = image_Bd * math.sqrt(image_Bd.shape[1])  # of about unit variance
-            query_VBk = entries_Bd @ self.query_Vdk + self.query_bias_Vk[:, None]
-            gate = partial(self._gate, mapped_VBd, query_VBk)
-            blocks = _over_classes(gate, table, 4 * len(mapped_VBd) * len(image_Bd))
+            gate = partial(self._gate, *self._map(image_Bd))
+            blocks = _over_classes(gate, table, self._elements(image_Bd))
             sum_CB, weights_CVB = (torch.cat(parts) for parts in zip(*blocks, strict=True))
             weights_BCV = weights_CVB.permute(2, 0, 1)
             true_Bd = None
@@ -249,17 +287,53 @@ class PairedGate(Router):
                 true_Bd = torch.einsum("bv,bvd->bd", true_BV, table[0][label_B])
         return Routed(self.log_scale.exp() * sum_CB.T, weights_BCV, true_Bd)
 
-    def _gate(
-        self, mapped_VBd: Tensor, query_VBk: Tensor, unit_cVd: Tensor, keys_cVk: Tensor, *fixed_cV: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def ablate(
+        self, image_Bd: Tensor, table: RouterTable, kept: Sequence[Sequence[int]], weights_FCV: Tensor
+    ) -> Tensor:
+        """Sums over other sentences, or with other weights, of the same gates and cosines."""
+        with torch.autocast(image_Bd.device.type, enabled=False):
+            image_Bd = image_Bd.float()
+            kept_SV = image_Bd.new_zeros(len(kept), len(self.bias_V))
+            for row_V, dimensions in zip(kept_SV, kept, strict=True):
+                row_V[list(dimensions)] = 1
+            body = partial(self._ablate, *self._map(image_Bd), kept_SV)
+            blocks = _over_classes(body, (*table, weights_FCV.transpose(0, 1)), self._elements(image_Bd))
+            return self.log_scale.exp() * torch.cat([block[0] for block in blocks]).permute(1, 2, 0)
+
+    def _map(self, image_Bd: Tensor) -> tuple[Tensor, Tensor]:
+        """The images' side of a batch: x + D_v x, unit length (V, B, d), and the gate's queries (V, B, k)."""
+        mapped_VBd = F.normalize(image_Bd + image_Bd @ self.maps_Vdd, dim=-1)
+        entries_Bd = image_Bd * math.sqrt(image_Bd.shape[1])  # of about unit variance
+        return mapped_VBd, entries_Bd @ self.query_Vdk + self.query_bias_Vk[:, None]
+
+    def _gate(self, mapped_VBd: Tensor, query_VBk: Tensor, unit_cVd: Tensor, keys_cVk: Tensor) -> tuple[Tensor, Tensor]:
         """A block's sum_v w cosine, (c, B), and gates w, (c, V, B)."""
-        cosine_cVB = torch.einsum("cvd,vbd->cvb", unit_cVd, mapped_VBd)
-        if fixed_cV:
-            weights_cVB = fixed_cV[0][:, :, None].expand_as(cosine_cVB)
-        else:
-            gate_cVB = torch.einsum("cvk,vbk->cvb", keys_cVk, query_VBk) + self.bias_V[:, None]
-            weights_cVB = 2 / len(self.bias_V) * gate_cVB.sigmoid()
+        cosine_cVB, weights_cVB = self._cosines_and_gates(mapped_VBd, query_VBk, unit_cVd, keys_cVk)
         return (weights_cVB * cosine_cVB).sum(dim=1), weights_cVB
+
+    def _ablate(
+        self,
+        mapped_VBd: Tensor,
+        query_VBk: Tensor,
+        kept_SV: Tensor,
+        unit_cVd: Tensor,
+        keys_cVk: Tensor,
+        weights_cFV: Tensor,
+    ) -> tuple[Tensor]:
+        """A block's sums (c, S + F, B)."""
+        cosine_cVB, gates_cVB = self._cosines_and_gates(mapped_VBd, query_VBk, unit_cVd, keys_cVk)
+        return (torch.cat([kept_SV @ (gates_cVB * cosine_cVB), weights_cFV @ cosine_cVB], dim=1),)
+
+    def _cosines_and_gates(
+        self, mapped_VBd: Tensor, query_VBk: Tensor, unit_cVd: Tensor, keys_cVk: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        cosine_cVB = torch.einsum("cvd,vbd->cvb", unit_cVd, mapped_VBd)
+        gate_cVB = torch.einsum("cvk,vbk->cvb", keys_cVk, query_VBk) + self.bias_V[:, None]
+        return cosine_cVB, 2 / len(self.bias_V) * gate_cVB.sigmoid()
+
+    def _elements(self, image_Bd: Tensor) -> int:
+        """Numbers that gating of a batch holds for a class."""
+        return 4 * len(self.bias_V) * len(image_Bd)
 
 
 ROUTERS: dict[str, Callable[[TuneParams, int, int], Router]] = {

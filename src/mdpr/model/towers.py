@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -221,6 +222,7 @@ def merged_tower(visual: VisionTransformer, adapters: Sequence[BlockAdapter]) ->
 
 
 TextPath = Literal["prefix", "crop", "full"]
+BLOCK_CLASSES = 2048  # whose activations are held at once
 
 
 class PromptedText(nn.Module):
@@ -231,8 +233,6 @@ class PromptedText(nn.Module):
 
     tokens_CT: Tensor
     beyond_CS: Tensor
-    place_N: Tensor
-    end_C: Tensor
 
     def __init__(self, text: TextTransformer, tokens_CT: Tensor, context_tokens: int) -> None:
         super().__init__()
@@ -243,12 +243,9 @@ class PromptedText(nn.Module):
         if self.crops:
             end_C = _end_positions(tokens_CT, text)
             tokens_CT = tokens_CT[:, : int(end_C.max()) + 1]
-            # Names in their padded form, S places each; of their N tokens, places in (C*S); of those, each name's last.
             length_C = end_C - context_tokens
             beyond_CS = torch.arange(int(length_C.max()), device=end_C.device) >= length_C[:, None]
             self.register_buffer("beyond_CS", beyond_CS, persistent=False)
-            self.register_buffer("place_N", (~beyond_CS).flatten().nonzero().flatten(), persistent=False)
-            self.register_buffer("end_C", length_C.cumsum(dim=0) - 1, persistent=False)
         self.register_buffer("tokens_CT", tokens_CT, persistent=False)
 
     def path_for(self, context: Sequence[Tensor]) -> TextPath:
@@ -261,12 +258,17 @@ class PromptedText(nn.Module):
         """Unit-length features (C, d), float32.
 
         `context[i]`, shape (n, w) shared by the classes or (C, n, w) one a class, stands in places 1..n while block i
-        runs, for i < J = len(context).
+        runs, for i < J = len(context). More than `BLOCK_CLASSES` classes go through the tower block by block; what a
+        block computes is made again in the backward pass.
         """
+        of_classes = partial(self._all_token_features, context, checkpoint_blocks)
         if self.path_for(context) == "prefix":
-            pooled_Cw = self._prefix_features(context, checkpoint_blocks)
-        else:
-            pooled_Cw = self._all_token_features(context, checkpoint_blocks)
+            of_classes = partial(self._name_features, self._prefix_states(context), checkpoint_blocks)
+        classes = len(self.tokens_CT)
+        blocks = [slice(first, first + BLOCK_CLASSES) for first in range(0, classes, BLOCK_CLASSES)]
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            of_classes = partial(checkpoint, of_classes, use_reentrant=False)
+        pooled_Cw = torch.cat([of_classes(rows) for rows in blocks])
         projection = self.text.text_projection
         if isinstance(projection, nn.Linear):
             pooled_Cw = projection(pooled_Cw)
@@ -274,72 +276,93 @@ class PromptedText(nn.Module):
             pooled_Cw = pooled_Cw @ projection
         return F.normalize(pooled_Cw.float(), dim=-1)
 
-    def _all_token_features(self, context: Sequence[Tensor], checkpoint_blocks: bool) -> Tensor:
-        """Every class runs every token that is left after cropping; pooled (C, w)."""
-        text, n = self.text, self.context_tokens
-        x_CTw, mask = text._embeds(self.tokens_CT)
-        tokens = x_CTw.shape[1]
+    def _all_token_features(self, context: Sequence[Tensor], checkpoint_blocks: bool, rows: slice) -> Tensor:
+        """The classes `rows` run every token that is left after cropping; pooled (c, w)."""
+        text, n, tokens_cT = self.text, self.context_tokens, self.tokens_CT[rows]
+        x_cTw, mask = text._embeds(tokens_cT)
+        tokens = x_cTw.shape[1]
         if mask is not None:
             mask = mask[..., :tokens, :tokens]
         for depth, block in enumerate(text.transformer.resblocks):
             if depth < len(context):
-                prompt = context[depth].to(x_CTw.dtype)
+                prompt = context[depth].to(x_cTw.dtype)
+                if prompt.dim() == 3:
+                    prompt = prompt[rows]
                 if depth == 0:  # the embedding of a token holds its position; later states hold it already
-                    prompt = prompt + text.positional_embedding[1 : 1 + n].to(x_CTw.dtype)
-                prompt = prompt.expand(len(x_CTw), -1, -1)
-                x_CTw = torch.cat([x_CTw[:, :1], prompt, x_CTw[:, 1 + n :]], dim=1)
+                    prompt = prompt + text.positional_embedding[1 : 1 + n].to(x_cTw.dtype)
+                prompt = prompt.expand(len(x_cTw), -1, -1)
+                x_cTw = torch.cat([x_cTw[:, :1], prompt, x_cTw[:, 1 + n :]], dim=1)
             if checkpoint_blocks:
-                x_CTw = checkpoint(block, x_CTw, attn_mask=mask, use_reentrant=False)
+                x_cTw = checkpoint(block, x_cTw, attn_mask=mask, use_reentrant=False)
             else:
-                x_CTw = block(x_CTw, attn_mask=mask)
+                x_cTw = block(x_cTw, attn_mask=mask)
         if text.cls_emb is not None:  # CoCa appends a class token and pools it, whatever pool_type says
-            return text.ln_final(text_global_pool(x_CTw, pool_type="last"))
-        return text_global_pool(
-            text.ln_final(x_CTw), self.tokens_CT, pool_type=text.pool_type, eos_token_id=text.eos_id
-        )
+            return text.ln_final(text_global_pool(x_cTw, pool_type="last"))
+        return text_global_pool(text.ln_final(x_cTw), tokens_cT, pool_type=text.pool_type, eos_token_id=text.eos_id)
 
-    def _prefix_features(self, context: Sequence[Tensor], checkpoint_blocks: bool) -> Tensor:
-        """The prefix runs once, each class runs its name; pooled (C, w)."""
+    def _prefix_states(self, context: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (h, P, e) of the shared prefix in each block: start token and context run once."""
         text, n = self.text, self.context_tokens
-        x_CTw, _ = text._embeds(self.tokens_CT)
-        prefix_Pw = x_CTw[0, : 1 + n]
-        name_Nw = x_CTw[:, 1 + n :].flatten(0, 1).index_select(0, self.place_N)
-        blocks = text.transformer.resblocks
-        for depth, block in enumerate(blocks):
+        x_1Tw, _ = text._embeds(self.tokens_CT[:1])
+        prefix_Pw = x_1Tw[0, : 1 + n]
+        states = []
+        for depth, block in enumerate(text.transformer.resblocks):
             if depth < len(context):
                 prompt = context[depth].to(prefix_Pw.dtype)
                 if depth == 0:
                     prompt = prompt + text.positional_embedding[1 : 1 + n].to(prefix_Pw.dtype)
                 prefix_Pw = torch.cat([prefix_Pw[:1], prompt])
-            run = self._prefix_block if depth + 1 < len(blocks) else self._last_block
-            if checkpoint_blocks:
-                prefix_Pw, name_Nw = checkpoint(run, block, prefix_Pw, name_Nw, use_reentrant=False)
-            else:
-                prefix_Pw, name_Nw = run(block, prefix_Pw, name_Nw)
-        return text.ln_final(name_Nw)
+            attention, heads = block.attn, block.attn.num_heads
+            q_hPe, k_hPe, v_hPe = split(query_key_value(attention, block.ln_1(prefix_Pw)), 3 * heads).chunk(3)
+            states.append((k_hPe, v_hPe))
+            if len(states) < len(text.transformer.resblocks):  # nothing reads the prefix after the last block
+                attended = F.scaled_dot_product_attention(q_hPe[None], k_hPe[None], v_hPe[None], is_causal=True)[0]
+                prefix_Pw = finish(block, prefix_Pw, merge(attended))
+        return states
 
-    def _prefix_block(self, block: ResidualAttentionBlock, prefix_Pw: Tensor, name_Nw: Tensor) -> tuple[Tensor, Tensor]:
-        """One residual block on the shared prefix and on the name tokens of every class."""
+    def _name_features(self, states: Sequence[tuple[Tensor, Tensor]], checkpoint_blocks: bool, rows: slice) -> Tensor:
+        """The names of the classes `rows` run beside the prefix's keys and values; pooled (c, w)."""
+        names = Names(self.beyond_CS[rows])
+        x_cTw, _ = self.text._embeds(self.tokens_CT[rows])
+        name_Nw = x_cTw[:, 1 + self.context_tokens :].flatten(0, 1).index_select(0, names.place_N)
+        blocks = self.text.transformer.resblocks
+        for depth, (block, (k_hPe, v_hPe)) in enumerate(zip(blocks, states, strict=True)):
+            run = names.block if depth + 1 < len(blocks) else names.last_block
+            if checkpoint_blocks:
+                name_Nw = checkpoint(run, block, name_Nw, k_hPe, v_hPe, use_reentrant=False)
+            else:
+                name_Nw = run(block, name_Nw, k_hPe, v_hPe)
+        return self.text.ln_final(name_Nw)
+
+
+class Names:
+    """The name tokens of C classes, N together, without the padding; in their padded form S places each.
+
+    `beyond_CS` are the places after a name. `place_N`: place of each token in (C*S); `end_C`: each name's last token.
+    """
+
+    def __init__(self, beyond_CS: Tensor) -> None:
+        self.beyond_CS = beyond_CS
+        self.place_N = (~beyond_CS).flatten().nonzero().flatten()
+        self.end_C = (~beyond_CS).sum(dim=1).cumsum(dim=0) - 1
+
+    def block(self, block: ResidualAttentionBlock, name_Nw: Tensor, k_hPe: Tensor, v_hPe: Tensor) -> Tensor:
+        """One residual block on the name tokens of every class."""
         attention, heads = block.attn, block.attn.num_heads
-        q_hPe, k_hPe, v_hPe = split(query_key_value(attention, block.ln_1(prefix_Pw)), 3 * heads).chunk(3)
-        prefix_out = F.scaled_dot_product_attention(q_hPe[None], k_hPe[None], v_hPe[None], is_causal=True)[0]
         q_ChSe, k_ChSe, v_ChSe = self._padded(query_key_value(attention, block.ln_1(name_Nw)), 3 * heads).chunk(3, 1)
         S = q_ChSe.shape[2]
         later_SS = torch.ones(S, S, dtype=torch.bool, device=q_ChSe.device).triu(1)
         name_out = _attend_to_prefix_and_self(q_ChSe, k_ChSe, v_ChSe, k_hPe, v_hPe, later_SS)
-        attended_Nw = merge(name_out).flatten(0, 1).index_select(0, self.place_N)
-        return finish(block, prefix_Pw, merge(prefix_out)), finish(block, name_Nw, attended_Nw)
+        return finish(block, name_Nw, merge(name_out).flatten(0, 1).index_select(0, self.place_N))
 
-    def _last_block(self, block: ResidualAttentionBlock, prefix_Pw: Tensor, name_Nw: Tensor) -> tuple[Tensor, Tensor]:
-        """The last block on the end token of every class, (C, w); nothing reads the prefix after it."""
+    def last_block(self, block: ResidualAttentionBlock, name_Nw: Tensor, k_hPe: Tensor, v_hPe: Tensor) -> Tensor:
+        """The last block on the end token of every class, (C, w)."""
         attention, heads = block.attn, block.attn.num_heads
-        k_hPe, v_hPe = split(key_value(attention, block.ln_1(prefix_Pw)), 2 * heads).chunk(2)
         normal_Nw = block.ln_1(name_Nw)
         k_ChSe, v_ChSe = self._padded(key_value(attention, normal_Nw), 2 * heads).chunk(2, 1)
         q_Ch1e = split(query(attention, normal_Nw.index_select(0, self.end_C))[:, None], heads)
-        beyond_C11S = self.beyond_CS[:, None, None]
-        name_out = _attend_to_prefix_and_self(q_Ch1e, k_ChSe, v_ChSe, k_hPe, v_hPe, beyond_C11S)
-        return prefix_Pw, finish(block, name_Nw.index_select(0, self.end_C), merge(name_out)[:, 0])
+        name_out = _attend_to_prefix_and_self(q_Ch1e, k_ChSe, v_ChSe, k_hPe, v_hPe, self.beyond_CS[:, None, None])
+        return finish(block, name_Nw.index_select(0, self.end_C), merge(name_out)[:, 0])
 
     def _padded(self, x_Nw: Tensor, heads: int) -> Tensor:
         """Name tokens in their places, zeros beyond each name: (C, h, S, e)."""

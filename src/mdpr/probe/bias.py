@@ -10,14 +10,17 @@ Shapes: N images, C classes, d joint embedding width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdpr.model.backbone import Backbone
 from mdpr.probe.prior import fit_calibration
+
+if TYPE_CHECKING:
+    from mdpr.model.backbone import Backbone
 
 SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 BLOCK_ROWS = 256  # rows of a matrix of C columns that are worked on at once
@@ -65,23 +68,35 @@ def _rivals_of(row_c: np.ndarray, confusion_cC: np.ndarray, text_Cd: np.ndarray)
     return np.where(is_candidate_cC, text_Cd[row_c] @ text_Cd.T, -np.inf).argmax(axis=1)
 
 
-def estimate_log_prior(logits_NC: Tensor, label_N: Tensor, shrinkage: float) -> Tensor:
+class ZeroShotLogits:
+    """image_Nd @ class_Cd.T, (N, C), computed whenever rows are read: N * C numbers need not fit into memory."""
+
+    def __init__(self, image_Nd: Tensor, class_Cd: Tensor) -> None:
+        self.image_Nd, self.class_Cd = image_Nd, class_Cd
+        self.shape = (len(image_Nd), len(class_Cd))
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return (self.image_Nd[rows] @ self.class_Cd.T).numpy()
+
+
+def estimate_log_prior(image_Nd: Tensor, class_Cd: Tensor, label_N: Tensor, shrinkage: float) -> Tensor:
     """log q, shape (C,), with sum(q) = 1: the prior whose removal calibrates the logits (`mdpr.probe.prior`).
 
-    `shrinkage` times the variance of log q is added to the loss: it pulls towards the uniform prior.
+    The zero-shot logits are image_Nd @ class_Cd.T. `shrinkage` times the variance of log q is added to the loss: it
+    pulls towards the uniform prior.
     """
-    logits, classes = logits_NC.numpy(), logits_NC.shape[1]
-    found = fit_calibration(logits, label_N.numpy(), classes, shrinkage=shrinkage, fit_scale=False)
+    logits = ZeroShotLogits(image_Nd, class_Cd)
+    found = fit_calibration(logits, label_N.numpy(), len(class_Cd), shrinkage=shrinkage, fit_scale=False)
     return torch.from_numpy(found.log_prior_C)
 
 
-def choose_shrinkage(logits_NC: Tensor, label_N: Tensor) -> float:
+def choose_shrinkage(image_Nd: Tensor, class_Cd: Tensor, label_N: Tensor) -> float:
     """The one of `SHRINKAGES` whose prior, estimated on every other image of each class, explains the others best.
 
     Both halves take their turn; the measure is class-balanced cross entropy. If every class has one image: the largest.
     """
     order_N = label_N.argsort(stable=True)
-    counts_C = torch.bincount(label_N, minlength=logits_NC.shape[1])
+    counts_C = torch.bincount(label_N, minlength=len(class_Cd))
     place_N = torch.arange(len(label_N)) - (counts_C.cumsum(0) - counts_C)[label_N[order_N]]
     halves = [order_N[place_N % 2 == half] for half in (0, 1)]
     if counts_C.max() < 2:
@@ -90,18 +105,18 @@ def choose_shrinkage(logits_NC: Tensor, label_N: Tensor) -> float:
     for shrinkage in SHRINKAGES:
         total = 0.0
         for fit_n, held_n in (halves, halves[::-1]):
-            log_prior_C = estimate_log_prior(logits_NC[fit_n], label_N[fit_n], shrinkage)
-            total += _balanced_loss(logits_NC[held_n], label_N[held_n], log_prior_C)
+            log_prior_C = estimate_log_prior(image_Nd[fit_n], class_Cd, label_N[fit_n], shrinkage)
+            total += _balanced_loss(image_Nd[held_n], class_Cd, label_N[held_n], log_prior_C)
         losses.append(total)
     return SHRINKAGES[losses.index(min(losses))]
 
 
-def _balanced_loss(logits_NC: Tensor, label_N: Tensor, log_prior_C: Tensor) -> float:
+def _balanced_loss(image_Nd: Tensor, class_Cd: Tensor, label_N: Tensor, log_prior_C: Tensor) -> float:
     """Mean over the classes that have images of the cross entropy of logits - log q."""
-    counts_C = torch.bincount(label_N, minlength=logits_NC.shape[1])
+    counts_C = torch.bincount(label_N, minlength=len(class_Cd))
     weight_N = 1 / (counts_C[label_N].double() * (counts_C > 0).sum())
-    blocks = (item.split(BLOCK_ROWS) for item in (logits_NC, label_N, weight_N))
+    blocks = (item.split(BLOCK_ROWS) for item in (image_Nd, label_N, weight_N))
     return sum(
-        float(weight_n @ F.cross_entropy(logits_nC.double() - log_prior_C, label_n, reduction="none"))
-        for logits_nC, label_n, weight_n in zip(*blocks, strict=True)
+        float(weight_n @ F.cross_entropy((image_nd @ class_Cd.T).double() - log_prior_C, label_n, reduction="none"))
+        for image_nd, label_n, weight_n in zip(*blocks, strict=True)
     )

@@ -14,6 +14,7 @@ Shapes: N images, C classes, K classes that are recorded of an image (all of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.optimize import minimize
@@ -25,6 +26,15 @@ SCALE_BOUNDS = (0.02, 50.0)
 PSEUDO_IMAGES = 0.5  # per class, spread like the start: no class gets a share of 0
 EM_TOLERANCE = 1e-6  # of a share
 EM_MAX_ITERATIONS = 2000
+
+
+class Logits(Protocol):
+    """An (N, K) array, as far as it is used: read a block of rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def log_normalised(score_C: np.ndarray) -> np.ndarray:
 
 
 def fit_calibration(
-    logits_NK: np.ndarray,
+    logits_NK: Logits,
     label_N: np.ndarray,
     classes: int,
     *,

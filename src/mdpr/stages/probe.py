@@ -22,22 +22,20 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
 
     transform = eval_transform(frozen.image_size_px, frozen.image_mean, frozen.image_std)
     dataset = ImageTable(read_split(prepared, "train"), transform)
-    label_N = torch.from_numpy(dataset.labels_N)
-    logits_NC = torch.empty(len(dataset), len(names))
+    images, predictions = [], []
     image_Cd = torch.zeros_like(text_Cd, dtype=torch.float64)
-    parts = iter(logits_NC.split(params.batch_size))
     for image_B3HW, label_B in track(make_loader(dataset, params.batch_size), "probe"):
         image_Bd = frozen.encode_image(image_B3HW.to(frozen.device))
-        next(parts).copy_(frozen.logit_scale * image_Bd @ text_Cd.T)
         image_Cd.index_add_(0, label_B.to(frozen.device), image_Bd.double())
+        images.append(frozen.logit_scale * image_Bd)
+        predictions.append((images[-1] @ text_Cd.T).argmax(dim=1))
+    scaled_Nd, label_N = torch.cat(images).cpu(), torch.from_numpy(dataset.labels_N)
     shrinkage = params.prior_shrinkage
     if shrinkage is None:
-        shrinkage = choose_shrinkage(logits_NC, label_N)
-    log_prior_C = estimate_log_prior(logits_NC, label_N, shrinkage).float().numpy()
-    predicted_N = logits_NC.argmax(dim=1).numpy()
-    del logits_NC, parts  # N * C numbers
+        shrinkage = choose_shrinkage(scaled_Nd, text_Cd.cpu(), label_N)
+    log_prior_C = estimate_log_prior(scaled_Nd, text_Cd.cpu(), label_N, shrinkage).float().numpy()
 
-    confusion_CC = confusion_matrix(dataset.labels_N, predicted_N, len(names))
+    confusion_CC = confusion_matrix(dataset.labels_N, torch.cat(predictions).numpy(), len(names))
     text = text_Cd.cpu().numpy()
     content = Probe(
         confusion_CC=confusion_CC,

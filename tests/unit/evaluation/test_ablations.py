@@ -22,8 +22,10 @@ from mdpr.evaluation.ablations import (
     ABLATIONS,
     LEAST,
     MOST,
+    NAMES_ONLY,
     VIEWS,
     BatchOutputs,
+    RecallCounter,
     RoutingAblations,
     choose,
     five_crop_transform,
@@ -128,7 +130,9 @@ def test_without_a_dimension_its_sentences_do_not_matter(
     before = classifier.model.sentences_CVd.clone()
     try:
         classifier.model.sentences_CVd[:, 0] = torch.randn_like(before[:, 0])
-        again = RoutingAblations(classifier, prior_CV, names_of(classifier), list(ABLATIONS)).log_probabilities(seen)
+        changed = Classifier(classifier.model, classifier.config)
+        given = BatchOutputs(seen.image_B3HW, changed(seen.image_B3HW), None)
+        again = RoutingAblations(changed, prior_CV, names_of(changed), list(ABLATIONS)).log_probabilities(given)
     finally:
         classifier.model.sentences_CVd.copy_(before)
     same = {name for name in ABLATIONS if torch.allclose(found[name], again[name], atol=1e-6)}
@@ -150,15 +154,33 @@ def test_the_deletion_test_leaves_out_what_counted_most_and_least(
     torch.testing.assert_close(alone[MOST], made[MOST])
 
 
+@torch.no_grad()
+def test_shuffled_sentences_are_the_routers_answer_to_them(
+    classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
+) -> None:
+    model, router = classifier.model, classifier.model.router
+    assert router is not None
+    names = ["shuffled_sentences", NAMES_ONLY]
+    found = RoutingAblations(classifier, prior_CV, names_of(classifier), names).log_probabilities(seen)
+    name_Cd = torch.as_tensor(names_of(classifier), dtype=torch.float32)
+    sentences = {
+        "shuffled_sentences": model.sentences_CVd[shuffled(len(prior_CV))],
+        NAMES_ONLY: name_Cd[:, None].expand_as(model.sentences_CVd),
+    }
+    for name, sentences_CVd in sentences.items():
+        routed_BC = router(seen.outputs.image_Bd, router.table(sentences_CVd)).similarity_BC
+        expected = model.fusion(seen.outputs.base_BC, classifier.backbone.logit_scale * routed_BC)
+        torch.testing.assert_close(found[name], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_shuffling_leaves_no_class_its_own_sentences() -> None:
-    sentences_CVd = torch.arange(C * V * D, dtype=torch.float32).reshape(C, V, D)
-    mixed = shuffled(sentences_CVd, torch.ones(C, V))["sentences_CVd"]
-    assert sorted(mixed[:, 0, 0].tolist()) == sentences_CVd[:, 0, 0].tolist()
-    assert not (mixed[:, 0, 0] == sentences_CVd[:, 0, 0]).any()
+    source_C = shuffled(C)
+    assert sorted(source_C.tolist()) == list(range(C))
+    assert not (source_C == torch.arange(C)).any()
     even_CV = torch.full((C, V), 1 / V)
-    torch.testing.assert_close(uniform(sentences_CVd, torch.ones(C, V))["weights_CV"], even_CV)
-    torch.testing.assert_close(prior_only(sentences_CVd, torch.ones(C, V))["weights_CV"], even_CV)
-    torch.testing.assert_close(prior_only(sentences_CVd, -torch.ones(C, V))["weights_CV"], even_CV)
+    torch.testing.assert_close(uniform(torch.ones(C, V)), even_CV)
+    torch.testing.assert_close(prior_only(torch.ones(C, V)), even_CV)
+    torch.testing.assert_close(prior_only(-torch.ones(C, V)), even_CV)
 
 
 def test_every_setting_of_ablations_is_one_there_is() -> None:
@@ -175,9 +197,17 @@ def test_what_is_equally_good_changes_the_model_least() -> None:
     label_N = np.array([0, 1])
     right, wrong = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     values = np.array([0.0, 0.5, 1.0])
-    assert choose(values, [right, right, right], label_N, least=0.5) == 0.5
-    assert choose(values, [right, wrong, right], label_N, least=0.5) == 0
-    assert choose(values, [wrong, wrong, right], label_N, least=0.0) == 1
+
+    def accuracies(*answers: Tensor) -> np.ndarray:
+        counter = RecallCounter(2)
+        for rows in ([0], [1]):
+            counter.add(torch.tensor(label_N[rows]), (scores_BC[rows] for scores_BC in answers))
+        return counter.balanced_accuracy()
+
+    assert accuracies(right, wrong).tolist() == [1, 0.5]
+    assert choose(values, accuracies(right, right, right), least=0.5) == 0.5
+    assert choose(values, accuracies(right, wrong, right), least=0.5) == 0
+    assert choose(values, accuracies(wrong, wrong, right), least=0.0) == 1
     base, routed = torch.randn(3, 4), torch.randn(3, 4)
     torch.testing.assert_close(weigh(base, routed, 0.5), ((base + routed) / 2).log_softmax(-1))
     views = torch.randn(5, 3, 4).log_softmax(-1)

@@ -250,23 +250,57 @@ def test_blocks_and_the_table_of_evaluation_change_nothing(name: str, monkeypatc
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_dimensions_that_are_not_kept_do_not_matter_and_fixed_weights_are_the_weights(name: str) -> None:
+@torch.no_grad()
+def test_dimensions_that_are_not_kept_do_not_matter_and_fixed_weights_are_the_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image_Bd, sentences_CVd, router = unit(5, 8), unit(9, 5, 8), build_router(name, 8)
     other_CVd = sentences_CVd.clone()
     other_CVd[:, 2] = sentences_CVd[:, 2].roll(1, 0)
-    kept = [0, 1, 3, 4]
-    without = router(image_Bd, router.table(sentences_CVd, kept)).similarity_BC
-    torch.testing.assert_close(without, router(image_Bd, router.table(other_CVd, kept)).similarity_BC, rtol=0, atol=0)
+    kept = [[0, 1, 3, 4], [2], [0, 1, 2, 3, 4]]
+    only_FCV = torch.zeros(1, 9, 5, dtype=torch.float64)
+    only_FCV[..., 2] = 1
+
+    def ablate(sentences_CVd: Tensor) -> Tensor:
+        return router.ablate(image_Bd, router.table(sentences_CVd), kept, only_FCV)
+
+    found, other = ablate(sentences_CVd), ablate(other_CVd)
+    assert found.shape == (4, 5, 9)
+    torch.testing.assert_close(found[0], other[0], rtol=0, atol=0)
+    torch.testing.assert_close(other[3], found[3].roll(1, 1), rtol=0, atol=1e-12)
     whole = router(image_Bd, router.table(sentences_CVd)).similarity_BC
-    assert (whole - without).abs().max() > 1e-3
-    only_CV = torch.zeros(9, 5, dtype=torch.float64)
-    only_CV[:, 2] = 1
-    fixed, other = (
-        router(image_Bd, router.table(sentences, weights_CV=only_CV)).similarity_BC
-        for sentences in (sentences_CVd, sentences_CVd * only_CV[:, :, None])
+    torch.testing.assert_close(found[2], whole, rtol=0, atol=1e-12)
+    assert all((whole - found[index]).abs().max() > 1e-3 for index in (0, 1, 3))
+    if name == "attention":  # the softmax over one dimension is 1
+        torch.testing.assert_close(found[1], found[3], rtol=0, atol=1e-12)
+    monkeypatch.setitem(routing.BLOCK_ELEMENTS, "cpu", 700)
+    torch.testing.assert_close(ablate(sentences_CVd), found, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_without_a_dimension_attention_is_that_of_the_module_on_the_others() -> None:
+    router, image_Bd, sentences_CVd, _ = build(3, 4, 5, 2, 4, seed=0)
+    kept, even_FCV = [0, 2, 3], torch.full((1, 4, 5), 0.2, dtype=torch.float64)
+    found = router.ablate(image_Bd, router.table(sentences_CVd), [kept], even_FCV)
+    _, _, part_BCd = repeated(router, image_Bd, sentences_CVd[:, kept])
+    torch.testing.assert_close(found[0], (image_Bd[:, None] * part_BCd).sum(-1), rtol=0, atol=1e-12)
+    _, _, mean_BCd = repeated(router, image_Bd, sentences_CVd.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(found[1], (image_Bd[:, None] * mean_BCd).sum(-1), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_without_a_dimension_the_gate_sums_what_is_left() -> None:
+    image_Bd, sentences_CVd, gate = unit(4, 8), unit(3, 5, 8), random_gate(8, 5)
+    weights_FCV = unit(2, 3, 5)
+    found = gate.ablate(image_Bd, gate.table(sentences_CVd), [[0, 4]], weights_FCV)
+    weights_BCV = gate(image_Bd, gate.table(sentences_CVd)).weights_BCV
+    mapped_VBd = image_Bd + image_Bd @ gate.maps_Vdd
+    cosine_BCV = F.cosine_similarity(mapped_VBd[:, :, None], sentences_CVd.transpose(0, 1)[:, None], dim=-1).permute(
+        1, 2, 0
     )
-    torch.testing.assert_close(fixed, other, rtol=0, atol=1e-12)
-    assert (whole - fixed).abs().max() > 1e-3
+    scale = gate.log_scale.exp()
+    expected = [(weights_BCV * cosine_BCV)[..., [0, 4]].sum(-1), *(weights_FCV[:, None] * cosine_BCV).sum(-1)]
+    torch.testing.assert_close(found, scale * torch.stack(expected), rtol=0, atol=1e-12)
 
 
 def test_no_operation_of_the_gate_makes_a_tensor_above_images_times_classes_times_its_width() -> None:

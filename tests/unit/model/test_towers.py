@@ -10,6 +10,7 @@ from benchmarks.published import image_features
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor
 
+from mdpr.model import towers
 from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8}
@@ -92,6 +93,25 @@ def test_shared_context_equals_the_full_tower_forward_and_backward(name: str, de
         torch.testing.assert_close(our_gradient, gradient, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+@pytest.mark.parametrize("name", ["plain", "qk_norm", "coca"])
+@pytest.mark.parametrize("scope", ["shared", "class"])
+def test_blocks_of_classes_change_neither_features_nor_gradients(
+    name: str, scope: str, checkpoint_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompted = PromptedText(build(name).text, class_tokens(tokenize, NAMES, 3, TEXT["context_length"]), 3)
+    shape = (3, 32) if scope == "shared" else (len(NAMES), 3, 32)
+    context = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    whole = prompted(context)
+    mix = torch.randn_like(whole)
+    gradients = torch.autograd.grad((whole * mix).sum(), context)
+    monkeypatch.setattr(towers, "BLOCK_CLASSES", 3)
+    blocks = prompted(context, checkpoint_blocks)
+    torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-12)
+    for ours, gradient in zip(torch.autograd.grad((blocks * mix).sum(), context), gradients, strict=True):
+        torch.testing.assert_close(ours, gradient, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_visual_prompts_equal_every_token_through_every_block_forward_and_backward(name: str, depth: int) -> None:
@@ -165,6 +185,6 @@ def test_names_run_without_padding_and_only_what_is_pooled_leaves_the_last_block
     prompts = [torch.randn(3, 32, dtype=torch.float64) for _ in range(2)]
     PromptedText(model.text, tokens, context_tokens=3)(prompts)
     names = sum(len(open_clip.SimpleTokenizer().encode(f"{name}.")) + 1 for name in NAMES)
-    assert seen["text"] == [(4, 32), (names, 32)] * 2 + [(len(NAMES), 32)]
+    assert seen["text"] == [(4, 32)] * 2 + [(names, 32)] * 2 + [(len(NAMES), 32)]
     prompted_image_features(model.visual, torch.randn(2, 3, 32, 32, dtype=torch.float64), prompts)
     assert seen["visual"] == [(2, 17, 32), (2, 17 + 3, 32), (2, 1, 32)]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as reference
 
+from mdpr.probe import prior
 from mdpr.probe.bias import SHRINKAGES, choose_shrinkage, confusion_matrix, estimate_log_prior, rivals
 
 
@@ -50,10 +51,20 @@ def biased_logits(prior_C: torch.Tensor, per_class: list[int], seed: int) -> tup
     return -((x_Nd[:, None] - means_Cd) ** 2).sum(-1) / 2 + prior_C.log(), label_N
 
 
+def problem(prior_C: torch.Tensor, per_class: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`biased_logits` as features that are the logits, of classes that are the unit vectors."""
+    logits_NC, label_N = biased_logits(prior_C, per_class, seed)
+    return logits_NC, torch.eye(len(prior_C)), label_N
+
+
+def prior_of(logits_NC: torch.Tensor, label_N: torch.Tensor, shrinkage: float) -> torch.Tensor:
+    return estimate_log_prior(logits_NC, torch.eye(logits_NC.shape[1]), label_N, shrinkage)
+
+
 def test_prior_is_found_again_from_a_long_tailed_sample() -> None:
     prior_C = torch.tensor([0.5, 0.05, 0.2, 0.02, 0.23])
     logits_NC, label_N = biased_logits(prior_C, [4000, 2000, 1000, 500, 250], seed=0)
-    estimated = estimate_log_prior(logits_NC, label_N, shrinkage=0.0).exp()
+    estimated = prior_of(logits_NC, label_N, shrinkage=0.0).exp()
     assert estimated.sum().item() == pytest.approx(1)
     torch.testing.assert_close(estimated.float(), prior_C, rtol=0.25, atol=0.02)
 
@@ -62,8 +73,8 @@ def test_prior_is_found_again_from_a_long_tailed_sample() -> None:
 @given(st.integers(0, 1000))
 def test_shrinkage_pulls_towards_uniform_and_holds_classes_of_one_image(seed: int) -> None:
     logits_NC, label_N = biased_logits(torch.tensor([0.6, 0.3, 0.1]), [50, 10, 1], seed)
-    loose = estimate_log_prior(logits_NC, label_N, shrinkage=0.01)
-    tight = estimate_log_prior(logits_NC, label_N, shrinkage=1.0)
+    loose = prior_of(logits_NC, label_N, shrinkage=0.01)
+    tight = prior_of(logits_NC, label_N, shrinkage=1.0)
     assert tight.var() <= loose.var() + 1e-9
     assert tight.isfinite().all()
 
@@ -72,8 +83,8 @@ def test_prior_does_not_depend_on_the_order_of_images() -> None:
     logits_NC, label_N = biased_logits(torch.tensor([0.6, 0.3, 0.1]), [50, 10, 5], seed=3)
     order = torch.randperm(len(label_N), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
-        estimate_log_prior(logits_NC, label_N, 0.05),
-        estimate_log_prior(logits_NC[order], label_N[order], 0.05),
+        prior_of(logits_NC, label_N, 0.05),
+        prior_of(logits_NC[order], label_N[order], 0.05),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -81,9 +92,16 @@ def test_prior_does_not_depend_on_the_order_of_images() -> None:
 
 def test_the_chosen_shrinkage_fades_with_the_images() -> None:
     prior_C = torch.tensor([0.6, 0.25, 0.1, 0.05])
-    many, few = ([choose_shrinkage(*biased_logits(prior_C, [n] * 4, seed)) for seed in range(5)] for n in (2000, 4))
+    many, few = ([choose_shrinkage(*problem(prior_C, [n] * 4, seed)) for seed in range(5)] for n in (2000, 4))
     assert max(many) <= 0.003
     assert sum(few) > sum(many)
     even = torch.full((4,), 0.25)
-    assert choose_shrinkage(*biased_logits(even, [6] * 4, seed=0)) > 0
-    assert choose_shrinkage(*biased_logits(prior_C, [1] * 4, seed=0)) == SHRINKAGES[-1]
+    assert choose_shrinkage(*problem(even, [6] * 4, seed=0)) > 0
+    assert choose_shrinkage(*problem(prior_C, [1] * 4, seed=0)) == SHRINKAGES[-1]
+
+
+def test_blocks_of_images_do_not_change_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_NC, label_N = biased_logits(torch.tensor([0.6, 0.3, 0.1]), [50, 10, 5], seed=3)
+    whole = prior_of(logits_NC, label_N, 0.05)
+    monkeypatch.setattr(prior, "BLOCK_CELLS", 21)
+    torch.testing.assert_close(prior_of(logits_NC, label_N, 0.05), whole, rtol=0, atol=1e-9)
