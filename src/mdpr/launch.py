@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import signal
 import threading
@@ -67,6 +68,15 @@ def in_project(path: Path) -> Path:
 def experiment_name(environment: Mapping[str, str] = os.environ) -> str | None:
     """The DVC experiment that this process is part of, if any."""
     return environment.get(DVC_EXPERIMENT) or None
+
+
+def address_space_mb() -> float:
+    """The limit of this process's address space (`ulimit -v`), infinite if it has none.
+
+    Some libraries end the process by a signal when they cannot reserve what they want: ask before they do.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return float("inf") if limit == resource.RLIM_INFINITY else limit / 10**6
 
 
 def end_with_driver() -> None:

@@ -27,7 +27,6 @@ import inspect
 import logging
 import os
 import re
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from mdpr.errors import ArtifactError, ConfigError, MdprError
-from mdpr.launch import end_with_driver, read_launch
+from mdpr.launch import address_space_mb, end_with_driver, read_launch
 from mdpr.params import Params, input_paths
 from mdpr.stages.outputs import beside, dropped, whole_or_not_at_all
 
@@ -193,10 +192,10 @@ def _arguments(stage: Stage, interface: Interface, paths: Mapping[str, Path], pa
 
 def _check_memory(stage: Stage) -> None:
     """Raises `MdprError` under a limit of address space in which a library would end the process by a signal."""
-    limit, need_mb = resource.getrlimit(resource.RLIMIT_AS)[0], MEMORY_MB[stage.name][1]
-    if limit != resource.RLIM_INFINITY and limit < need_mb * 10**6:
+    limit_mb, need_mb = address_space_mb(), MEMORY_MB[stage.name][1]
+    if limit_mb < need_mb:
         raise MdprError(
-            f"{stage.name} needs {need_mb:,} MB of address space, the limit is {limit // 10**6:,} MB: raise `ulimit -v`"
+            f"{stage.name} needs {need_mb:,} MB of address space, the limit is {limit_mb:,.0f} MB: raise `ulimit -v`"
         )
 
 

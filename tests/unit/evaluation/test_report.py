@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import re
+import resource
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from mdpr.artifacts import Check, ClassInfo, Promotion
 from mdpr.evaluation.predictions import Predictions
 from mdpr.evaluation.report.document import ReportContent, make_figures
-from mdpr.evaluation.report.figure import write_figures
+from mdpr.evaluation.report.figure import ADDRESS_SPACE_MB, write_figures
 from mdpr.evaluation.score_table import points
 from mdpr.evaluation.tables import Results
 
@@ -182,3 +183,15 @@ def test_one_image_makes_a_report(
     html = html_of(dataclasses.replace(made, results=results, gallery=[], prior_C=np.full(3, 1 / 3)))
     assert f"On {images} test image{'s' if images > 1 else ''} of 3 classes" in html
     assert "no test image" in html  # the classes without one
+
+
+def test_without_address_space_for_the_renderer_a_chart_is_a_line(content: Callable[..., ReportContent]) -> None:
+    """The renderer would end the process by a signal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_MB * 10**6 - 1, hard))
+    try:
+        figures = make_figures(content(3, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert figures
+    assert not any(figure.svg for figure in figures)

@@ -115,10 +115,12 @@ def test_a_checkpoint_outlives_a_run_that_stops_and_goes_with_one_that_succeeds(
     assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
 
 
-def test_only_tune_has_a_checkpoint_and_it_is_no_port() -> None:
+def test_tune_and_promote_have_a_checkpoint_and_it_is_no_port() -> None:
     stages = [load_stage(name) for name in STAGES]
-    assert {item.name: item.checkpoint for item in stages if item.checkpoint} == {"tune": "checkpoint"}
-    assert "checkpoint" not in load_stage("tune").ports
+    assert {item.name: item.checkpoint for item in stages if item.checkpoint} == dict.fromkeys(
+        ("tune", "promote"), "checkpoint"
+    )
+    assert all("checkpoint" not in item.ports for item in stages)
 
 
 def test_of_several_processes_the_one_that_leads_writes(

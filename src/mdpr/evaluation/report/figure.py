@@ -19,8 +19,9 @@ from typing import Any, Literal
 import altair as alt
 import vl_convert
 
-from mdpr.errors import printable
+from mdpr.errors import MdprError, printable
 from mdpr.evaluation.score_table import BRANCHES
+from mdpr.launch import address_space_mb
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ GRID_COLOR = "#8888884d"
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 PERCENT = ".0%"
 TIP = "tip:"
+ADDRESS_SPACE_MB = 76_000  # the renderer reserves 64 GB, and ends the process if it cannot have them
 WIDTH_PX = 360  # plots are narrow, so that a phone need not shrink their text
 
 
@@ -140,6 +142,8 @@ def render(chart: alt.TopLevelMixin, name: str) -> str:
         rule=alt.MarkConfig(color=NEUTRAL_COLOR),
         legend=alt.LegendConfig(disable=True),
     )
+    if (limit_mb := address_space_mb()) < ADDRESS_SPACE_MB:
+        raise MdprError(f"charts need {ADDRESS_SPACE_MB:,} MB of address space, the limit is {limit_mb:,.0f} MB")
     svg: str = vl_convert.vegalite_to_svg(_without_control_characters(themed.to_dict()))
     # The page gives every chart one text alternative; what Vega says of each mark is a tooltip or nothing.
     svg = re.sub(rf'<(\w+) aria-label="{TIP}([^"]*)"([^>]*)/>', r"<\1\3><title>\2</title></\1>", svg)
