@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "registry": ("models", "Look into the MLflow model registry: versions, aliases, test figures."),
     "predict": ("models", "Classify image files, folders or a list of them with the champion or another model."),
     "serve": ("models", "Serve the champion over HTTP."),
+    "monitor": ("monitor", "Judge what a deployed model answered: label shift, expected accuracy, drift of features."),
     "tracking": ("models", "Publish to MLflow what it could not take while it was down."),
     "recipe": ("projects", "List, show or use the settings of a known benchmark."),
     "pipeline": ("pipeline", "Compile the Kubeflow pipeline, run it here, or start it on a cluster."),

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from benchmarks.serving_attacks import peak_mb, run_attacks, serving_bound_mb
 from PIL import Image, ImageOps
 
 from mdpr import artifacts
+from mdpr.artifacts.prediction_log import open_prediction_log
 from mdpr.images.decoding import decode_image
 from mdpr.mlops import releases
 from mdpr.mlops.promotions import move_champion
@@ -272,3 +274,58 @@ def test_serving_what_is_not_there_is_one_line(registered: Path) -> None:
     assert done.stderr.splitlines()[-1] == (
         "error: shoes has no version with the alias nobody: run promote, or name another alias"
     )
+
+
+# --- log and prior ------------------------------------------------------------------------------------------
+
+
+def test_every_worker_logs_its_answers_and_the_prior_is_exact(
+    registered: Path, start_server: Callable[..., Any], images: list[bytes], tmp_path: Path
+) -> None:
+    names = Classifier.load("models:/shoes@champion").class_names
+    share_C = np.arange(1, len(names) + 1) / sum(range(len(names) + 1))
+    (tmp_path / "prior.json").write_text(json.dumps(dict(zip(names, share_C.tolist(), strict=True))))
+    command = ["-m", "mdpr", "serve", "--port", "{port}", "--params", str(registered / "params.yaml"), "--workers", "2"]
+    command += ["--log", str(tmp_path / "log"), "--log-embeddings", "--prior", str(tmp_path / "prior.json")]
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{registered / 'mlflow.db'}"}
+    with start_server(command, "/ping", **store) as server:
+        answers = {}
+        for index, data in enumerate(images[:12]):
+            body = {"inputs": [text(data)], "params": {"top_k": len(names)}}
+            sent = requests.post(
+                f"{server.address}/invocations", json=body, headers={"X-Request-Id": f"r{index}"}, timeout=60
+            )
+            assert (sent.status_code, sent.headers["X-Request-Id"]) == (200, f"r{index}"), sent.text
+            answers[f"r{index}"] = sent.json()["predictions"][0]
+        assert "mdpr_answers_dropped_total" in requests.get(f"{server.address}/metrics", timeout=10).text
+        said = server.log.read_text()
+        server.kill(signal.SIGTERM)  # what is not on the disk yet is written now
+    assert "deployment prior" in said
+    files = open_prediction_log(tmp_path / "log").files
+    assert {(file.source.model, file.source.version, file.has_embeddings) for file in files} == {("shoes", "1", True)}
+    rows = pd.concat([pq.read_table(file.path).to_pandas() for file in files])
+    assert sorted(rows["request"]) == sorted(answers)
+    for row in rows.to_dict("records"):
+        answer = answers[row["request"]]
+        assert row["class"] == answer["class"]
+        adjusted = {
+            names[index]: np.exp(value) * share_C[index]  # the model's loss made it expect all classes alike
+            for index, value in zip(row["classes"], row["log_probabilities"], strict=True)
+        }
+        total = sum(adjusted.values())
+        for item in answer["top_k"]:
+            assert item["probability"] == pytest.approx(adjusted[item["class"]] / total, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prior", "nowhere.json"], "--prior nowhere.json must be uniform or a JSON file"),
+        (["--log", "params.yaml/log"], "cannot be written"),
+    ],
+)
+def test_a_prior_or_a_log_that_cannot_be_used_is_one_line(registered: Path, options: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "mdpr", "serve", "--params", str(registered / "params.yaml"), *options]
+    done = subprocess.run(command, cwd=registered, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]

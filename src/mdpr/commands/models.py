@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +18,7 @@ from mdpr.params import MAX_TOP_K
 
 if TYPE_CHECKING:
     from mdpr.model.inference import Classifier, Prediction
+    from mdpr.monitoring.recording import PredictionLog
 
 
 @click.group("registry")
@@ -63,6 +64,11 @@ def publish(params: Path) -> None:
 
 
 BATCH_IMAGES = 64
+PRIOR_FORMS = "uniform|FILE"
+PRIOR_HELP = (
+    "class shares to expect: adds log(share / share that the model assumes) to the logits; "
+    "FILE: JSON with a share per class, or the monitor.json of mdpr monitor"
+)
 
 
 @click.command("predict")
@@ -81,6 +87,9 @@ BATCH_IMAGES = 64
 @click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), help="names the model's registry entry"
 )
+@click.option("--prior", metavar=PRIOR_FORMS, help=PRIOR_HELP)
+@click.option("--log", type=click.Path(path_type=Path), help="folder for a prediction log, as of mdpr serve")
+@click.option("--log-embeddings", is_flag=True, help="Write the image features into the log, too.")
 def predict(
     images: tuple[str, ...],
     model: str | None,
@@ -89,6 +98,9 @@ def predict(
     top_k: int,
     routing: bool,
     params: Path,
+    prior: str | None,
+    log: Path | None,
+    log_embeddings: bool,
 ) -> None:
     """Classify images: files, folders (searched whole), or a CSV file with a column `path`.
 
@@ -98,6 +110,7 @@ def predict(
     """
     from mdpr.errors import DataError
     from mdpr.mlops.store import connect
+    from mdpr.model.deployment_prior import read_prior
     from mdpr.model.inference import Classifier
     from mdpr.progress import track
 
@@ -105,11 +118,16 @@ def predict(
     if not paths:
         raise DataError(f"no image in {', '.join(images)}: name image files, or a folder that holds some")
     columns = _columns(top_k, routing)
-    with _output(out, columns) as stream:
+    with ExitStack() as stack:
+        stream = stack.enter_context(_output(out, columns))
         address = model or _champion(params)
         if address.startswith("models:/"):
             connect()
         classifier = Classifier.load(address, features)
+        if prior:
+            classifier.prior = read_prior(prior, classifier.config)
+            click.echo(str(classifier.prior), err=True)
+        recording = stack.enter_context(_recording(classifier, address, log, log_embeddings)) if log else None
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         bad = 0
@@ -122,7 +140,23 @@ def predict(
             raise DataError(f"none of the {bad} images could be read; the first: {row['error']}")
     where = "" if str(out) == "-" else f", written to {out}"
     unread = f", {bad} could not be read (column error)" if bad else ""
-    click.echo(f"{len(paths)} images{unread}{where}", err=True)
+    logged = f"; {recording.written} answers in {log}, {recording.dropped} not" if recording else ""
+    click.echo(f"{len(paths)} images{unread}{where}{logged}", err=True)
+
+
+@contextmanager
+def _recording(classifier: Classifier, address: str, folder: Path, embeddings: bool) -> Iterator[PredictionLog]:
+    """A prediction log of what `classifier` answers during the block."""
+    from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, log_source
+
+    check_folder(folder)
+    name, _, version = address.removeprefix("models:/").replace("@", "/").rpartition("/")
+    log = PredictionLog(LogSettings(folder, embeddings), log_source(classifier, name or address, version))
+    classifier.record = log.record
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def _paths(name: str) -> list[Path]:
@@ -225,14 +259,41 @@ def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="processes, a model in each")
 @click.option("--timeout-s", type=click.IntRange(min=1), default=DEFAULT_TIMEOUT_S, show_default=True)
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
-def serve(alias: str, host: str, port: int, workers: int, timeout_s: int, params: Path) -> None:
-    """Serve the champion over HTTP, in the protocol of MLflow: POST images to /invocations."""
+@click.option("--prior", metavar=PRIOR_FORMS, help=PRIOR_HELP)
+@click.option("--log", type=click.Path(path_type=Path), help="folder for a prediction log: Parquet, without the images")
+@click.option("--log-embeddings", is_flag=True, help="Write the image features into the log, too.")
+@click.option("--log-rows", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="rows of a file")
+@click.option("--log-seconds", type=click.FloatRange(0.1), default=300, show_default=True, help="age of a file at most")
+@click.option("--log-max-mb", type=click.IntRange(1), default=1024, show_default=True, help="of the folder")
+def serve(
+    alias: str,
+    host: str,
+    port: int,
+    workers: int,
+    timeout_s: int,
+    params: Path,
+    prior: str | None,
+    log: Path | None,
+    log_embeddings: bool,
+    **log_bounds: float,
+) -> None:
+    """Serve the champion over HTTP, in the protocol of MLflow: POST images to /invocations.
+
+    With --log every answer goes into a prediction log, a file per worker and --log-rows; `mdpr monitor` reads it. At
+    --log-max-mb nothing is deleted: further answers are counted as dropped (GET /metrics), and served all the same.
+    """
     from mdpr.mlops.served_model import find_version, serve_command, serve_environment
     from mdpr.params import load_params
 
     tracking = load_params(params).tracking
     version = find_version(tracking.model_name, alias)
     click.echo(f"serving version {version} of {tracking.model_name} at http://{host}:{port}/invocations", err=True)
-    arguments = serve_command(tracking.model_name, version, host=host, port=port, workers=workers, timeout_s=timeout_s)
+    further = ["--prior", prior] if prior else []
+    if log:
+        bounds = [part for name, value in log_bounds.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        further += ["--log", str(log), *(["--log-embeddings"] if log_embeddings else []), *bounds]
+    arguments = serve_command(
+        tracking.model_name, version, host=host, port=port, workers=workers, timeout_s=timeout_s, further=further
+    )
     # The server takes this process's place: signals and the exit code are its own.
     os.execve(sys.executable, arguments, serve_environment(os.environ, workers))  # noqa: S606 - no shell

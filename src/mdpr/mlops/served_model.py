@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -245,10 +245,19 @@ def find_version(model_name: str, alias: str) -> str:
     return version.number
 
 
-def serve_command(model_name: str, version: str, *, host: str, port: int, workers: int, timeout_s: int) -> list[str]:
+def serve_command(
+    model_name: str,
+    version: str,
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    timeout_s: int,
+    further: Sequence[str] = (),
+) -> list[str]:
     """`python -m mdpr.mlops.serving` as arguments, for one version: every worker serves the same."""
     command = [sys.executable, "-m", "mdpr.mlops.serving", f"models:/{model_name}/{version}", "--host", host]
-    return [*command, "--port", str(port), "--workers", str(workers), "--timeout-s", str(timeout_s)]
+    return [*command, "--port", str(port), "--workers", str(workers), "--timeout-s", str(timeout_s), *further]
 
 
 def serve_environment(environment: Mapping[str, str], workers: int) -> dict[str, str]:

@@ -3,10 +3,15 @@
     python -m mdpr.mlops.serving models:/mdpr@champion --port 8080
 
 GET  /ping, /health, /version
+GET  /metrics        answers in the prediction log and answers that could not be written, of one worker (Prometheus)
 POST /invocations    JSON in a form of MLflow (dataframe_split, dataframe_records, inputs, instances), with `params`
 
 Bounds: bytes of a body and of all bodies held, time for headers and for a body, JSON values, requests that wait. One
 request at a time is computed per worker: PyTorch uses all cores for it anyway, and memory stays that of one request.
+With --log a worker records its answers (`mdpr.monitoring.recording`), with --prior it expects other class shares than
+tuning did (`mdpr.model.deployment_prior`). The id of a request, its header X-Request-Id or a new one, is in the log and
+in the answer's header.
+
 What a single picture may cost is bounded by the model itself (mlflow/model.py), so it holds under any server.
 """
 
@@ -16,11 +21,16 @@ import argparse
 import asyncio
 import json
 import os
+import re
+import sys
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
@@ -33,10 +43,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mdpr.model.inference import DEADLINE
+from mdpr.errors import MdprError, printable
+from mdpr.model.deployment_prior import read_prior
+from mdpr.model.inference import DEADLINE, Classifier, read_served_config
+from mdpr.monitoring.recording import REQUEST_ID, LogSettings, PredictionLog, check_folder, log_source
 from mdpr.params import MAX_TOP_K
 
-MODEL_VARIABLE, TIMEOUT_VARIABLE = "MDPR_SERVED_MODEL", "MDPR_SERVE_TIMEOUT_S"  # how workers learn what to serve
+# How workers learn what to serve.
+MODEL_VARIABLE, TIMEOUT_VARIABLE = "MDPR_SERVED_MODEL", "MDPR_SERVE_TIMEOUT_S"
+LOG_VARIABLE, PRIOR_VARIABLE = "MDPR_SERVE_LOG", "MDPR_SERVE_PRIOR"
+REQUEST_HEADER = "X-Request-Id"
 MAX_BODY_BYTES = 64 * 2**20
 MAX_HELD_BYTES = 3 * MAX_BODY_BYTES  # of all requests of a worker that wait or are computed
 MAX_WAITING = 128  # requests
@@ -45,6 +61,7 @@ MAX_JSON_VALUES = 50_000  # counted by brackets and commas, which base64 text do
 HEADER_TIMEOUT_S = 10
 BODY_TIMEOUT_S = 30
 RETRY_AFTER_S = 2
+START_TIMEOUT_S = 300  # of a worker that loads its model; it is started anew after it
 
 FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 T = TypeVar("T")
@@ -137,6 +154,9 @@ class Service:
 
     async def invocations(self, request: Request) -> Response:
         deadline_s = time.monotonic() + self.timeout_s
+        request_id = request.headers.get(REQUEST_HEADER, "")
+        if not re.fullmatch(r"[\w.:/+=-]{1,128}", request_id, re.ASCII):
+            request_id = uuid.uuid4().hex
         held: list[bytes] = []
         self._waiting += 1
         try:
@@ -145,11 +165,11 @@ class Service:
             body_s = min(BODY_TIMEOUT_S, self.timeout_s)
             await _within(body_s, self._receive(request, held), Refused(408, f"no whole body within {body_s:g} s"))
             computed = asyncio.get_running_loop().run_in_executor(
-                self._one_at_a_time, partial(self._compute, b"".join(held), deadline_s)
+                self._one_at_a_time, partial(self._compute, b"".join(held), deadline_s, request_id)
             )
             late = Refused(504, f"no answer within {self.timeout_s:g} s: send fewer images per request")
             answer = await _within(deadline_s - time.monotonic(), asyncio.shield(computed), late)
-            return Response(answer, media_type="application/json")
+            return Response(answer, media_type="application/json", headers={REQUEST_HEADER: request_id})
         except Refused as refused:
             return refused.response()
         except ClientDisconnect:
@@ -172,18 +192,19 @@ class Service:
             if self._held_bytes > MAX_HELD_BYTES:
                 raise Refused(503, "too many bytes are waiting: try again")
 
-    def _compute(self, body: bytes, deadline_s: float) -> bytes:
+    def _compute(self, body: bytes, deadline_s: float, request_id: str = "") -> bytes:
         """The answer as JSON. Runs in the worker's one computing thread; a request that timed out is not begun."""
         if time.monotonic() > deadline_s:
             raise TimeoutError
         images, params = read_request(body)
-        token = DEADLINE.set(deadline_s)
+        token, named = DEADLINE.set(deadline_s), REQUEST_ID.set(request_id)
         try:
             table = self.answer(pd.DataFrame({"image": pd.Series(images, dtype=object)}), params)
         except MlflowException as error:
             raise Refused(400, error.message) from None
         finally:
             DEADLINE.reset(token)
+            REQUEST_ID.reset(named)
         return json.dumps({"predictions": table.to_dict("records")}, allow_nan=False).encode()
 
 
@@ -197,8 +218,9 @@ async def _within(seconds: float, work: Awaitable[T], late: Refused) -> T:
 
 
 def make_app() -> Starlette:
-    """The ASGI application of a worker, its model loaded. Reads the two variables that `main` sets."""
+    """The ASGI application of a worker, its model loaded. Reads the variables that `main` sets."""
     model = mlflow.pyfunc.load_model(os.environ[MODEL_VARIABLE])
+    log = _prepare(model.unwrap_python_model().classifier)
     # Past MLflow's own check of the input, which repeats a request in its errors; read_request has checked it.
     service = Service(partial(model.unwrap_python_model().predict, None), float(os.environ[TIMEOUT_VARIABLE]))
 
@@ -208,14 +230,50 @@ def make_app() -> Starlette:
     async def version(_: Request) -> Response:
         return PlainTextResponse(mlflow.__version__)
 
+    async def metrics(_: Request) -> Response:
+        return PlainTextResponse(_counters(log))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        if log is not None:
+            await asyncio.to_thread(log.close)
+
     return Starlette(
+        lifespan=lifespan,
         routes=[
             Route("/ping", alive),
             Route("/health", alive),
             Route("/version", version),
+            Route("/metrics", metrics),
             Route("/invocations", service.invocations, methods=["POST"]),
-        ]
+        ],
     )
+
+
+def _prepare(classifier: Classifier) -> PredictionLog | None:
+    """Give the worker's model its deployment prior and its log, as the environment has them."""
+    if prior := os.environ.get(PRIOR_VARIABLE):
+        classifier.prior = read_prior(prior, classifier.config)
+    if not (settings := os.environ.get(LOG_VARIABLE)):
+        return None
+    name, _, version = os.environ[MODEL_VARIABLE].removeprefix("models:/").replace("@", "/").rpartition("/")
+    content = json.loads(settings)
+    log = PredictionLog(
+        LogSettings(**{**content, "folder": Path(content["folder"])}), log_source(classifier, name or version, version)
+    )
+    classifier.record = log.record
+    return log
+
+
+def _counters(log: PredictionLog | None) -> str:
+    """Two counters of this worker as Prometheus reads them."""
+    values = {"logged": log.written if log else 0, "dropped": log.dropped if log else 0}
+    lines = [
+        f'# TYPE mdpr_answers_{name}_total counter\nmdpr_answers_{name}_total{{pid="{os.getpid()}"}} {value}'
+        for name, value in values.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 class BoundedProtocol(H11Protocol):
@@ -251,15 +309,47 @@ class BoundedProtocol(H11Protocol):
             self._headers_due = None
 
 
-def main() -> None:
+def parse_arguments() -> tuple[argparse.Namespace, LogSettings | None]:
     parser = argparse.ArgumentParser(description="Serve a model of the MLflow registry, or a folder, over HTTP.")
     parser.add_argument("model", help="models:/NAME/VERSION, models:/NAME@ALIAS or the folder of a model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--workers", type=int, default=1, help="processes, a model in each")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds for a whole request")
+    parser.add_argument("--prior", help="class shares to expect: uniform, or a JSON file")
+    parser.add_argument("--log", type=Path, help="folder of the prediction log; without it none is written")
+    parser.add_argument("--log-embeddings", action="store_true", help="image features too")
+    parser.add_argument("--log-rows", type=int, default=LogSettings.rows, help="rows of a file")
+    parser.add_argument("--log-seconds", type=float, default=LogSettings.seconds, help="between two files at most")
+    parser.add_argument("--log-max-mb", type=int, default=LogSettings.max_mb, help="of the folder at most")
     options = parser.parse_args()
+    settings = None
+    if options.log:
+        bounds = (options.log_rows, options.log_seconds, options.log_max_mb)
+        settings = LogSettings(options.log.absolute(), options.log_embeddings, *bounds)
+    return options, settings
+
+
+def check(model: str, prior: str | None, log: LogSettings | None) -> None:
+    """What a mistake in would only show in the workers. Raises `MdprError`."""
+    if log:
+        check_folder(log.folder)
+    if prior:
+        print(read_prior(prior, read_served_config(model)), file=sys.stderr)
+
+
+def main() -> None:
+    options, log = parse_arguments()
+    try:
+        check(options.model, options.prior, log)
+    except MdprError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code)
     os.environ |= {MODEL_VARIABLE: options.model, TIMEOUT_VARIABLE: str(options.timeout_s)}
+    os.environ |= {
+        LOG_VARIABLE: json.dumps(asdict(log), default=str) if log else "",
+        PRIOR_VARIABLE: options.prior or "",
+    }
     uvicorn.run(
         "mdpr.mlops.serving:make_app",
         factory=True,
@@ -270,6 +360,7 @@ def main() -> None:
         ws="none",
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=5,
+        timeout_worker_healthcheck=START_TIMEOUT_S,
         access_log=False,
     )
 

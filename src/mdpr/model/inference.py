@@ -172,6 +172,17 @@ def _opened(
     yield folder, Path(features) if features else folder.with_name("features"), backbone
 
 
+def read_served_config(model: str) -> ModelConfig:
+    """The configuration of a model of MLflow's, by its folder or its address in the registry.
+
+    Raises `ArtifactError` or `TrackingError`.
+    """
+    if not model.startswith("models:/"):
+        return read_model_config(_parts(Path(model))["model"])
+    with TemporaryDirectory(prefix="mdpr-") as scratch:
+        return read_model_config(Path(_download(f"{model}/artifacts/model/config.json", scratch)).parent)
+
+
 def _parts(folder: Path) -> dict[str, Path]:
     """The artifacts of a model of MLflow's, as its file MLmodel names them."""
     flavors = read_yaml(folder / "MLmodel").get("flavors", {})

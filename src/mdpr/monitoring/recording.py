@@ -163,16 +163,15 @@ class PredictionLog:
             logger.warning("answers not in the prediction log so far: %d (%s)", self.dropped, text)
 
 
-def open_log(settings: LogSettings, source: LogSource) -> PredictionLog:
-    """A log for one process; raises `DataError` if its folder cannot be made or written."""
-    probe = settings.folder / f".{uuid.uuid4().hex[:8]}"
+def check_folder(folder: Path) -> None:
+    """Make the folder of a log; raises `DataError` if it cannot be made or written."""
+    probe = folder / f".{uuid.uuid4().hex[:8]}"
     try:
-        settings.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DataError(f"--log {settings.folder} cannot be written ({error.strerror}): name another folder") from None
-    return PredictionLog(settings, source)
+        raise DataError(f"--log {folder} cannot be written ({error.strerror}): name another folder") from None
 
 
 class ReferenceRecorder:

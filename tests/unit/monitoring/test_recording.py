@@ -15,7 +15,7 @@ import torch
 from mdpr.artifacts.prediction_log import LogSource, open_prediction_log
 from mdpr.errors import DataError
 from mdpr.model.classifier import Outputs
-from mdpr.monitoring.recording import LogSettings, PredictionLog, open_log, take_answers
+from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, take_answers
 
 NAMES = tuple(f"c{index}" for index in range(150))
 SOURCE = LogSource(model="shoes", version="3", model_digest="d", class_names=NAMES)
@@ -50,7 +50,7 @@ def test_the_best_hundred_classes_are_taken_in_order() -> None:
 
 
 def test_files_are_written_by_rows_by_time_and_at_the_end(tmp_path: Path) -> None:
-    log = open_log(LogSettings(tmp_path / "rows", rows=10, seconds=FOREVER_S), SOURCE)
+    log = PredictionLog(LogSettings(tmp_path / "rows", rows=10, seconds=FOREVER_S), SOURCE)
     for _ in range(4):
         log.record(outputs(3), torch.zeros(3, dtype=torch.long))
     wait_for(12, log)
@@ -60,7 +60,7 @@ def test_files_are_written_by_rows_by_time_and_at_the_end(tmp_path: Path) -> Non
     log.record(outputs(3), torch.zeros(3, dtype=torch.long))  # too late
     assert log.dropped == 3
 
-    timed = open_log(LogSettings(tmp_path / "time", rows=10_000, seconds=0.05), SOURCE)
+    timed = PredictionLog(LogSettings(tmp_path / "time", rows=10_000, seconds=0.05), SOURCE)
     timed.record(outputs(2), torch.zeros(2, dtype=torch.long))
     wait_for(2, timed)
     timed.close()
@@ -69,7 +69,7 @@ def test_files_are_written_by_rows_by_time_and_at_the_end(tmp_path: Path) -> Non
 
 def test_a_full_disk_limit_is_counted_and_nothing_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "own.bin").write_bytes(bytes(2 * 2**20))
-    log = open_log(LogSettings(tmp_path, rows=1, seconds=FOREVER_S, max_mb=1), SOURCE)
+    log = PredictionLog(LogSettings(tmp_path, rows=1, seconds=FOREVER_S, max_mb=1), SOURCE)
     with caplog.at_level(logging.WARNING):
         log.record(outputs(4), torch.zeros(4, dtype=torch.long))
         log.close()
@@ -80,7 +80,8 @@ def test_a_full_disk_limit_is_counted_and_nothing_is_deleted(tmp_path: Path, cap
 
 def test_a_folder_that_vanishes_or_a_broken_batch_never_fails_the_caller(tmp_path: Path) -> None:
     folder = tmp_path / "log"
-    log = open_log(LogSettings(folder, rows=1, seconds=FOREVER_S), SOURCE)
+    check_folder(folder)
+    log = PredictionLog(LogSettings(folder, rows=1, seconds=FOREVER_S), SOURCE)
     folder.rmdir()
     folder.touch()  # now a file
     log.record(outputs(2), torch.zeros(2, dtype=torch.long))
@@ -90,7 +91,7 @@ def test_a_folder_that_vanishes_or_a_broken_batch_never_fails_the_caller(tmp_pat
 
 
 def test_answers_beyond_the_backlog_are_dropped_not_kept(tmp_path: Path) -> None:
-    log = open_log(LogSettings(tmp_path, rows=10, seconds=FOREVER_S), SOURCE)
+    log = PredictionLog(LogSettings(tmp_path, rows=10, seconds=FOREVER_S), SOURCE)
     with log._changed:  # the writer cannot take what waits
         log._rows = 40
     log.record(outputs(3), torch.zeros(3, dtype=torch.long))
@@ -103,14 +104,14 @@ def test_answers_beyond_the_backlog_are_dropped_not_kept(tmp_path: Path) -> None
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="--log"):
-        open_log(LogSettings(tmp_path / "file" / "log"), SOURCE)
+        check_folder(tmp_path / "file" / "log")
 
 
 WORKER = """
 import sys
 sys.path.insert(0, {here!r})
 from test_recording import *
-log = open_log(LogSettings(Path(sys.argv[1]), rows=50, seconds=1000), SOURCE)
+log = PredictionLog(LogSettings(Path(sys.argv[1]), rows=50, seconds=1000), SOURCE)
 for _ in range(20):
     log.record(outputs(5), torch.zeros(5, dtype=torch.long))
 log.close()

@@ -1,0 +1,2 @@
+// Search in the classes.
+searching(Array.from(document.querySelectorAll("#classes tbody tr")))();
