@@ -21,10 +21,10 @@ import numpy as np
 from mdpr.artifacts import SHOT_GROUPS, Check, Format
 from mdpr.artifacts.prediction_log import Answers
 from mdpr.monitoring.reading import Reference, Sample
-from mdpr.probe.prior import Calibration, estimate_shares, fit_calibration
+from mdpr.probe.prior import PSEUDO_IMAGES, Calibration, estimate_shares, fit_calibration
 from mdpr.progress import track
 
-SHRINKAGE = 0.05  # as probe.prior_shrinkage
+BIAS_SD = 1.0  # of a normal prior on the bias that calibration gives a class: it holds classes of few images
 RESAMPLINGS = 100
 LEVEL = 0.95
 RESAMPLED_CELLS = 200_000  # recorded classes of a resampled log; its spread is scaled to the whole log's
@@ -131,7 +131,7 @@ def analyse(
     names, classes = reference.source.class_names, reference.classes
     reference_C = _shares(reference.label_N, classes)
     calibration = calibrate(reference)
-    found = _estimate(reference, calibration, sample.answers, reference_C)
+    found = _with_accuracy(reference, calibration, _shares_of(reference, calibration, sample.answers))
     drawn = _resample(reference, calibration, sample, found, resamplings, generator)
     share_SC = np.stack([item.share_C for item in drawn])
     radius = float(np.quantile(total_variation(share_SC, found.share_C), LEVEL))
@@ -143,7 +143,7 @@ def analyse(
         for group, member_C in members.items()
         if member_C.any()
     }
-    accuracy = _accuracy(reference, reference_C, found, drawn)
+    accuracy = _accuracy(reference, found, drawn)
     drift = measure_drift(reference, reference_C, found.share_C, sample, generator)
     served_with_prior = sample.priors != ("",) and "" not in sample.priors
     checks = _checks(thresholds, accuracy, served_with_prior, shift, radius, drift)
@@ -197,7 +197,7 @@ def calibrate(
         reference.classes,
         class_NK=answers.class_NK,
         weight_N=weight_N,
-        shrinkage=SHRINKAGE,
+        shrinkage=reference.classes / (2 * BIAS_SD**2 * len(reference.label_N)),
         fit_scale=True,
         start=start,
         **({} if start is None else {"max_iterations": REFIT_ITERATIONS}),
@@ -206,33 +206,23 @@ def calibrate(
 
 def estimate_label_shares(reference: Reference, answers: Answers) -> np.ndarray:
     """Class shares (C,) of the images behind `answers`, without their labels."""
-    return _shares_of(calibrate(reference), answers, _shares(reference.label_N, reference.classes))
+    return _shares_of(reference, calibrate(reference), answers)
 
 
-def _shares_of(calibration: Calibration, answers: Answers, start_C: np.ndarray) -> np.ndarray:
+def _shares_of(reference: Reference, calibration: Calibration, answers: Answers) -> np.ndarray:
+    count_C = np.bincount(reference.label_N, minlength=reference.classes) + PSEUDO_IMAGES  # a class may be untested
     score_NK = calibration.scores(answers.log_probability_NK, answers.class_NK)
-    return estimate_shares(score_NK, answers.class_NK, start_C)
+    return estimate_shares(score_NK, answers.class_NK, count_C / count_C.sum())
 
 
 def _shares(label_N: np.ndarray, classes: int) -> np.ndarray:
     return np.asarray(np.bincount(label_N, minlength=classes) / len(label_N))
 
 
-def _estimate(
-    reference: Reference,
-    calibration: Calibration,
-    answers: Answers,
-    reference_C: np.ndarray,
-    weight_N: np.ndarray | None = None,
-) -> Estimate:
-    """`weight_N` weighs the test images."""
-    share_C = _shares_of(calibration, answers, reference_C)
-    return _with_accuracy(reference, calibration, share_C, weight_N)
-
-
 def _with_accuracy(
-    reference: Reference, calibration: Calibration, share_C: np.ndarray, weight_N: np.ndarray | None
+    reference: Reference, calibration: Calibration, share_C: np.ndarray, weight_N: np.ndarray | None = None
 ) -> Estimate:
+    """Accuracies under `share_C`; `weight_N` weighs the test images."""
     answers = reference.answers
     adjusted_NK = answers.log_probability_NK + (np.log(share_C) - calibration.log_prior_C)[answers.class_NK]
     adjusted_N = np.take_along_axis(answers.class_NK, adjusted_NK.argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -269,15 +259,14 @@ def _resample(
     answers, recorded = sample.answers, sample.answers.class_NK.shape[1]
     drawn_images = min(len(answers), max(1, RESAMPLED_CELLS // recorded))
     scale = np.sqrt(drawn_images / sample.images)
-    reference_C = _shares(reference.label_N, reference.classes)
     estimates = []
     for _ in track(range(resamplings), "resamplings"):
         rows = generator.integers(0, len(answers), drawn_images)
         part = Answers(answers.class_NK[rows], answers.log_probability_NK[rows])
         weight_N = generator.exponential(size=len(reference.label_N))
         refitted = calibrate(reference, weight_N, calibration)
-        by_log_C = _shares_of(calibration, part, reference_C)
-        by_both_C = _shares_of(refitted, part, reference_C)
+        by_log_C = _shares_of(reference, calibration, part)
+        by_both_C = _shares_of(reference, refitted, part)
         share_C = np.maximum(found.share_C + scale * (by_log_C - found.share_C) + (by_both_C - by_log_C), 1e-12)
         estimates.append(_with_accuracy(reference, refitted, share_C / share_C.sum(), weight_N))
     return estimates
@@ -299,7 +288,7 @@ def _interval(value_S: np.ndarray) -> Interval:
     return low, high
 
 
-def _accuracy(reference: Reference, reference_C: np.ndarray, found: Estimate, drawn: list[Estimate]) -> Accuracy:
+def _accuracy(reference: Reference, found: Estimate, drawn: list[Estimate]) -> Accuracy:
     right_N = reference.answers.top1_N == reference.label_N
     return Accuracy(
         reference=float(right_N.mean()),

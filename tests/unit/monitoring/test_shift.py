@@ -19,9 +19,10 @@ MakeSample = Callable[[Answers], Sample]
 
 def test_no_shift_is_within_the_intervals(reference: Reference, answers: MakeAnswers, sample: MakeSample) -> None:
     found = analyse(reference, sample(answers(EVEN_C, 2000, seed=1)), Thresholds(), resamplings=60)
-    for share in (*found.classes.values(), *found.groups.values()):
-        low, high = share.interval
-        assert low - 0.005 <= share.reference <= high + 0.005
+    shares = [*found.classes.values(), *found.groups.values()]
+    within = [share.interval[0] - 0.005 <= share.reference <= share.interval[1] + 0.005 for share in shares]
+    assert sum(within) >= len(shares) - 1  # intervals of 95 %
+    assert found.label_shift_interval[0] < 0.03
     assert (found.advice, found.accuracy.expected) == ("keep", pytest.approx(found.accuracy.reference, abs=0.01))
     assert all(check.passed for check in found.checks)
     assert found.drift is not None
@@ -39,7 +40,10 @@ def test_a_shift_is_recovered_and_the_prior_gains(
     estimated_C = np.array([found.shares[name] for name in NAMES])
     counted_C = np.array([found.classes[name].counted for name in NAMES])
     assert np.abs(estimated_C - true_C).mean() < min(0.012, np.abs(counted_C - true_C).mean())
-    covered = [share.interval[0] <= true <= share.interval[1] for share, true in zip(found.classes.values(), true_C)]  # noqa: B905
+    covered = [
+        share.interval[0] <= true <= share.interval[1]
+        for share, true in zip(found.classes.values(), true_C, strict=True)
+    ]
     assert sum(covered) >= len(NAMES) - 1
     assert found.accuracy.expected == pytest.approx((new.top1_N == new.label_N).mean(), abs=0.02)
     assert found.accuracy.gain_interval[0] > 0
@@ -96,16 +100,11 @@ def test_a_class_without_test_images_is_no_fault(answers: MakeAnswers, sample: M
     assert old.label_N is not None
     kept = np.flatnonzero(old.label_N != 5)
     arrays = (old.class_NK, old.log_probability_NK, old.embedding_Nd, old.label_N)
-    partial = Reference(sample_source(), Answers(*(array[kept] for array in arrays if array is not None)), None)
+    partial = Reference(SOURCE, Answers(*(array[kept] for array in arrays if array is not None)), None)
     found = analyse(partial, sample(answers(EVEN_C, 500, seed=9)), Thresholds(), resamplings=20)
     assert sum(found.shares.values()) == pytest.approx(1)
+    assert min(found.shares.values()) > 0  # else it could be no prior
     assert found.groups == {}
-
-
-def sample_source() -> object:
-    from tests.unit.monitoring.conftest import SOURCE
-
-    return SOURCE
 
 
 def test_shares_alone_are_those_of_the_whole(reference: Reference, answers: MakeAnswers, sample: MakeSample) -> None:
