@@ -1,0 +1,386 @@
+"""The life of a model: data that grow, models that follow each other, and what comes in after deployment.
+
+    python -m benchmarks.life [--only splits gate coverage shift champions queue] [--json]
+
+Embedded pictures as own images in three versions: few of nine classes; many of them; a class more and other shares of
+the classes, some pictures gone.
+
+images_moved_between_splits   pictures of a version that the next one has in another split, `prepare.previous` named
+                              (rows: moved_afresh without it, across: look-alikes in two splits)
+promotions_that_should        share of better models that the gate promotes: the first, more data, a class more
+promotions_that_should_not    others that it promotes: another seed of the champion, hardly trained ones
+coverage_min                  least share of 95 % intervals that hold the truth, over images per class and classes
+shift_error, counting_error   mean absolute error of the estimated class shares, and of counting predictions
+accuracy_gain_with_prior      points that the estimated shares as deployment prior add on the shifted pictures
+champions_after_20            versions that are told that they won when 20 promote at once
+queue_runs_lost               queued DVC experiments whose run the project's MLflow store does not have
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.report import device_name, emit
+from mdpr.artifacts import (
+    NO_HASH,
+    PICTURES_FILE,
+    SPLITS,
+    Promotion,
+    Split,
+    read_card,
+    read_json,
+    read_pictures,
+    read_promotion,
+    write_json,
+)
+from mdpr.artifacts import Pictures as PreparedPictures
+from mdpr.data.near_duplicates import NOTHING, nearest_within
+from mdpr.params import Params, load_params
+from mdpr.stages.stage import load_stage, run_stage
+
+PACKAGES = ("torch", "mlflow", "scipy")
+EMBEDDED = Path(__file__).resolve().parent.parent / "data" / "embedded"
+NEW_CLASS = "bag"
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 1.0, 0.2)  # of each class in the third version
+SHIFT = tuple(0.7**number for number in range(10))  # of the classes in deployment, most frequent first
+IMAGES = (1, 2, 3, 5, 10, 50)
+CLASSES = (10, 100, 1000)
+Row = dict[str, Any]
+Figures = dict[str, float]
+
+
+class Pictures:
+    """The embedded pictures, a folder per class as people have them."""
+
+    def __init__(self) -> None:
+        self.names = [item["name"] for item in read_json(EMBEDDED / "fashion-mnist" / "classes.json")["classes"]]
+        rows = pq.read_table(EMBEDDED / "fashion-mnist" / "pool.parquet").to_pylist()
+        self._of_class = [[row["image"]["bytes"] for row in rows if row["label"] == index] for index in range(10)]
+
+    def write(self, root: Path, counts: Mapping[str, int]) -> Path:
+        """CLASS/NNNN.png, the first so many of each class."""
+        for name, count in counts.items():
+            (root / name).mkdir(parents=True)
+            for number, data in enumerate(self._of_class[self.names.index(name)][:count]):
+                (root / name / f"{number:04}.png").write_bytes(data)
+        return root
+
+    def versions(self, few: int, many: int) -> list[dict[str, int]]:
+        """Images per class of the three versions."""
+        old = [name for name in self.names if name != NEW_CLASS]
+        last = {name: int(many * share) for name, share in zip(self.names, SHARES, strict=True)}
+        return [dict.fromkeys(old, few), dict.fromkeys(old, many), last]
+
+    def knowledge(self, file: Path, names: Sequence[str]) -> Path:
+        """The shipped sentences of these classes, numbered as their folders are."""
+        content = read_json(EMBEDDED / "knowledge" / "fashion-mnist.json")
+        of_name = {item["name"]: item for item in content["classes"]}
+        classes = [of_name[name] | {"index": index} for index, name in enumerate(sorted(names))]
+        for item in classes:
+            item["rival"] = item["rival"] if item["rival"] in names else next(n for n in names if n != item["name"])
+        write_json(file, content | {"classes": classes})
+        return file
+
+
+@dataclass
+class Life:
+    """Versions of a data set and of a model, in one folder with one MLflow store (mlflow.db in the working folder)."""
+
+    folder: Path
+    pictures: Pictures
+    policy: Path = EMBEDDED.parent.parent / "mlflow" / "promotion.yaml"
+    overrides: tuple[str, ...] = ()
+
+    def params(self, name: str, *overrides: str) -> Params:
+        root = EMBEDDED.parent.parent
+        return load_params(
+            root / "params.yaml",
+            [
+                "prepare.source=folder",
+                f"prepare.root={self.folder / name / 'images'}",
+                "prepare.profile=natural",
+                f"backbone.architecture={EMBEDDED / 'mdpr-tiny' / 'mdpr-tiny.json'}",
+                f"backbone.weights={EMBEDDED / 'mdpr-tiny' / 'mdpr-tiny.safetensors'}",
+                "backbone.device=cpu",
+                f"describe.path={self.folder / name / 'knowledge.json'}",
+                f"register.pyfunc={root / 'mlflow' / 'model.py'}",
+                f"promote.policy={self.policy}",
+                "tracking.system_metrics=false",
+                "evaluate.gallery_images=0",
+                "evaluate.ablations=false",
+                *self.overrides,
+                *overrides,
+            ],
+        )
+
+    def prepare(self, name: str, counts: Mapping[str, int], previous: str = "", *overrides: str) -> Path:
+        """Own images as prepared data; `previous` names an earlier version."""
+        if not (self.folder / name / "images").exists():
+            self.pictures.write(self.folder / name / "images", counts)
+            self.pictures.knowledge(self.folder / name / "knowledge.json", list(counts))
+        earlier = json.dumps(str(self.folder / previous / "prepared") if previous else "")
+        prepared = self.folder / name / "prepared"
+        params = self.params(name, f"prepare.previous={earlier}", *overrides)
+        run_stage(load_stage("prepare"), {"prepared": prepared}, params)
+        return prepared
+
+    def train(self, name: str, model: str = "", *overrides: str) -> Promotion:
+        """A model of a prepared version through every later stage; what belongs to the data is made once."""
+        params, shared = self.params(name, *overrides), self.folder / name
+        paths = {port: shared / port for port in ("prepared", "probe", "knowledge", "features")}
+        for stage, port in (("probe", "probe"), ("describe", "knowledge"), ("encode", "features")):
+            if not paths[port].exists():
+                run_stage(load_stage(stage), paths, params)
+        own = self.folder / (model or name)
+        paths |= {port: own / port for port in ("model", "evaluation", "scores")}
+        paths |= {port: own / f"{port}.json" for port in ("registration", "promotion")}
+        own.mkdir(exist_ok=True)
+        for stage in ("tune", "evaluate", "register", "promote"):
+            run_stage(load_stage(stage), paths, params)
+        return read_promotion(paths["promotion"])
+
+
+def moved(before: Path, after: Path) -> int:
+    """Pictures that the two prepared versions have in different splits."""
+    first, second = (
+        {image: name for name, of in _pictures(folder).items() for image in of.image_N.tolist()}
+        for folder in (before, after)
+    )
+    return sum(first[image] != second[image] for image in first.keys() & second.keys())
+
+
+def _pictures(prepared: Path) -> dict[Split, PreparedPictures]:
+    return read_pictures(prepared / PICTURES_FILE, str(prepared))
+
+
+def across(prepared: Path, bits: int) -> int:
+    """Pictures of validation and test that look like one of an earlier split."""
+    of = _pictures(prepared)
+    hashes = [of[name].hash_N[of[name].hash_N != NO_HASH] for name in SPLITS]
+    pairs = ((hashes[0], hashes[1]), (np.concatenate(hashes[:2]), hashes[2]))
+    return sum(int((nearest_within(known, asked, bits)[0] != NOTHING).sum()) for known, asked in pairs)
+
+
+def measure_splits(life: Life) -> tuple[Figures, list[Row]]:
+    """Three versions, each beside the one before: once with it named, once without."""
+    rows: list[Row] = []
+    earlier: list[Path] = []
+    for number, counts in enumerate(life.pictures.versions(120, 600), start=1):
+        name, before = f"splits-{number}", f"splits-{number - 1}" if number > 1 else ""
+        prepared = life.prepare(name, counts, before)
+        afresh = life.folder / f"afresh-{number}"
+        run_stage(load_stage("prepare"), {"prepared": afresh}, life.params(name))
+        card = read_card(prepared)
+        share = card.images["test"] / sum(card.images.values())
+        row: Row = {"version": number, "images": sum(card.images.values()), "test_share": 100 * share}
+        row |= {"groups": card.alike.groups if card.alike else 0, "largest": card.alike.largest if card.alike else 0}
+        row["moved"] = card.since.moved if card.since else 0
+        row["stayed"] = card.since.stayed if card.since else 0
+        row["moved_afresh"] = moved(earlier[-1], afresh) if earlier else 0
+        row["across"] = across(prepared, card.near_duplicate_bits)
+        assert row["moved"] == (moved(life.folder / before / "prepared", prepared) if before else 0)
+        rows.append(row)
+        earlier.append(afresh)
+    return {"images_moved_between_splits": sum(row["moved"] for row in rows)}, rows
+
+
+def measure_gate(life: Life) -> tuple[Figures, list[Row]]:
+    """Three versions are trained and judged; between them models that are no better."""
+    first, second, third = life.pictures.versions(20, 300)
+    life.prepare("first", first)
+    life.prepare("second", second, "first")
+    life.prepare("third", third, "second")
+    weak = ("tune.epochs=1", "tune.learning_rate=1e-6", "tune.min_learning_rate=1e-7")
+    steps: list[tuple[str, str, bool, tuple[str, ...]]] = [
+        ("first", "first model", True, ("tune.epochs=2",)),
+        ("second", "more data", True, ("tune.epochs=3",)),
+        ("second", "another seed", False, ("tune.epochs=3", "tune.seed=1")),
+        ("second", "hardly trained", False, weak),
+        ("third", "a class more", True, ("tune.epochs=3",)),
+        ("third", "another seed, a class more", False, ("tune.epochs=3", "tune.seed=1")),
+        ("third", "hardly trained, a class more", False, weak),
+    ]
+    rows: list[Row] = []
+    for number, (version, step, should, overrides) in enumerate(steps):
+        promotion = life.train(version, f"model-{number}", *overrides)
+        rows.append(
+            {
+                "step": step,
+                "should": should,
+                "promoted": promotion.decision == "promoted",
+                "champion": str(promotion.champion_after),
+                "reason": promotion.reason,
+            }
+        )
+    better = [row["promoted"] for row in rows if row["should"]]
+    others = [row["promoted"] for row in rows if not row["should"]]
+    return {"promotions_that_should": sum(better) / len(better), "promotions_that_should_not": sum(others)}, rows
+
+
+def measure_coverage(_: Life, tries: int = 2000) -> tuple[Figures, list[Row]]:
+    """Intervals of class-balanced accuracies and of paired differences, on simulated test sets."""
+    from mdpr.evaluation.uncertainty import effective_shares
+
+    rows: list[Row] = []
+    for classes in CLASSES:
+        for images in IMAGES:
+            rng = np.random.default_rng(images * classes)
+            count = tries if classes < 1000 else tries // 5
+            draws: dict[str, tuple[np.ndarray, tuple[int, ...], float]] = {}
+            for name, chance_C in {"alike": np.full(classes, 0.5), "mixed": rng.beta(2, 0.7, classes)}.items():
+                right = rng.binomial(images, chance_C, (count, classes))
+                draws[name] = (np.stack([right, images - right], axis=-1), (1, 0), float(chance_C.mean()))
+            outcomes = rng.multinomial(images, [0.1, 0.05, 0.85], (count, classes))
+            draws["difference"] = (outcomes, (1, -1, 0), 0.05)
+            row: Row = {"classes": classes, "images": images}
+            for name, (drawn, values, truth) in draws.items():
+                shares = [effective_shares(item, values, {"all": range(classes)})["all"] for item in drawn]
+                bounds = [share.bounds(0.025) for share in shares]
+                row[name] = sum(low <= truth <= high for low, high in bounds) / count
+            rows.append(row)
+    return {"coverage_min": min(row[name] for row in rows for name in ("alike", "mixed", "difference"))}, rows
+
+
+def measure_shift(life: Life, images: int = 3000) -> tuple[Figures, list[Row]]:
+    """A model of ten classes, judged by its own small test set, on pictures whose classes have other shares."""
+    import torch
+
+    from mdpr.artifacts import read_images, write_images
+    from mdpr.artifacts.prediction_log import Answers
+    from mdpr.images.loading import ImageTable, eval_transform, make_loader
+    from mdpr.model.inference import Classifier
+    from mdpr.monitoring.reading import read_reference
+    from mdpr.monitoring.recording import take_answers
+    from mdpr.monitoring.shift import calibrate, estimate_label_shares
+
+    folder = life.folder / "shifted"
+    if not folder.exists():
+        counts = dict.fromkeys(life.pictures.names, 150)
+        life.prepare("shifted", counts)
+        life.train("shifted", "", "tune.epochs=2", "tracking.model_name=shifted")
+    classifier = Classifier.load(folder / "model", folder / "features")
+    look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
+    test = life.folder / "test.parquet"
+    rows = pq.read_table(EMBEDDED / "fashion-mnist" / "test.parquet").to_pylist()
+    index_of = {life.pictures.names.index(name): index for index, name in enumerate(classifier.class_names)}
+    labels = [index_of[row["label"]] for row in rows]
+    write_images(test, [row["image"]["bytes"] for row in rows], [""] * len(rows), labels)
+    with torch.inference_mode():
+        table = ImageTable(read_images(test), look)
+        found = Answers.join(
+            [take_answers(classifier(image_B3HW), embeddings=False) for image_B3HW, _ in make_loader(table, 256)]
+        )
+    reference = read_reference(folder / "evaluation")
+    prior_C = np.exp(calibrate(reference).log_prior_C)
+    results: list[Row] = []
+    orders = {"falling": range(10), "rising": range(9, -1, -1), "mixed": np.random.default_rng(0).permutation(10)}
+    for seed, (name, order) in enumerate(orders.items()):
+        rng = np.random.default_rng(seed)
+        share_C = np.array(SHIFT)[list(order)]
+        share_C = share_C / share_C.sum()
+        weight_N = share_C[table.labels_N]
+        rows_n = rng.choice(len(table.labels_N), images, p=weight_N / weight_N.sum())
+        label_n = table.labels_N[rows_n]
+        answers = Answers(found.class_NK[rows_n], found.log_probability_NK[rows_n])
+        true_C = np.bincount(label_n, minlength=10) / images
+        estimated_C = estimate_label_shares(reference, answers)
+        counted_C = np.bincount(answers.top1_N, minlength=10) / images
+        adjusted = answers.log_probability_NK + (np.log(estimated_C) - np.log(prior_C))[answers.class_NK]
+        with_prior = np.take_along_axis(answers.class_NK, adjusted.argmax(axis=1)[:, None], axis=1)[:, 0]
+        plain = 100 * float((answers.top1_N == label_n).mean())
+        results.append(
+            {
+                "shares": name,
+                "shift_error": float(np.abs(estimated_C - true_C).mean()),
+                "counting_error": float(np.abs(counted_C - true_C).mean()),
+                "accuracy": plain,
+                "with_prior": 100 * float((with_prior == label_n).mean()),
+            }
+        )
+    figures = {name: float(np.mean([row[name] for row in results])) for name in ("shift_error", "counting_error")}
+    figures["accuracy_gain_with_prior"] = float(np.mean([row["with_prior"] - row["accuracy"] for row in results]))
+    return figures, results
+
+
+def measure_champions(life: Life) -> tuple[Figures, list[Row]]:
+    """Twenty processes promote their own version at the same moment."""
+    from benchmarks.serving_crowd import count_winners
+
+    folder = life.folder / "crowd"
+    folder.mkdir()
+    winners = count_winners(folder, 20)
+    return {"champions_after_20": winners}, [{"promoters": 20, "winners": winners}]
+
+
+def measure_queue(life: Life) -> tuple[Figures, list[Row]]:
+    """Two queued experiments in a project that `mdpr init` made."""
+    from benchmarks.queued import queue_runs_lost
+
+    project = life.folder / "project"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
+
+    def run(*command: str, cwd: Path = project) -> None:
+        subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
+
+    run(sys.executable, "-m", "mdpr", "init", str(project), "--recipe", "fashion-mnist-lt", cwd=life.folder)
+    small = ("prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10")
+    settings = [*small, "tune.epochs=1", "evaluate.gallery_images=0", "evaluate.ablations=false"]
+    run(sys.executable, "-m", "dvc", "exp", "run", *(f"--set-param={pair}" for pair in settings))
+    run("git", "add", "--all")
+    run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "first")
+    lost = queue_runs_lost(project, ["tune.seed=1", "tune.seed=2"], environment)
+    return {"queue_runs_lost": lost}, [{"queued": 2, "lost": lost}]
+
+
+SECTIONS: dict[str, Callable[[Life], tuple[Figures, list[Row]]]] = {
+    "splits": measure_splits,
+    "gate": measure_gate,
+    "coverage": measure_coverage,
+    "shift": measure_shift,
+    "champions": measure_champions,
+    "queue": measure_queue,
+}
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards, with an MLflow store of its own."""
+    with tempfile.TemporaryDirectory() as name, chdir(Path(name)):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(name) / 'mlflow.db'}"
+        yield Path(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="parts to measure")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    figures: Figures = {}
+    rows: list[Row] = []
+    with working_folder() as folder:
+        life = Life(folder, Pictures())
+        for name in arguments.only:
+            found, made = SECTIONS[name](life)
+            figures |= found
+            rows += [{"section": name, **row} for row in made]
+    shown = [{"figure": name, "value": float(value)} for name, value in figures.items()]
+    emit("life", device_name(), PACKAGES, figures, rows, arguments.json, shown)
+
+
+if __name__ == "__main__":
+    main()
