@@ -127,7 +127,9 @@ def main() -> None:
     chosen, figures = sections(parsed.stages, parsed.signals), dict[str, float]()
     with Project.copied() as project:
         for name in parsed.only:
-            for figure, value in chosen[name](project, parsed.seed).items():
+            found = chosen[name](project, parsed.seed)
+            tell("%s: %s", name, dict(found))
+            for figure, value in found.items():
                 figures[figure] = figures.get(figure, 0) + value
     emit("faults", device_name(), PACKAGES, figures, [figures], parsed.json)
 

@@ -157,6 +157,8 @@ def chain(folder: Path, names: Sequence[str]) -> Iterator[str]:
         yield from _printed(stage, [stage, *ports, *settings], folder)
     for command in ("summary", "report render", "registry list"):
         yield from _printed(command, [*command.split(), *settings], folder)
+    predict = ["predict", "images", "--model", "data/model", "--top-k", "3", "--out", "data/predictions.csv"]
+    yield from _printed("predict", predict, folder)
     shutil.copytree(data / "evaluation", data / "again")
     yield from _printed("compare", ["compare", "data/evaluation", "data/again"], folder)
     _plots(folder)

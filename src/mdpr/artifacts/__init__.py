@@ -31,7 +31,16 @@ from mdpr.artifacts.evaluated import (
     read_table,
     write_predictions,
 )
-from mdpr.artifacts.formats import Format, class_digest, read_json, sha256, write_csv, write_json
+from mdpr.artifacts.formats import (
+    Format,
+    class_digest,
+    escape_cell,
+    read_json,
+    sha256,
+    unescape_cell,
+    write_csv,
+    write_json,
+)
 from mdpr.artifacts.image_tables import (
     ImageFile,
     ImageRecord,
@@ -145,6 +154,7 @@ __all__ = [
     "class_digest",
     "data_digests",
     "display_names",
+    "escape_cell",
     "image_batches",
     "image_digest",
     "image_digests",
@@ -178,6 +188,7 @@ __all__ = [
     "read_unfinished",
     "sha256",
     "tuned_digest",
+    "unescape_cell",
     "who_wrote",
     "write_classes",
     "write_csv",

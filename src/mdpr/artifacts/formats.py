@@ -58,7 +58,7 @@ def parse(path: Path, model: type[FormatT], content: Any, error_type: type[Excep
 
 def write_csv(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
     """`table` as CSV without its index. No text in it is a formula or ends a script; `read_csv` gives it as it was."""
-    table.apply(_each_text, change=_escaped).to_csv(path, index=False, float_format=float_format)
+    table.apply(_each_text, change=escape_cell).to_csv(path, index=False, float_format=float_format)
 
 
 def read_csv(path: Path, stage: str, columns: Mapping[str, type], *, may_be_empty: bool = False) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def read_csv(path: Path, stage: str, columns: Mapping[str, type], *, may_be_empt
         column = table[name]
         if kind is not str and not table.empty and not _is_of(column, kind):
             raise ArtifactError(f"{path}: {name} must hold numbers: run {stage} again")
-    return table.apply(_each_text, change=_unescaped)
+    return table.apply(_each_text, change=unescape_cell)
 
 
 def _each_text(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
@@ -96,11 +96,13 @@ def _each_text(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
     return column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
 
 
-def _escaped(cell: str) -> str:
+def escape_cell(cell: str) -> str:
+    """`cell` for a CSV table: no formula for a spreadsheet, no end of a script."""
     return re.sub(rf"^{FORMULA}", r"'\1", re.sub(rf"(?<=<){MARKUP}", r"\\\1", cell))
 
 
-def _unescaped(cell: str) -> str:
+def unescape_cell(cell: str) -> str:
+    """The text that `escape_cell` was given."""
     return re.sub(rf"^'{FORMULA}", r"\1", re.sub(rf"(?<=<)\\{MARKUP}", r"\1", cell))
 
 

@@ -108,6 +108,7 @@ def predict(
 
     Example: mdpr predict photos/ --model models:/mdpr@champion --top-k 3 --out predictions.csv
     """
+    from mdpr.artifacts import escape_cell
     from mdpr.errors import DataError
     from mdpr.mlops.store import connect
     from mdpr.model.deployment_prior import read_prior
@@ -135,7 +136,7 @@ def predict(
         for start in track(starts, "images, in batches"):
             for row in _rows(classifier, paths[start : start + BATCH_IMAGES], top_k, routing):
                 bad += "error" in row
-                writer.writerow(row)
+                writer.writerow({name: escape_cell(str(cell)) for name, cell in row.items()})
         if bad == len(paths):
             raise DataError(f"none of the {bad} images could be read; the first: {row['error']}")
     where = "" if str(out) == "-" else f", written to {out}"
@@ -175,6 +176,7 @@ def _paths(name: str) -> list[Path]:
 
 
 def _listed(table: Path) -> list[Path]:
+    from mdpr.artifacts import unescape_cell
     from mdpr.errors import DataError
 
     try:
@@ -184,7 +186,7 @@ def _listed(table: Path) -> list[Path]:
         raise DataError(f"{table} cannot be read as CSV: {error}") from None
     if rows and "path" not in rows[0]:
         raise DataError(f"{table} has no column path")
-    return [table.parent / row["path"] for row in rows]
+    return [table.parent / unescape_cell(row["path"]) for row in rows]
 
 
 def _columns(top_k: int, routing: bool) -> list[str]:
