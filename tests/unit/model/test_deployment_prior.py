@@ -59,6 +59,7 @@ def test_the_change_is_bayes_rule() -> None:
         ({"base_loss": "logit_adjusted", "loss": {"tau": 0.5}}, 0.5),
         ({"base_loss": "balanced_softmax"}, 0),
         ({"base_loss": "ce", "sampling": "class_balanced"}, 0),
+        ({"base_loss": "ce", "fusion": "gla"}, 0),
     ],
 )
 def test_what_a_model_assumes_follows_from_its_loss(
