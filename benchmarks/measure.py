@@ -24,8 +24,16 @@ class Cost:
     peak_mib: float
 
 
-def compare(calls: Mapping[str, Callable[[], object]], device: str, repeats: int) -> dict[str, Cost]:
-    """Every call once to warm up and once for its memory, then `repeats` rounds, all calls in turn in each round."""
+Clock = Callable[[], float]
+
+
+def compare(
+    calls: Mapping[str, Callable[[], object]], device: str, repeats: int, clock: Clock = time.perf_counter
+) -> dict[str, Cost]:
+    """Every call once to warm up and once for its memory, then `repeats` rounds, all calls in turn in each round.
+
+    `time.process_time` as the clock is fair on a machine that does other things too, with one thread on the CPU.
+    """
     peaks = {}
     for name, call in calls.items():
         call()
@@ -33,18 +41,18 @@ def compare(calls: Mapping[str, Callable[[], object]], device: str, repeats: int
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            seconds[name].append(timed(call, device))
+            seconds[name].append(timed(call, device, clock))
     return {name: Cost(statistics.median(seconds[name]), peaks[name]) for name in calls}
 
 
-def timed(call: Callable[[], object], device: str) -> float:
+def timed(call: Callable[[], object], device: str, clock: Clock = time.perf_counter) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = clock()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def peak_mib(call: Callable[[], object], device: str) -> float:

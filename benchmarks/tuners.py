@@ -5,8 +5,8 @@
 Prompt tuners keep the text head; adapters, and `none`, get the cosine head (`tune.head`). All other settings are
 the set's recipe. Every seed cuts its own long tail and trains its own models, each selected on validation and scored
 once on the test set; accuracy is in points, the class-balanced mean. parameters are the learned numbers,
-step_over_tower a training step's seconds over those of the image tower's own forward and backward pass, with its
-prompts or adapters.
+step_over_tower a training step's processor seconds over those of the image tower's own forward and backward pass, with
+its prompts or adapters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -110,7 +111,7 @@ def step_over_tower(ground: Ground, model: MDPR) -> float:
         if features_Bd.requires_grad:
             features_Bd.sum().backward()
 
-    costs = compare({"step": step, "tower": tower}, "cpu", STEPS)
+    costs = compare({"step": step, "tower": tower}, "cpu", STEPS, time.process_time)
     return costs["step"].seconds / costs["tower"].seconds
 
 

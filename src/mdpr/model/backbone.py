@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mdpr.artifacts import Features, Knowledge, check_digest, check_finite, read_tensors, write_tensors
 from mdpr.errors import ArtifactError, BackboneError
-from mdpr.model.towers import prompted_image_features
+from mdpr.model.towers import image_features
 from mdpr.params import BackboneParams
 
 
@@ -165,9 +165,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """Unit-length features (B, d), float32, of the frozen tower."""
-        if isinstance(self.clip.visual, VisionTransformer):  # the same, without what the tower computes and drops
-            return prompted_image_features(self.clip.visual, image_B3HW)
-        return F.normalize(self.clip.encode_image(image_B3HW).float(), dim=-1)
+        return image_features(self.clip.visual, image_B3HW)
 
 
 def encode_knowledge(

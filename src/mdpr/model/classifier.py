@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mdpr.artifacts import Features, Probe
@@ -16,7 +15,7 @@ from mdpr.errors import ArtifactError
 from mdpr.model.backbone import LOGIT_SCALE_MAX, Backbone
 from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
 from mdpr.model.routing import ROUTERS, Router, RouterTable
-from mdpr.model.towers import PromptedText, class_tokens, prompted_image_features
+from mdpr.model.towers import PromptedText, class_tokens, image_features, prompted_image_features
 from mdpr.model.tuners import Prompts, build_tuner, linear_map
 from mdpr.params import TuneParams
 
@@ -29,12 +28,12 @@ class Constants:
 
     text_Cd   unit-length class features of the base branch
     table     of the router, if there is one
-    visual    the image tower with merged adapters, if they can be merged; never while training
+    visual    the image tower with what it learned in its weights, if that can be merged; never while training
     """
 
     text_Cd: Tensor
     table: RouterTable | None
-    visual: VisionTransformer | None = None
+    visual: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -145,15 +144,18 @@ class MDPR(nn.Module):
         else:
             text_Cd = self._text_features(self.prompted_text, prompts.text, self._checkpoints())
         table = self.router.table(self.sentences_CVd) if self.router is not None else None
-        merges = bool(prompts.adapters) and not torch.is_grad_enabled()
-        return Constants(text_Cd, table, self.tuner.merged(self.backbone.visual) if merges else None)
+        return Constants(
+            text_Cd, table, None if torch.is_grad_enabled() else self.tuner.merged(self.backbone.clip.visual)
+        )
 
     def forward(self, image_B3HW: Tensor, label_B: Tensor | None = None, constants: Constants | None = None) -> Outputs:
         """Both branches of a batch. `label_B` adds what the losses need; `constants` are computed if not given."""
         prompts = self.tuner()
         constants = constants or self.constants(prompts)
         if constants.visual is not None:
-            image_Bd = prompted_image_features(constants.visual, image_B3HW)
+            image_Bd = image_features(constants.visual, image_B3HW)
+        elif prompts.updates:
+            image_Bd = image_features(self.backbone.clip.visual, image_B3HW, prompts.updates)
         elif prompts.change_images:
             image_Bd = self._image_features(
                 self.backbone.visual, image_B3HW, prompts.visual, self._checkpoints(), prompts.adapters

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer, text_global_pool
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from mdpr.errors import BackboneError
@@ -197,28 +198,47 @@ def _pooled_tokens(visual: VisionTransformer) -> int | None:
     return 1 if visual.pool_type == "tok" and visual.attn_pool is None else None
 
 
-def merged_tower(visual: VisionTransformer, adapters: Sequence[BlockAdapter]) -> VisionTransformer:
+@torch.no_grad()
+def merged_tower(visual: VisionTransformer, adapters: Sequence[BlockAdapter]) -> nn.Module:
     """The tower with the adapters' changes in its own weights: it costs what the stock one costs.
 
     Weights that do not change are shared with `visual`. No adapter may be parallel.
     """
-    changed = {
-        id(tensor)
-        for block, adapter in zip(visual.transformer.resblocks, adapters, strict=True)
-        for name, pair in affine_maps(block).items()
-        if name in adapter.changes
-        for tensor in pair
-    }
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in visual.parameters() if id(tensor) not in changed}
-    tower = copy.deepcopy(visual, shared)
-    with torch.no_grad():
-        for block, adapter in zip(tower.transformer.resblocks, adapters, strict=True):
-            maps = affine_maps(block)
-            for name, change in adapter.changes.items():
-                assert isinstance(change, MapChange)
-                for old, new in zip(maps[name], change.merge(*maps[name]), strict=True):
-                    old.copy_(new)
-    return tower
+    names = {id(tensor): name for name, tensor in visual.named_parameters()}
+    weights: dict[str, Tensor] = {}
+    for block, adapter in zip(visual.transformer.resblocks, adapters, strict=True):
+        maps = affine_maps(block)
+        for name, change in adapter.changes.items():
+            assert isinstance(change, MapChange)
+            for old, new in zip(maps[name], change.merge(*maps[name]), strict=True):
+                weights[names[id(old)]] = new
+    return with_weights(visual, weights)
+
+
+@torch.no_grad()
+def with_weights(tower: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `tower` with other weights under these names; it shares all others with `tower`."""
+    shared: dict[int, Any] = {id(value): value for name, value in tower.named_parameters() if name not in weights}
+    changed = copy.deepcopy(tower, shared)
+    for name, value in weights.items():
+        changed.get_parameter(name).copy_(value)
+    return changed
+
+
+def updated_weights(tower: nn.Module, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of `tower` under these names, plus the updates."""
+    return {name: tower.get_parameter(name) + update for name, update in updates.items()}
+
+
+def image_features(tower: nn.Module, image_B3HW: Tensor, updates: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Unit-length features (B, d), float32, of a tower of any kind, without prompts.
+
+    `updates` are added to the weights under their names; a tower that takes prompts has none.
+    """
+    if isinstance(tower, VisionTransformer) and not updates:  # the same, without what the tower computes and drops
+        return prompted_image_features(tower, image_B3HW)
+    features_Bd = functional_call(tower, updated_weights(tower, updates or {}), (image_B3HW,))
+    return F.normalize(features_Bd.float(), dim=-1)
 
 
 TextPath = Literal["prefix", "crop", "full"]

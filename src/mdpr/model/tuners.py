@@ -11,7 +11,8 @@ maple        both, the visual tokens a linear map of the text tokens at each dep
 Changes of every block of the image tower, which start without effect:
 
 adaptformer  a narrow MLP beside the block's own (Chen et al., NeurIPS 2022)
-lora         low-rank updates of query and value (Hu et al., ICLR 2022)
+lora         low-rank updates of query and value (Hu et al., ICLR 2022); in a tower that is not open_clip's own vision
+             transformer (ResNet, timm), of every linear layer
 ssf          scale and shift of what every affine map gives (Lian et al., NeurIPS 2022)
 bitfit       the biases of every affine map (Ben Zaken et al., ACL 2022)
 
@@ -22,8 +23,8 @@ Shapes: n tokens at a layer, w width of the tower, r rank or width of an adapter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -33,7 +34,15 @@ from torch import Tensor, nn
 
 from mdpr.errors import BackboneError, ConfigError
 from mdpr.model.backbone import Backbone
-from mdpr.model.towers import BlockAdapter, MapChange, affine_maps, is_plain, merged_tower
+from mdpr.model.towers import (
+    BlockAdapter,
+    MapChange,
+    affine_maps,
+    is_plain,
+    merged_tower,
+    updated_weights,
+    with_weights,
+)
 from mdpr.params import TuneParams
 
 INIT_STD = 0.02  # of random tokens, as in CoOp and MaPLe; of linear maps in the published code
@@ -42,46 +51,61 @@ PUBLISHED_DEEP_STD = 0.01  # of the tokens below the first layer
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokens for each layer of each tower, and changes of the image tower's blocks; empty where nothing is learned.
+    """Tokens for each layer of each tower, and changes of the image tower; empty where nothing is learned.
 
-    Tokens have the shape (n, w) of their tower; with a context per class, text tokens are (C, n, w).
+    text, visual  tokens (n, w) of their tower; with a context per class, text tokens are (C, n, w)
+    adapters      one per block of the image tower
+    updates       what is added to weights of an image tower of another kind, by their names
     """
 
     text: tuple[Tensor, ...] = ()
     visual: tuple[Tensor, ...] = ()
     adapters: tuple[BlockAdapter, ...] = ()
+    updates: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def change_images(self) -> bool:
         """Whether image features are others than those of the frozen tower."""
-        return bool(self.visual or self.adapters)
+        return bool(self.visual or self.adapters or self.updates)
 
 
 class Tuner(nn.Module):
     """Learned tokens of both towers and adapters of the image tower; `forward` gives them as `Prompts`."""
 
     def __init__(
-        self, text: nn.Module | None = None, visual: nn.Module | None = None, adapters: Sequence[BlockAdapter] = ()
+        self,
+        text: nn.Module | None = None,
+        visual: nn.Module | None = None,
+        adapters: Sequence[BlockAdapter] = (),
+        linear: LinearUpdates | None = None,
     ) -> None:
         super().__init__()
         self.text = text
         self.visual = visual
         self.adapters = nn.ModuleList(adapters)
+        self.linear = linear
 
     def forward(self) -> Prompts:
         text = self.text() if self.text is not None else ()
         visual = self.visual() if self.visual is not None else ()
-        return Prompts(tuple(text), tuple(visual), self.block_adapters)
+        updates = self.linear() if self.linear is not None else {}
+        return Prompts(tuple(text), tuple(visual), self.block_adapters, updates)
 
     @property
     def block_adapters(self) -> tuple[BlockAdapter, ...]:
         """One per block of the image tower, or none."""
         return tuple(adapter for adapter in self.adapters if isinstance(adapter, BlockAdapter))
 
-    def merged(self, visual: VisionTransformer) -> VisionTransformer | None:
-        """The image tower with the adapters in its weights; None if there are none, or if they cannot be merged."""
+    def merged(self, visual: nn.Module) -> nn.Module | None:
+        """The image tower with what is learned in its weights; None if that is nothing, or cannot be merged."""
+        if self.linear is not None:
+            return with_weights(visual, updated_weights(visual, self.linear()))
         adapters = self.block_adapters
-        if not adapters or any(adapter.parallel is not None for adapter in adapters):
+        if (
+            not isinstance(visual, VisionTransformer)
+            or not adapters
+            or any(adapter.parallel is not None for adapter in adapters)
+        ):
             return None
         return merged_tower(visual, adapters)
 
@@ -178,6 +202,19 @@ class LowRank(MapChange):
         return merged, bias
 
 
+class LinearUpdates(nn.Module):
+    """up down for the weight of every linear layer of a tower, by the weight's name in it."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], rank: int) -> None:
+        super().__init__()
+        self.names = tuple(shapes)
+        self.down = nn.ParameterList(torch.empty(rank, i).uniform_(-1, 1) / math.sqrt(i) for _, i in shapes.values())
+        self.up = nn.ParameterList(torch.zeros(o, rank) for o, _ in shapes.values())
+
+    def forward(self) -> dict[str, Tensor]:
+        return {name: up @ down for name, up, down in zip(self.names, self.up, self.down, strict=True)}
+
+
 class Bottleneck(nn.Module):
     """scale * up relu(down norm x): a narrow MLP on the residual stream, with a norm of its own."""
 
@@ -234,8 +271,22 @@ def _adaptformer(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
 
 
 def _lora(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
+    if not isinstance(backbone.clip.visual, VisionTransformer):
+        return _linear_lora(backbone, params, classes)
     rank, width = adapter_width(backbone, params, classes), backbone.visual.transformer.width
     return _adapted(backbone, lambda block: BlockAdapter({"in_proj": LowRank(width, rank)}))
+
+
+def _linear_lora(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
+    tower = backbone.clip.visual
+    shapes = {f"{name}.weight": it.weight.shape for name, it in tower.named_modules() if isinstance(it, nn.Linear)}
+    if not shapes:
+        raise BackboneError(
+            f"{backbone.architecture} has a {type(tower).__name__} image tower without linear layers, which takes no "
+            "low-rank updates: use tune.prompting = none with tune.head = cosine"
+        )
+    narrowest = min(min(shape) for shape in shapes.values())
+    return Tuner(linear=LinearUpdates(shapes, _bounded_width(backbone, params, classes, len(shapes), narrowest)))
 
 
 def _ssf(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
@@ -270,12 +321,13 @@ def adapter_width(backbone: Backbone, params: TuneParams, classes: int) -> int:
     Source: Shi et al., Long-Tail Learning with Foundation Model (LIFT), ICML 2024.
     """
     transformer = backbone.visual.transformer
-    ratio = classes / (2 * len(transformer.resblocks))
-    width = params.adapter_width or 2 ** max(0, math.floor(math.log2(ratio)))
-    if width > transformer.width:
-        raise BackboneError(
-            f"tune.adapter_width = {width}: the image tower of {backbone.architecture} is {transformer.width} wide"
-        )
+    return _bounded_width(backbone, params, classes, len(transformer.resblocks), transformer.width)
+
+
+def _bounded_width(backbone: Backbone, params: TuneParams, classes: int, layers: int, most: int) -> int:
+    width = params.adapter_width or 2 ** max(0, math.floor(math.log2(classes / (2 * layers))))
+    if width > most:
+        raise BackboneError(f"tune.adapter_width = {width}: the image tower of {backbone.architecture} is {most} wide")
     return width
 
 

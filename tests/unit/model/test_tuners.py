@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -19,7 +20,7 @@ from mdpr.artifacts import read_classes, read_features, read_probe
 from mdpr.errors import ArtifactError, BackboneError, ConfigError
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.model.towers import prompted_image_features, run_block
+from mdpr.model.towers import image_features, prompted_image_features, run_block
 from mdpr.model.tuners import TUNERS, Tuner, build_tuner
 from mdpr.params import Params, TuneParams, parse_params
 from mdpr.params.tuning import PUBLISHED
@@ -54,6 +55,7 @@ class Frozen:
                 if parameter.dim() <= 1:
                     parameter.add_(torch.randn_like(parameter) * 0.3)
         self.visual: VisionTransformer = tower.double().eval().requires_grad_(False)
+        self.clip = SimpleNamespace(visual=self.visual)
 
 
 def adapted(name: str, prompting: str, **settings: Any) -> tuple[VisionTransformer, Tuner]:
@@ -68,8 +70,8 @@ def learn(tuner: Tuner) -> None:
             parameter.add_(0.2 * torch.randn_like(parameter))
 
 
-def images() -> Tensor:
-    return torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def images(size: int = 32) -> Tensor:
+    return torch.randn(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -150,7 +152,7 @@ def test_a_width_beyond_the_tower_is_refused_with_both_numbers(prompting: str) -
         adapted("plain", prompting, adapter_width=33)
 
 
-@pytest.mark.parametrize("prompting", ADAPTERS)
+@pytest.mark.parametrize("prompting", ["adaptformer", "ssf", "bitfit", "vpt"])
 def test_towers_of_other_blocks_and_kinds_say_so(prompting: str) -> None:
     clip = open_clip.create_model("RN50", force_custom_text=True)
     resnet = Backbone(clip, "RN50", open_clip.get_tokenizer("RN50"))
@@ -163,6 +165,39 @@ def test_blocks_that_are_not_plain_say_so() -> None:
     frozen.visual = _build_vision_tower(16, CLIPVisionCfg(**VISION, qk_norm=True), quick_gelu=False)
     with pytest.raises(BackboneError, match="small has an image tower of CustomResidualAttentionBlock, which takes no"):
         build_tuner(frozen, TuneParams(prompting="ssf"), 10)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm"])
+def test_lora_updates_the_linear_layers_of_other_towers(kind: str) -> None:
+    """The stock tower at the start, the same function once merged, and the frozen tower stays as it is."""
+    if kind == "timm":
+        pytest.importorskip("timm")
+        tower = _build_vision_tower(
+            16, CLIPVisionCfg(image_size=224, timm_model_name="vit_tiny_patch16_224", timm_proj="linear"), False
+        )
+    else:
+        tower = _build_vision_tower(
+            16, CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, image_size=32, head_width=8), False
+        )
+    image_B3HW = images(224 if kind == "timm" else 32)
+    tower = tower.double().eval().requires_grad_(False)
+    frozen: Any = SimpleNamespace(architecture="other", clip=SimpleNamespace(visual=tower))
+    tuner = build_tuner(frozen, TuneParams(prompting="lora", adapter_width=2), 10).double()
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    stock = F.normalize(tower(image_B3HW), dim=-1)
+    start = image_features(tower, image_B3HW, tuner().updates)
+    torch.testing.assert_close(start, stock, rtol=0, atol=1e-12)
+    (start * torch.randn_like(start)).sum().backward()
+    assert all(value.grad is not None for value in tuner.parameters())
+    learn(tuner)
+    changed = image_features(tower, image_B3HW, tuner().updates)
+    assert (changed - stock).abs().max() > 1e-3
+    merged = tuner.merged(tower)
+    assert merged is not None
+    torch.testing.assert_close(image_features(merged, image_B3HW), changed, rtol=0, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+    with pytest.raises(BackboneError, match=r"tune\.adapter_width = 5000: the image tower of other is \d+ wide"):
+        build_tuner(frozen, TuneParams(prompting="lora", adapter_width=5000), 10)
 
 
 def test_a_cosine_head_needs_no_tokens_so_a_resnet_takes_it() -> None:
