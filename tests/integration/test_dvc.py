@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -97,6 +98,19 @@ def test_a_fresh_clone_ends_with_a_champion(clone: Path, run: Run) -> None:
     ran = stages_run(output)
     assert sorted(ran) == sorted(STAGES)
     assert ran.index("validate") < ran.index("probe")
+    for made in (
+        "prepared",
+        "validated",
+        "probed",
+        "described",
+        "encoded",
+        "tuned",
+        "evaluated",
+        "registered",
+        "promoted",
+    ):
+        assert f"\n{made}: " in output
+    assert re.search(r"\nprepared: 10 classes, [\d,]+ / 200 / [\d,]+ images, \d+ few-shot\n", output)
     assert champion(clone) == ("mdpr", "1")
     metrics = json.loads((clone / "data/evaluation/metrics.json").read_text())
     assert 0.5 < metrics["fused"]["all"] <= 1

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mdpr.commands.stage import stage_command
 from mdpr.params import DIMENSIONS
 from mdpr.stages.stage import STAGES, load_stage
 
@@ -35,6 +37,15 @@ def test_a_stages_help_explains_ports_and_settings(tmp_path: Path) -> None:
     assert "--base-loss ce|logit_adjusted|" in done.stdout
     assert "loss of the base branch [default: 'logit_adjusted']" in " ".join(done.stdout.split())
     assert "Settings in `backbone`" in done.stdout
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stages_help_ends_with_a_command_to_copy(name: str) -> None:
+    text = CliRunner().invoke(stage_command(load_stage(name)), ["--help"], max_content_width=110).output
+    example = text.partition("Example:")[2].replace("\\\n", " ").split()
+    assert example[:2] == ["mdpr", name]
+    assert [word for word in example if word.startswith("--")] == [f"--{port}" for port in load_stage(name).ports]
+    assert max(map(len, text.partition("Example:")[2].splitlines())) <= 100
 
 
 def test_a_plain_setting_is_an_option(tmp_path: Path) -> None:

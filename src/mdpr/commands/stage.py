@@ -18,6 +18,7 @@ from mdpr.params.describing import PREPARED, DescribeParams
 from mdpr.params.section import suggest
 from mdpr.stages.stage import MEMORY_MB, STAGES, Stage, run_otherwise, run_stage
 
+EXAMPLE_WIDTH = 90
 DVC_STAGE = "DVC_STAGE"  # environment variable that DVC sets for what it runs
 
 
@@ -77,6 +78,7 @@ def stage_command(stage: Stage) -> click.Command:
         [f"\b\n{_describe_section(name, field.annotation, field.description)}" for name, field in groups.items()]
         + [f"\b\n{_describe_section(name, SECTIONS[name])}" for name in stage.sections.values() if name != stage.name]
         + ["Memory on the embedded data: {:,} MB resident, {:,} MB of address space.".format(*MEMORY_MB[stage.name])]
+        + [f"\b\nExample:\n{_example(stage)}"]
     )
     options = [*_port_options(stage), *_common_options(), *_flags(stage), *_setting_options(own)]
     return StageCommand(stage, name=stage.name, callback=run, params=options, help=STAGES[stage.name], epilog=epilog)
@@ -89,6 +91,19 @@ def _check_dependency(describe: DescribeParams) -> None:
             f"describe.path = {describe.path} does not exist, and dvc.yaml makes it a dependency: set it to "
             f"{PREPARED}, since provider = {describe.provider} reads no file"
         )
+
+
+def _example(stage: Stage) -> str:
+    """The command on the paths of dvc.yaml, over as many lines as it needs."""
+    places = {"registration": "data/registration.json", "promotion": "data/promotion.json", "scores": "scores"}
+    words = [f"mdpr {stage.name}", *(f"--{port} {places.get(port, f'data/{port}')}" for port in stage.ports)]
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < EXAMPLE_WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}")
+    return " \\\n".join(f"  {line}" for line in lines)
 
 
 def _paths(ports: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Path]:

@@ -27,6 +27,9 @@ from mdpr.params import fault_line, parse_json
 logger = logging.getLogger(__name__)
 Style = Literal["as_is", "spaces", "words"]
 NAMES_FILE, CLASS_LIST = "names.csv", "classes.json"
+SYNSET_LISTS = ("LOC_synset_mapping.txt", "words.txt")  # of ImageNet: a synset and its words a line
+NAME_FILES = (NAMES_FILE, CLASS_LIST, *SYNSET_LISTS)
+SYNSET = re.compile(r"n\d{8}")
 # What a class name holds that the text encoder does not read as words: 007.Crow, n01440764, GreatWhiteShark, class_12.
 NO_WORDS = re.compile(r"_|^\d+[.\-_ ]|^n\d{8}$|[a-z][A-Z]|\d$")
 # Line breaks that are no control characters, and the code points that Unicode gives no meaning to.
@@ -95,11 +98,18 @@ def name_labels(
 ) -> tuple[ClassName, ...]:
     """The classes of a source whose labels are folders or entries of a table, in the order given.
 
-    Names come from classes.json or names.csv in `names_in`, if there is one of them, otherwise from the labels by
-    `style`. Labels are NFC. Raises `DataError` if two labels differ only in case or spaces, or get the same name.
+    Names come from classes.json or names.csv in `names_in`, if there is one of them; those of synsets from ImageNet's
+    own list there; otherwise from the labels by `style`. Labels are NFC. Raises `DataError` if two labels differ only
+    in case or spaces, or get the same name.
     """
     _distinct(labels, where, "classes")
     given = given_names(labels, names_in) if names_in else None
+    if given is None and names_in and (listed := synset_names(labels, names_in)):
+        uses = Counter(listed.values())
+        return tuple(
+            ClassName(index=index, name=name, label=label, disambiguation=label if uses[name] > 1 else None)
+            for index, (label, name) in enumerate(listed.items())
+        )
     names = [given[label] if given else styled(label, style) for label in labels]
     _distinct(names, where, "class names")
     return tuple(
@@ -141,6 +151,28 @@ def given_names(labels: Sequence[str], folder: Path) -> dict[str, str] | None:
         if label not in names:
             raise DataError(f"{source} has no name for {printable(label)!r}: add it")
     return {label: unicodedata.normalize("NFC", names[label].strip()) or label for label in labels}
+
+
+def synset_names(labels: Sequence[str], folder: Path) -> dict[str, str] | None:
+    """Synset to name, from a list of ImageNet's in `folder`; None if there is none, or if a label is no synset.
+
+    A name is the first of a synset's words, or all of them where two synsets have the same first word (maillot).
+    Raises `DataError` for a synset that the list lacks.
+    """
+    file = next((folder / name for name in SYNSET_LISTS if (folder / name).is_file()), None)
+    if file is None or not all(map(SYNSET.fullmatch, labels)):
+        return None
+    words: dict[str, str] = {}
+    for line in read_list(file, "").splitlines():
+        synset, _, names = line.replace("\t", " ").partition(" ")
+        words[synset] = names.strip()
+    for label in labels:
+        if not words.get(label):
+            raise DataError(f"{file} has no words for {label}: add a line, or write {NAMES_FILE}")
+    first = {label: words[label].partition(",")[0].strip() for label in labels}
+    uses = Counter(first.values())
+    logger.info("%s names the classes", file)
+    return {label: name if uses[name] == 1 else words[label] for label, name in first.items()}
 
 
 def _names_table(file: Path) -> dict[str, str]:

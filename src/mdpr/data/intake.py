@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,13 +26,6 @@ MAX_REASONS = 20
 MAX_THREADS = 16
 TASK_S = 0.005  # of work in one task: starting one costs as much as decoding a tiny image
 MAX_TASK_ITEMS = 64
-
-KINDS = (
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 class IntakeLog:
@@ -86,38 +78,6 @@ class IntakeLog:
 
 def _shown(reason: str, tally: Tally) -> str:
     return f"{reason} ({', '.join(tally.examples)}{', ...' if tally.count > EXAMPLES else ''})"
-
-
-def utf8_name(name: str, where: str) -> str:
-    """`name`, or `DataError` if its bytes are not UTF-8 (prepared files hold text)."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{printable(where)}: the name is not UTF-8: rename the file") from None
-    return name
-
-
-def read_file(file: Path, where: str, limit_bytes: int) -> bytes:
-    """The content of a regular file, or of what a link leads to.
-
-    Raises `DataError`, before a byte is read, for anything else (FIFO, device, socket, folder) and for a file of more
-    than `limit_bytes`; also for one that is missing or may not be read.
-    """
-    utf8_name(str(file), where)
-    try:
-        status = file.stat()
-        for is_kind, kind in KINDS:
-            if is_kind(status.st_mode):
-                raise DataError(f"{where} is {kind}, not a regular file: remove it")
-        if status.st_size > limit_bytes:
-            raise DataError(f"{where} has {status.st_size:,} bytes, more than {limit_bytes:,}: remove or shrink it")
-        return file.read_bytes()
-    except FileNotFoundError:
-        if file.is_symlink():
-            raise DataError(f"{where} is a link that leads nowhere: remove it") from None
-        raise DataError(f"{where} does not exist: add the file or correct its path") from None
-    except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror}") from None
 
 
 def read_list(file: Path, missing: str) -> str:

@@ -113,7 +113,7 @@ def write_prepared(
     card = DataCard(
         # where it lay does not change what it is; of what DVC tracks, `origin` has the commit and the digest as well
         **params.model_dump(exclude={"root", "image_root", "repo", "rev", "path", "previous", "cut_by"}),
-        hub_rev=params.rev if params.source == "huggingface" else "",
+        hub_rev=source.revision,
         cut_by="content" if by_content else "order",
         validation=parts.validation,
         test="source" if source.test is not None else "share",

@@ -1,4 +1,4 @@
-"""From encoded bytes to an RGB picture: the one door for every image of prepare, validate, training and serving.
+"""From a file or bytes to an RGB picture: the one door for every image of prepare, validate, training and serving.
 
 A picture is refused before it is decoded if it is too large, and never costs more than itself: whatever the decoder
 raises becomes a `DataError` that names it. What had to be interpreted is reported as a note, so that it can be counted.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, features
 
-from mdpr.errors import DataError
+from mdpr.errors import DataError, printable
 
 MAX_PIXELS = 64_000_000
 """Width times height above which an image is refused before it is decoded (a decompression bomb)."""
@@ -45,6 +47,14 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits per grey value that cameras and scanners wr
 NEAR_BLACK = 16  # of 255; 12 bits stored as 16 reach at most 15
 
 
+KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
 class Decoded(NamedTuple):
     """A picture in RGB, and how its file had to be interpreted."""
 
@@ -58,6 +68,38 @@ class Verified(NamedTuple):
     data: bytes
     notes: tuple[Note, ...]
     image: Image.Image
+
+
+def utf8_name(name: str, where: str) -> str:
+    """`name`, or `DataError` if its bytes are not UTF-8 (prepared files hold text)."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{printable(where)}: the name is not UTF-8: rename the file") from None
+    return name
+
+
+def read_file(file: Path, where: str, limit_bytes: int) -> bytes:
+    """The content of a regular file, or of what a link leads to.
+
+    Raises `DataError`, before a byte is read, for anything else (FIFO, device, socket, folder) and for a file of more
+    than `limit_bytes`; also for one that is missing or may not be read.
+    """
+    utf8_name(str(file), where)
+    try:
+        status = file.stat()
+        for is_kind, kind in KINDS:
+            if is_kind(status.st_mode):
+                raise DataError(f"{where} is {kind}, not a regular file: remove it")
+        if status.st_size > limit_bytes:
+            raise DataError(f"{where} has {status.st_size:,} bytes, more than {limit_bytes:,}: remove or shrink it")
+        return file.read_bytes()
+    except FileNotFoundError:
+        if file.is_symlink():
+            raise DataError(f"{where} is a link that leads nowhere: remove it") from None
+        raise DataError(f"{where} does not exist: add the file or correct its path") from None
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}") from None
 
 
 def decode_image(data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -35,8 +35,8 @@ class Entry:
 
 def write_knowledge(
     gathered: Gathered, classes: Sequence[ClassInfo], rival_C: Sequence[int], folder: Path, params: DescribeParams
-) -> None:
-    """Write knowledge.json, audit.json and index.html into the new folder `folder`.
+) -> list[Finding]:
+    """Write knowledge.json, audit.json and index.html into the new folder `folder`; returns the audit's findings.
 
     In knowledge.json a missing sentence is empty: the file can be edited and read back by provider `completed`.
     rival_C: for each of all `classes` the index of the class it is most confused with. Raises `AnswersMissing` if a
@@ -58,6 +58,7 @@ def write_knowledge(
     for line in report(findings):
         logger.info(line)
     reject(findings, params, again=gathered.answers.again)
+    return findings
 
 
 def report(findings: Sequence[Finding]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from mdpr.params import DescribeParams
 from mdpr.stages.stage import In, Out
 
 
-def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> None:
+def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams) -> str:
     """Write knowledge.json, complete for every class (of `shard` if it is set), audit.json and index.html.
 
     Raises `AnswersMissing` for a gap that a chat model left, `KnowledgeError` for one in a finished knowledge base,
@@ -19,7 +19,10 @@ def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams)
     classes = read_classes(prepared)
     rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
     gathered = PROVIDERS[params.provider](classes, rival_C, params)
-    write_knowledge(gathered, classes, rival_C, knowledge, params)
+    findings = write_knowledge(gathered, classes, rival_C, knowledge, params)
+    written = gathered.knowledge.classes
+    sentences = sum(len(item.sentences) for item in written)
+    return f"described: {len(written):,} classes, {sentences:,} sentences, {len(findings):,} findings of the audit"
 
 
 def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:

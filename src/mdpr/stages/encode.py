@@ -6,7 +6,7 @@ from mdpr.params import BackboneParams, EncodeParams
 from mdpr.stages.stage import In, Out
 
 
-def encode(knowledge: In, features: Out, *, params: EncodeParams, backbone: BackboneParams) -> None:
+def encode(knowledge: In, features: Out, *, params: EncodeParams, backbone: BackboneParams) -> str:
     """Write P (C, V, d), m (C, d) and M (C, V), computed by the frozen text encoder, and audit.json: the sentences that
     lie nearer to another class than to their own."""
     from dataclasses import asdict
@@ -29,3 +29,6 @@ def encode(knowledge: In, features: Out, *, params: EncodeParams, backbone: Back
     features.mkdir()
     write_features(features, encoded, names)
     write_json(features / "audit.json", {"findings": findings, "margin_CV": margin_CV.astype(float).round(4).tolist()})
+    classes, dimensions, width = encoded.sentences_CVd.shape
+    near = f"{len(findings):,} sentences nearer to another class"
+    return f"encoded: {classes:,} classes x {dimensions} sentences as vectors of {width}, {near}"

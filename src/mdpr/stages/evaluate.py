@@ -17,7 +17,7 @@ def evaluate(
     *,
     params: EvaluateParams,
     tracking: TrackingParams,
-) -> None:
+) -> str:
     """Write metrics, the per-class table, predictions and the report; add them to the run that tune opened.
 
     `scores` holds the accuracies in percent, one file per shot group. Raises `ArtifactError` if the model was tuned for
@@ -73,4 +73,13 @@ def evaluate(
         files,
         datasets=split_inputs(prepared, ["test"]),
         tags={"mdpr.knowledge_digest": classifier.config.knowledge_digest, **run.digests},
+    )
+    branch = "fused" if "fused" in results.scores else "base"
+    groups = ", ".join(
+        f"{group} {results.scores[branch][group]:.1%}"
+        for group in artifacts.SHOT_GROUPS
+        if group in results.scores[branch]
+    )
+    return (
+        f"evaluated: {len(results.predictions):,} test images, {branch} {results.scores[branch]['all']:.1%} ({groups})"
     )

@@ -6,10 +6,11 @@ from mdpr.params import PrepareParams
 from mdpr.stages.stage import Out
 
 
-def prepare(prepared: Out, *, params: PrepareParams) -> None:
+def prepare(prepared: Out, *, params: PrepareParams) -> str:
     """Write train, val and test as Parquet, classes.json and card.json. A test split of the source is never cut."""
     import logging
 
+    from mdpr.artifacts import SPLITS, read_classes
     from mdpr.data.dvc_origin import located
     from mdpr.data.look import splits_taken
     from mdpr.data.preparation import write_prepared
@@ -23,4 +24,7 @@ def prepare(prepared: Out, *, params: PrepareParams) -> None:
         for line in splits_taken(source, params):
             logging.getLogger(__name__).info("%s", line)
         prepared.mkdir()
-        write_prepared(prepared, source, params, place.log, origin, previous)
+        card = write_prepared(prepared, source, params, place.log, origin, previous)
+    classes, counts = read_classes(prepared), " / ".join(f"{card.images[split]:,}" for split in SPLITS)
+    few = sum(item.shot == "few" for item in classes)
+    return f"prepared: {len(classes):,} classes, {counts} images, {few:,} few-shot"

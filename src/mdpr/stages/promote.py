@@ -24,7 +24,7 @@ def promote(
     *,
     params: PromoteParams,
     tracking: TrackingParams,
-) -> None:
+) -> str:
     """Compare the challenger with the champion, move the alias or keep it, and write promotion.json.
 
     A champion that was registered with other test images is scored on those of `prepared` first.
@@ -37,8 +37,8 @@ def promote(
     publish_waiting(connect(), tracking)
     outcome = promotions.promote(read_registration(registration), evaluation, prepared, _policy(params), checkpoint)
     decision = "promoted" if outcome.decision == "promoted" else "not promoted"
-    logger.info("version %s of %s %s: %s", outcome.version or "none", outcome.model_name, decision, outcome.reason)
     write_json(promotion, outcome)
+    return f"{decision}: version {outcome.version or 'none'} of {outcome.model_name}: {outcome.reason}"
 
 
 def preview(prepared: In, evaluation: In, registration: In, *, params: PromoteParams) -> None:

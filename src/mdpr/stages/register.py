@@ -20,7 +20,7 @@ def register(
     *,
     params: RegisterParams,
     tracking: TrackingParams,
-) -> None:
+) -> str:
     """Log the servable model to its run, register it, set the alias, and write registration.json.
 
     A DVC experiment leaves the registry as it is, unless `params.in_experiments` is set.
@@ -31,8 +31,10 @@ def register(
 
     parts, experiment = Parts(knowledge, features, model), experiment_name()
     if experiment is None or params.in_experiments:
-        write_json(registration, releases.register(parts, evaluation, tracking, params))
-        return
+        made = releases.register(parts, evaluation, tracking, params)
+        write_json(registration, made)
+        return f"registered: version {made.version} of {made.model_name}, alias {made.alias}"
     later = f"dvc exp apply {experiment} && dvc repro --force --single-item register promote"
     logger.info("experiment %s leaves the registry as it is; to register its model: %s", experiment, later)
     write_json(registration, releases.unregistered(parts, evaluation, tracking, params))
+    return f"not registered: experiment {experiment}"

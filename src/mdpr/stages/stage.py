@@ -1,11 +1,11 @@
 """What a stage is, read from its function's signature: the one definition behind the CLI, DVC and Kubeflow.
 
     def tune(prepared: In, features: In, probe: In, model: Out, *, params: TuneParams,
-             backbone: BackboneParams) -> None
+             backbone: BackboneParams) -> str
 
 Positional arguments are ports: `In` exists when the stage starts, `Out` is made by it. Keyword-only arguments are
 sections of params.yaml: `params` is the section named like the stage, any other is a section named like the
-argument.
+argument. It returns what it made, in one line.
 
 A stage that takes long may take a `Checkpoint` as well: a folder of its own beside its first output, which outlives a
 run that was killed and is removed by one that succeeds. It is not a port: no driver knows of it.
@@ -89,7 +89,7 @@ MEMORY_MB: dict[str, tuple[int, int]] = {
 class Interface:
     """A function and what it takes, in order of declaration."""
 
-    function: Callable[..., None]
+    function: Callable[..., str | None]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sections: Mapping[str, str]  # keyword argument -> section of params.yaml
@@ -124,7 +124,7 @@ def load_stage(name: str) -> Stage:
     return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise, checkpoint)
 
 
-def _interface(stage: str, function: Callable[..., None]) -> Interface:
+def _interface(stage: str, function: Callable[..., str | None]) -> Interface:
     sections = {
         parameter.name: stage if parameter.name == "params" else parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -133,7 +133,7 @@ def _interface(stage: str, function: Callable[..., None]) -> Interface:
     return Interface(function, _ports(function, Direction.IN), _ports(function, Direction.OUT), sections)
 
 
-def _ports(function: Callable[..., None], direction: Direction) -> tuple[str, ...]:
+def _ports(function: Callable[..., str | None], direction: Direction) -> tuple[str, ...]:
     """The positional arguments that are annotated with `direction`."""
     hints = get_type_hints(function, include_extras=True)
     return tuple(
@@ -170,8 +170,10 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     else:
         writing = dropped(len(outputs))
     with writing as partial:
-        _call(stage, stage, arguments | dict(zip(outputs, partial, strict=True)))
+        made = _call(stage, stage, arguments | dict(zip(outputs, partial, strict=True)))
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
+    if made:
+        logger.info("%s", made)
 
 
 def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Params) -> None:
@@ -199,9 +201,9 @@ def _check_memory(stage: Stage) -> None:
         )
 
 
-def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> None:
+def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> str | None:
     try:
-        interface.function(**arguments)
+        return interface.function(**arguments)
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
         reason = " ".join(str(error).split())
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(reason):

@@ -25,7 +25,7 @@ def tune(
     params: TuneParams,
     backbone: BackboneParams,
     tracking: TrackingParams,
-) -> None:
+) -> str:
     """Write the learned weights of the epoch that is best on validation, its configuration and the history."""
     from mdpr import artifacts
     from mdpr.errors import Diverged
@@ -50,7 +50,7 @@ def tune(
         resume, notes = checkpoints.read(), checkpoints.notes
         if not distributed.is_main:
             fit(tuned, objective, data, TrainContext(distributed, resume=resume, stop=stop))
-            return
+            return ""
 
         settings = flatten({"tune": params.model_dump(), "backbone": backbone.model_dump()})
         digests = artifacts.model_digests(prepared, knowledge=encoded.knowledge_digest, backbone=frozen.fingerprint)
@@ -68,6 +68,8 @@ def tune(
             seen = [artifacts.image_digests(artifacts.read_split(prepared, split)) for split in ("train", "val")]
             artifacts.write_seen(model, train_N=seen[0], val_N=seen[1])
             artifacts.write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
+    right = ", ".join(f"{branch} {accuracy:.1%}" for branch, accuracy in result.val_accuracy.items())
+    return f"tuned: epoch {result.epoch} of {params.epochs} is the best on validation: {right}"
 
 
 def _write(

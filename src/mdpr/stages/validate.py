@@ -6,7 +6,7 @@ from mdpr.params import ValidateParams
 from mdpr.stages.stage import In, Out
 
 
-def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
+def validate(prepared: In, validation: Out, *, params: ValidateParams) -> str:
     """Write result.json and Data Docs (index.html); raises `CheckFailed` if an expectation is not met."""
     from mdpr.artifacts import read_card, read_classes, write_json
     from mdpr.data.checks import expectations, raise_for_errors, run_expectations, write_data_docs
@@ -24,3 +24,5 @@ def validate(prepared: In, validation: Out, *, params: ValidateParams) -> None:
     write_json(validation / "result.json", findings)
     write_data_docs(validation, findings, results, card, thumbnails(prepared))
     raise_for_errors(findings)
+    asked, met = len(findings.expectations), sum(item.success for item in findings.expectations)
+    return f"validated: {met} of {asked} expectations met, {asked - met} warnings"

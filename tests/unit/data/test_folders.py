@@ -208,6 +208,8 @@ NAMES = ["tench", "goldfish"]
         ("names.csv", "label,name\r\nn01443537,goldfish\r\nn01440764,tench\r\n"),
         ("classes.json", '{"n01440764": "tench", "n01443537": "goldfish"}'),
         ("classes.json", '{"classes": [{"index": 0, "name": "tench"}, {"index": 1, "name": "goldfish"}]}'),
+        ("words.txt", "n01443537\tgoldfish, Carassius auratus\n\nn01440764\ttench, Tinca tinca\nn1\tx\n"),
+        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"),
     ],
 )
 def test_names_beside_the_folders_are_used(file: str, content: str, tree: Tree) -> None:
@@ -230,6 +232,7 @@ def test_names_beside_the_folders_are_used(file: str, content: str, tree: Tree) 
         ("classes.json", '{"n01440764": 3}', r"classes\.json: n01440764 must have a name, not 3"),
         ("classes.json", '{"classes": [{"index": 0, "name": "tench"}]}', r"classes\.json has 1 classes, and 2 labels"),
         ("classes.json", "[" * 100_000, r"classes\.json"),
+        ("words.txt", "n01440764\ttench\n", r"words\.txt has no words for n01443537"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(file: str, content: str, message: str, tree: Tree) -> None:
@@ -237,6 +240,21 @@ def test_names_that_do_not_fit_are_refused(file: str, content: str, message: str
     (root / file).write_text(content)
     with pytest.raises(DataError, match=message):
         opened(root)
+
+
+def test_synsets_of_the_same_first_word_are_told_apart(tree: Tree) -> None:
+    root = tree({"n03710637": 1, "n03710721": 1, "n02012849": 1, "n03126707": 1})
+    lines = ("n03710637 maillot", "n03710721 maillot, tank suit", "n02012849 crane", "n03126707 crane")
+    (root / "LOC_synset_mapping.txt").write_text("\n".join(lines))
+    found = {item.label: (item.name, item.disambiguation) for item in opened(root).classes}
+    assert found["n03710721"] == ("maillot, tank suit", None)
+    assert [found[label] for label in ("n02012849", "n03126707")] == [("crane", "n02012849"), ("crane", "n03126707")]
+
+
+def test_a_list_of_words_beside_other_folders_is_no_list_of_names(tree: Tree) -> None:
+    root = tree({"cat": 1, "dog": 1})
+    (root / "words.txt").write_text("cat feline\ndog canine\n")
+    assert counts(opened(root)) == {"cat": 1, "dog": 1}
 
 
 def test_folders_that_are_numbers_are_indices_unless_the_list_has_other_numbers(tree: Tree) -> None:

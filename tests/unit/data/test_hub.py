@@ -1,14 +1,22 @@
 """Data sets of the Hugging Face library, made here: splits, labels that are missing, and what is said about them."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mdpr.artifacts import read_card
 from mdpr.data.sources import Place, Source, open_source
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
@@ -93,3 +101,62 @@ def test_the_copy_is_never_put_into_the_data_set(hub: Path, tmp_path: Path, png:
     with pytest.raises(DataError, match=r"prepare\.root = .* would be part of"):
         opened("huggingface", tmp_path, hub_name=str(name))
     assert [path.name for path in name.iterdir()] == ["train.parquet"]
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub's protocol as `datasets` needs for one data set; every revision of it is `COMMIT`."""
+
+    files: ClassVar[dict[str, bytes]] = {"README.md": b"# set\n"}
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path, _, name = self.path.partition("?")[0].partition("/resolve/")
+        name = name.partition("/")[2]
+        if name in self.files:
+            self.reply(200, self.files[name], {"ETag": f'"{hashlib.sha256(self.files[name]).hexdigest()}"'})
+        elif name or not path.startswith("/api/datasets/team/set"):
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+        elif "/tree/" in path:
+            entries = [{"type": "file", "path": key, "size": len(data), "oid": key} for key, data in self.files.items()]
+            self.reply(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+        else:
+            info = {"id": "team/set", "sha": COMMIT, "siblings": [{"rfilename": key} for key in self.files]}
+            self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("revision", ["v1", ""])
+def test_the_commit_behind_a_tag_is_recorded(
+    revision: str, hub: Path, png: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_hub(hub.parent / "set", png, train=LABELS)
+    monkeypatch.setattr(Hub, "files", Hub.files | {"train.parquet": (folder / "train.parquet").read_bytes()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = ("source=huggingface", "hub_name=team/set", f"rev={revision}", f"root={hub}", "profile=natural")
+        (hub.parent / "params.yaml").write_text("{}")
+        subprocess.run(
+            [sys.executable, "-m", "mdpr", "prepare", "--prepared", "prepared"]
+            + [word for setting in settings for word in ("--set", f"prepare.{setting}")],
+            cwd=hub.parent,
+            env=os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(hub.parent)},
+            check=True,
+            timeout=120,
+        )
+        server.shutdown()
+    assert read_card(hub.parent / "prepared").hub_rev == COMMIT

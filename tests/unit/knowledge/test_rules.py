@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rapidfuzz import fuzz, process
 
 from mdpr.artifacts import ClassKnowledge, Knowledge
 from mdpr.knowledge.audit import audit
-from mdpr.knowledge.audit.rules import BASE_CHECKS, LINE_CHECKS, SENTENCE_CHECKS
+from mdpr.knowledge.audit.rules import BASE_CHECKS, LINE_CHECKS, NEAR, SENTENCE_CHECKS, _nearest_before
 from mdpr.params import DIMENSIONS
 
 GA, FA, FT, CI, DF = DIMENSIONS
@@ -158,6 +159,18 @@ def test_a_sound_alternative_has_no_findings() -> None:
 
 def test_a_sentence_that_is_not_there_is_only_missing() -> None:
     assert [item.check for item in audit(base({("heron", FT): ""}))] == ["missing"]
+
+
+@pytest.mark.parametrize(("count", "length", "letters"), [(1, 9, 3), (150, 12, 3), (150, 60, 2), (300, 100, 26)])
+def test_the_most_similar_text_is_that_of_comparing_all_pairs(count: int, length: int, letters: int) -> None:
+    random = np.random.default_rng(length)
+    texts = ["".join(map(chr, 97 + random.integers(0, letters, random.integers(0, length)))) for _ in range(count)]
+    for copy in random.integers(0, count, count // 3):  # with a few letters put in
+        at = int(random.integers(0, len(texts[copy]) + 1))
+        texts.append(texts[copy][:at] + "\u00e9 q"[: random.integers(0, 4)] + texts[copy][at:])
+    score_NM = np.tril(process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=NEAR, dtype=np.float32), k=-1)
+    expected = [(row, int(score_NM[row].argmax()), score_NM[row].max()) for row in np.flatnonzero(score_NM.any(axis=1))]
+    assert list(_nearest_before(texts)) == expected
 
 
 def test_thousand_classes_are_audited_in_one_go() -> None:

@@ -17,7 +17,7 @@ from mdpr.stages.outputs import MARKER
 from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
 
 
-def stage(function: Callable[..., None]) -> Stage:
+def stage(function: Callable[..., str | None]) -> Stage:
     return Stage(function, ("source",), ("made",), {"params": "tune"}, "tune", {})
 
 
@@ -41,6 +41,18 @@ def test_an_output_is_renamed_into_place(paths: dict[str, Path], params: Params)
     run_stage(stage(write), paths, params)
     assert (paths["made"] / "file").read_text() == "in"
     assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
+
+
+def test_the_last_line_says_what_was_made(
+    paths: dict[str, Path], params: Params, caplog: pytest.LogCaptureFixture
+) -> None:
+    def says(source: Path, made: Path, params: TuneParams) -> str:
+        write(source, made, params)
+        return "made: one file"
+
+    with caplog.at_level("INFO", "mdpr"):
+        run_stage(stage(says), paths, params)
+    assert caplog.messages[-1] == "made: one file"
 
 
 def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: Params) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from mdpr.artifacts import Split
-from mdpr.data.class_list import CLASS_LIST, NAMES_FILE, name_labels
-from mdpr.data.intake import IntakeLog, Links, utf8_name
+from mdpr.data.class_list import NAME_FILES, name_labels
+from mdpr.data.intake import IntakeLog, Links
 from mdpr.data.sources.source import FileSplit, Place, Source
 from mdpr.errors import DataError, printable
-from mdpr.images.decoding import IMAGE_SUFFIXES, is_image
+from mdpr.images.decoding import IMAGE_SUFFIXES, is_image, utf8_name
 
 SPLIT_FOLDERS: tuple[Split, ...] = ("train", "val", "test")
 # How else people call the folders of splits, and trash, previews and metadata that programs leave in folders.
@@ -100,7 +100,7 @@ class Walk:
                 "is a class"
             )
         for entry in entries:
-            if entry.name not in (*found, NAMES_FILE, CLASS_LIST):
+            if entry.name not in (*found, *NAME_FILES):
                 self.log.pass_over(BESIDE_SPLITS, entry.path)
         if not self.reads_test:
             found.pop("test", None)
@@ -121,7 +121,7 @@ class Walk:
                 found += [(self._class_of(path, folder), path) for path in inside]
                 if split == "train":
                     self._remember(name, [_steps(path, folder) for path in inside])
-            elif entry.name not in (NAMES_FILE, CLASS_LIST) and self._is_image(entry):
+            elif entry.name not in NAME_FILES and self._is_image(entry):
                 loose.append(entry.path)
         if folder != self.root and not self.seen[split] and loose:
             without = "; or set prepare.test_from to share" if split == "test" else ""

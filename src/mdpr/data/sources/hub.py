@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdpr.data.class_list import name_labels
-from mdpr.data.intake import read_file
 from mdpr.data.sources.source import Place, Source, SourceImage, checked_labels
 from mdpr.errors import DataError, printable
-from mdpr.images.decoding import MAX_BYTES
+from mdpr.images.decoding import MAX_BYTES, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +85,14 @@ def hub_source(place: Place) -> Source:
         pool=opened["train"],
         val=next((opened[split] for split in VAL_NAMES if split in opened), None),
         test=opened.get("test"),
+        revision=_commit(loaded["train"]),
     )
+
+
+def _commit(rows: Dataset) -> str:
+    """The commit that was read: `datasets` keeps rows in a folder of that name. Empty for a folder on this machine."""
+    name = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else ""
+    return name if re.fullmatch(r"[0-9a-f]{40}", name) else ""
 
 
 def _open(rows: Dataset, name: str, classes: int, place: Place) -> HubSplit:

@@ -20,9 +20,9 @@ from PIL import Image
 from mdpr.artifacts import Split, image_batches, open_images
 from mdpr.artifacts.truth import Truth
 from mdpr.data.class_list import ClassName
-from mdpr.data.intake import IntakeLog, Links, read_file
+from mdpr.data.intake import IntakeLog, Links
 from mdpr.errors import DataError, printable
-from mdpr.images.decoding import MAX_BYTES
+from mdpr.images.decoding import MAX_BYTES, read_file
 from mdpr.params import PrepareParams
 
 IGNORE_INDEX = -1
@@ -166,7 +166,8 @@ class Source:
     """A data set as it is found, before any cut.
 
     `val` and `test` are None if the source has none: they are then taken from the pool. `truth` tells, of the rows
-    chosen of each split, what a source knows that draws its pictures itself.
+    chosen of each split, what a source knows that draws its pictures itself. `revision` is the commit that was read, if
+    the source has one.
     """
 
     classes: tuple[ClassName, ...]
@@ -174,6 +175,7 @@ class Source:
     val: SourceSplit | None
     test: SourceSplit | None
     truth: Callable[[Mapping[Split, tuple[Any, np.ndarray]]], Truth] | None = None
+    revision: str = ""
 
 
 @dataclass(frozen=True)

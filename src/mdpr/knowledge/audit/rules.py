@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mdpr.artifacts import Knowledge
 from mdpr.knowledge.audit import wording
@@ -11,8 +12,11 @@ from mdpr.knowledge.audit.findings import Finding, Level, Line, alternatives_of,
 from mdpr.knowledge.audit.wording import NameIndex, spelled_alike, words_of
 from mdpr.params import DIFFERENTIAL
 
+if TYPE_CHECKING:
+    import numpy as np
+
 NEAR = 90.0  # percent of characters that two sentences share, in order, without the names of their classes
-ROWS_AT_ONCE = 200  # of the similarity matrix; the result does not depend on it
+ROWS_AT_ONCE = 32  # compared with all before them; the result does not depend on it
 
 
 def audit(
@@ -63,25 +67,74 @@ def near_duplicate(lines: Sequence[Line]) -> Iterator[tuple[Line, str]]:
 
     Similarity is the normalised Indel distance (rapidfuzz's ratio) of the words without the classes' names.
     """
-    import numpy as np
-    from rapidfuzz import fuzz, process
-
     by_dimension: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_dimension[line.dimension].append(line)
     for group in by_dimension.values():
         texts = [NameIndex([line.class_name]).rest_of(words_of(line.sentence)) for line in group]
-        for start in range(0, len(group), ROWS_AT_ONCE):
-            stop = start + ROWS_AT_ONCE
-            score_NM = process.cdist(
-                texts[start:stop], texts[:stop], scorer=fuzz.ratio, score_cutoff=NEAR, dtype=np.float32, workers=-1
-            )
-            score_NM = np.tril(score_NM, k=start - 1)  # each sentence against those before it
-            for row in np.flatnonzero(score_NM.any(axis=1)):
-                line, other = group[start + row], group[int(score_NM[row].argmax())]
-                if _plain(line) != _plain(other):
-                    alike = f"class {other.class_index} ({other.class_name}): {score_NM[row].max():.0f} % alike"
-                    yield line, f"nearly the sentence of {alike}"
+        for row, nearest, score in _nearest_before(texts):
+            line, other = group[row], group[nearest]
+            if _plain(line) != _plain(other):
+                yield (
+                    line,
+                    f"nearly the sentence of class {other.class_index} ({other.class_name}): {score:.0f} % alike",
+                )
+
+
+def _nearest_before(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
+    """Each text that is alike to one before it: its place, that of the most similar (the first of several), the score.
+
+    Exact, without comparing all pairs: the Indel distance is at least the difference of the letters' counts, and most
+    pairs differ in those by too much.
+    """
+    import numpy as np
+    from rapidfuzz import fuzz, process
+
+    bits_NW, length_N = _letter_counts(texts), np.array([len(text) for text in texts])
+    share = 1 - NEAR / 100
+    most_N = (share * length_N * 2 / (1 - share) + 1).astype(
+        np.int64
+    )  # the other is at most (1 + share)/(1 - share) long
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(texts)))
+        apart_RC = np.bitwise_count(bits_NW[rows, None, 0] ^ bits_NW[None, : rows[-1], 0])
+        apart_RC += np.bitwise_count(bits_NW[rows, None, 1] ^ bits_NW[None, : rows[-1], 1])
+        row, column = np.nonzero(apart_RC <= most_N[rows, None])
+        row += start
+        row, column = row[column < row], column[column < row]
+        apart = np.bitwise_count(bits_NW[row] ^ bits_NW[column]).sum(axis=1)
+        near = apart <= share * (length_N[row] + length_N[column]) + 1e-6
+        row, column = row[near], column[near]
+        score = process.cpdist(
+            [texts[place] for place in row],
+            [texts[place] for place in column],
+            scorer=fuzz.ratio,
+            score_cutoff=NEAR,
+            dtype=np.float32,
+            workers=-1,
+        )
+        order = np.lexsort((column, -score, row))
+        order = order[score[order] > 0]
+        first = np.unique(row[order], return_index=True)[1]
+        for place in order[first].tolist():
+            yield int(row[place]), int(column[place]), float(score[place])
+
+
+def _letter_counts(texts: Sequence[str]) -> np.ndarray:
+    """uint64 (N, 4): counts of 32 groups of letters, each as 8 bits of which count - low are set.
+
+    Two texts differ in at most as many bits as letters must be taken out and put in to make one the other.
+    """
+    import numpy as np
+
+    groups, levels = 32, 8
+    count_NG = np.zeros((len(texts), groups), np.int64)
+    for place, text in enumerate(texts):
+        count_NG[place] = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32) % groups, minlength=groups)
+    count_NG = count_NG[:, np.argsort(-count_NG.var(axis=0))]  # those that tell texts apart first
+    low_G = np.rint(count_NG.mean(axis=0)).astype(np.int64) - levels // 2
+    set_NGL = count_NG[:, :, None] > low_G[:, None] + np.arange(levels)
+    return np.packbits(set_NGL.reshape(len(texts), -1), axis=1).view(np.uint64)
 
 
 def other_class(lines: Sequence[Line]) -> Iterator[tuple[Line, str]]:
