@@ -82,6 +82,7 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = logging.INFO if read_launch().is_main else logging.WARNING  # of torchrun's processes only the main one
     logging.getLogger("mdpr").setLevel(logging.DEBUG if verbose else level)
+    logging.getLogger("urllib3").setLevel(logging.DEBUG if verbose else logging.ERROR)  # it warns of each try
 
 
 def main() -> None:

@@ -79,6 +79,24 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "did you mean compile?" in mdpr("pipeline", "compil", cwd=tmp_path).stderr
 
 
+def test_predict_ends_in_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image, none of that name, and a registry that is down."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.png").write_bytes(b"x")
+    for words, fault in {
+        ("folder",): "no image in folder",
+        ("none.png",): "none.png does not exist",
+        ("none.csv", "x.png"): "none.csv does not exist",
+        ("x.png",): "http://127.0.0.1:1 cannot be reached",
+    }.items():
+        done = mdpr("predict", *words, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert fault in done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "x.png"]
+
+
 def test_a_dependency_that_nothing_reads_is_named_before_dvc_misses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,14 +110,15 @@ def predict(
     """
     from mdpr.artifacts import escape_cell
     from mdpr.errors import DataError
-    from mdpr.mlops.store import connect
-    from mdpr.model.deployment_prior import read_prior
-    from mdpr.model.inference import Classifier
     from mdpr.progress import track
 
     paths = [path for name in images for path in _paths(name)]
     if not paths:
         raise DataError(f"no image in {', '.join(images)}: name image files, or a folder that holds some")
+    from mdpr.mlops.store import connect  # seconds to load: a mistake in the names is told before
+    from mdpr.model.deployment_prior import read_prior
+    from mdpr.model.inference import Classifier
+
     columns = _columns(top_k, routing)
     with ExitStack() as stack:
         stream = stack.enter_context(_output(out, columns))
@@ -168,10 +169,10 @@ def _paths(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if path.suffix.lower() == ".csv":
-        return _listed(path)
     if not path.exists():
         raise DataError(f"{name} does not exist: name image files, a folder or a CSV file with a column path")
+    if path.suffix.lower() == ".csv":
+        return _listed(path)
     return [path]
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from mdpr.artifacts import ModelConfig, read_features, read_model_config, tuned_digest
-from mdpr.errors import ArtifactError, DataError, TrackingError
-from mdpr.images.decoding import decode_image, to_rgb
+from mdpr.errors import ArtifactError, TrackingError
+from mdpr.images.decoding import MAX_BYTES, decode_image, read_file, to_rgb
 from mdpr.images.loading import eval_transform
 from mdpr.model.backbone import Backbone, load_weights
 from mdpr.model.classifier import MDPR, Outputs
@@ -138,7 +138,8 @@ class Classifier:
         if isinstance(image, Tensor):
             return image
         if isinstance(image, str | Path):
-            return self.transform(decode_image(_read(Path(image)), str(image), self.config.background))
+            data = read_file(Path(image), str(image), MAX_BYTES)
+            return self.transform(decode_image(data, str(image), self.config.background))
         if isinstance(image, bytes):
             return self.transform(decode_image(image, "the image", self.config.background))
         return self.transform(to_rgb(image, self.config.background))
@@ -200,10 +201,3 @@ def _download(address: str, scratch: str) -> str:
         return str(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
     except mlflow.MlflowException as error:
         raise TrackingError(f"{address}: {' '.join(str(error).split())[:300]}") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
