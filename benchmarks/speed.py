@@ -134,6 +134,7 @@ class Bench:
         params = TuneParams(
             prompting=arguments.prompting,
             head=arguments.head,
+            head_init="names" if arguments.head == "text" else "sentences",  # no text tower, not even at the start
             routing=arguments.routing == "on",
             context_tokens=arguments.context_tokens,
             prompt_depth=arguments.depth,
