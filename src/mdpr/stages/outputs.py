@@ -114,7 +114,7 @@ def beside(path: Path, prefix: str, suffix: str) -> Path:
         room = NAME_MAX_BYTES - len(f"{prefix}~{digest}{suffix}")
         start = os.fsencode(path.name)[:room].decode(errors="ignore")
         name = f"{prefix}{start}~{digest}{suffix}"
-    return path.with_name(name)
+    return path.parent / name  # not with_name: `.` and `/` have none, and are refused later, by name
 
 
 @contextmanager

@@ -127,6 +127,14 @@ def test_a_checkpoint_outlives_a_run_that_stops_and_goes_with_one_that_succeeds(
     assert [path.name for path in paths["made"].parent.iterdir()] == ["made"]
 
 
+@pytest.mark.parametrize("output", [".", "", "/", ".."])
+def test_a_wrong_output_of_a_stage_with_a_checkpoint_is_refused(
+    paths: dict[str, Path], params: Params, resumable: Stage, output: str
+) -> None:
+    with pytest.raises(ConfigError, match="working folder"):
+        run_stage(resumable, paths | {"made": Path(output)}, params)
+
+
 def test_tune_and_promote_have_a_checkpoint_and_it_is_no_port() -> None:
     stages = [load_stage(name) for name in STAGES]
     assert {item.name: item.checkpoint for item in stages if item.checkpoint} == dict.fromkeys(
