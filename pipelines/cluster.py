@@ -118,6 +118,8 @@ PLACEMENTS = {
     ),
     "select": Placement(cpu="1", memory="2Gi", timeout_s=1800),
     "evaluate": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, gpu=True, downloads=True, tracks=True),
+    # Not cached: the log grows behind the same path.
+    "monitor": Placement(cpu="2", memory="4Gi", timeout_s=3600, tracks=True, cached=False),
     # Not cached: they change the registry, and the champion moves on between two runs.
     "register": Placement(cpu="1", memory="4Gi", timeout_s=1800, tracks=True, cached=False),
     # Without a GPU: it scores the champion only if the test set has changed since.
@@ -243,7 +245,7 @@ def place(task: dsl.PipelineTask, profile: ClusterProfile) -> dsl.PipelineTask:
             backoff_factor=2.0,
             backoff_max_duration=f"{placement.retry_window_s}s",
         )
-    if task.name in STAGES and profile.data_claim:
+    if task.name in (*STAGES, "monitor") and profile.data_claim:
         kubernetes.mount_pvc(task, profile.data_claim, profile.data_path)
     _set_pod(task, profile)
     if placement.gpu:

@@ -86,7 +86,8 @@ def _frame(tasks: Mapping[str, Any], document: Mapping[str, Any], indent: str) -
         if "dag" in component:
             items = task.get("parameterIterator", {}).get("items", {}).get("inputParameter", "")
             source = items.removeprefix("pipelinechannel--").removesuffix("-Output")
-            yield f'{indent}subgraph {name} ["{f"for each of {source}" if source else " "}"]'
+            title = f"for each of {source}" if source else _condition(task) or " "
+            yield f'{indent}subgraph {name} ["{title}"]'
             yield from _frame(component["dag"]["tasks"], document, f"{indent}    ")
             yield f"{indent}end"
         else:
@@ -99,6 +100,13 @@ def _frame(tasks: Mapping[str, Any], document: Mapping[str, Any], indent: str) -
         waits = set(task.get("dependentTasks", ())) - {before for before, _ in made}
         implied = {early for late in task.get("dependentTasks", ()) for early in _before(tasks, late)}
         yield from (f"{indent}{before} -.-> {name}" for before in sorted(waits - implied))
+
+
+def _condition(task: Mapping[str, Any]) -> str:
+    """`if monitor: advice is retrain`, of a frame that Kubeflow enters only then."""
+    condition = task.get("triggerPolicy", {}).get("condition", "")
+    found = re.search(r"pipelinechannel--(\w+)-(\w+)'\] == '(\w+)'", condition)
+    return "if {}: {} is {}".format(*found.groups()) if found else ""
 
 
 def _outputs(sources: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, str]]:

@@ -1,4 +1,4 @@
-"""The pipelines: what the UI offers, the pieces they are made of, and the three graphs.
+"""The pipelines: what the UI offers, the pieces they are made of, and the four graphs.
 
 Defaults are those of params.yaml when the pipeline is compiled: `training` does what `dvc repro` does. Kubeflow reads a
 pipeline's interface from a function's signature and docstring; here they are made from the parameters, so that several
@@ -19,6 +19,7 @@ from components.describe.component import describe
 from components.encode.component import encode
 from components.evaluate.component import evaluate
 from components.merge.component import merge
+from components.monitor.component import monitor
 from components.prepare.component import prepare
 from components.probe.component import probe
 from components.promote.component import promote
@@ -144,9 +145,15 @@ class Start:
     bias: Any
 
 
-def begin(driver: Driver, chosen: Mapping[str, Any]) -> Start:
-    """Check the parameters, cut and check the data, probe the model. `chosen`: the pipeline's parameters by name."""
-    texts = driver.place(configure(base=dump_yaml(driver.params), **{**defaults(driver.params), **chosen})).outputs
+def configured(driver: Driver, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Each stage's parameters as text, checked. `chosen`: the pipeline's parameters by name."""
+    given = {**defaults(driver.params), **chosen}
+    outputs: Mapping[str, Any] = driver.place(configure(base=dump_yaml(driver.params), **given)).outputs
+    return outputs
+
+
+def begin(driver: Driver, texts: Mapping[str, Any]) -> Start:
+    """Cut and check the data, probe the model. `texts`: those of `configured`."""
     images = driver.place(prepare(params=texts["prepare"])).output
     checked = driver.place(validate(params=texts["validate"], prepared=images))
     # A broken data set stops the flow before anything is computed on it.
@@ -171,7 +178,21 @@ def release(driver: Driver, start: Start, **tuned: Any) -> None:
 
 def training_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     """The nine stages, from images to a champion."""
-    start, workspace = begin(driver, chosen), driver.workspace
+    train(driver, configured(driver, chosen))
+
+
+def retraining_graph(driver: Driver, chosen: dict[str, Any]) -> None:
+    """The same, only if the answers of the deployed champion advise it."""
+    given = {name: chosen.pop(name) for name in MONITORED}
+    texts = configured(driver, chosen)
+    judged = monitor(params=texts["register"], workspace=driver.workspace, **given)
+    with dsl.If(driver.place(judged).outputs["advice"] == "retrain", name="retrain"):
+        train(driver, texts)
+
+
+def train(driver: Driver, texts: Mapping[str, Any]) -> None:
+    """The stages behind `configure`. `texts`: those of `configured`."""
+    start, workspace = begin(driver, texts), driver.workspace
     sources = {"prepared": start.images, "probe": start.bias}
     sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **sources)).output
     features = driver.place(encode(params=start.params["encode"], knowledge=sentences)).output
@@ -182,7 +203,7 @@ def training_graph(driver: Driver, chosen: dict[str, Any]) -> None:
 def knowledge_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     """Only the sentences, written in several shares of the classes at once and put together."""
     shards = chosen.pop("shards")
-    start = begin(driver, chosen)
+    start = begin(driver, configured(driver, chosen))
     text = start.params["describe"]
     sources = {"prepared": start.images, "probe": start.bias}
     with dsl.ParallelFor(driver.place(shard(params=text, shards=shards)).output, name="shards") as share:
@@ -193,7 +214,7 @@ def knowledge_graph(driver: Driver, chosen: dict[str, Any]) -> None:
 def sweep_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     """The same data and sentences tuned under several settings at once; the best on validation goes on."""
     settings = chosen.pop("settings")
-    start, workspace = begin(driver, chosen), driver.workspace
+    start, workspace = begin(driver, configured(driver, chosen)), driver.workspace
     sources = {"prepared": start.images, "probe": start.bias}
     sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **sources)).output
     features = driver.place(encode(params=start.params["encode"], knowledge=sentences)).output
@@ -208,6 +229,12 @@ KNOWLEDGE_CHOICES = [
     *("source", "root", "data_repo", "data_rev", "data_path", "architecture", "weights"),
     *("provider", "llm_vendor", "llm_model", "llm_base_url"),
 ]
+MONITORED = {
+    "log": Parameter("/data/predictions", "Folder of the prediction log, as mdpr serve --log writes it."),
+    "max_drop_points": Parameter(2.0, "Retrain if the expected accuracy falls by more points."),
+    "max_label_shift": Parameter(0.3, "Retrain if the class shares differ by more (total variation, 0 to 1)."),
+    "max_drift_auc": Parameter(0.65, "Retrain if new images are told from test images with a higher AUC (0.5 to 1)."),
+}
 RELEASED = {"report": "evaluate/evaluation/report.html", "promotion": "promote/promotion"}
 
 VARIANTS: dict[str, Variant] = {
@@ -218,6 +245,14 @@ VARIANTS: dict[str, Variant] = {
         {},
         training_graph,
         RELEASED,
+    ),
+    "retraining": Variant(
+        "mdpr-retraining",
+        "Judge what the deployed champion answered, and train a successor only if that is advised.",
+        list(CHOICES),
+        MONITORED,
+        retraining_graph,
+        {"monitoring": "monitor/page"},
     ),
     "knowledge": Variant(
         "mdpr-knowledge",

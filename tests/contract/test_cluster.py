@@ -129,7 +129,7 @@ def test_a_retry_is_neither_refused_nor_killed_by_the_limit_of_the_back_off(tmp_
         assert window_s >= attempts * (timeout_s + 3600) + pauses_s
 
 
-STATEFUL = {"describe", "tune", "evaluate", "register", "promote", "close"}
+STATEFUL = {"describe", "tune", "evaluate", "register", "promote", "monitor", "close"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

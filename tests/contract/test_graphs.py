@@ -44,6 +44,16 @@ def test_the_loop_holds_the_one_stage_that_is_repeated(variant: str, expected: s
     assert set(tasks(variant, LOOP)) == {looped}
 
 
+def test_a_successor_is_trained_only_if_monitor_advises_it() -> None:
+    found = tasks("retraining")
+    assert set(found) == {"configure", "monitor", "condition-2"}
+    assert set(tasks("retraining", "condition-2")) == set(STAGES)
+    condition = found["condition-2"]["triggerPolicy"]["condition"]
+    assert condition == "inputs.parameter_values['pipelinechannel--monitor-advice'] == 'retrain'"
+    assert not found["monitor"]["cachingOptions"].get("enableCache")  # the log grows behind the same path
+    assert 'subgraph condition-2 ["if monitor: advice is retrain"]' in draw(FOLDER / "retraining.yaml")
+
+
 @pytest.mark.parametrize(("variant", "source"), [("knowledge", "shard"), ("sweep", "vary")])
 def test_the_loop_runs_over_the_parameters_made_for_it(variant: str, source: str) -> None:
     (looped,) = tasks(variant, LOOP).values()
@@ -200,7 +210,7 @@ def test_the_picture_of_the_sweep_goes_through_the_loop() -> None:
 
 
 def test_a_file_that_is_missing_or_changed_is_stale(tmp_path: Path) -> None:
-    for name in ("training.yaml", "knowledge.yaml", GRAPHS):
+    for name in ("training.yaml", "retraining.yaml", "knowledge.yaml", GRAPHS):
         shutil.copy(FOLDER / name, tmp_path / name)
     text = (tmp_path / GRAPHS).read_text("utf-8")
     (tmp_path / GRAPHS).write_text(text.replace("for-loop-2 -- model --> select", "for-loop-2 --> select"), "utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mdpr.artifacts import data_digests, read_json
+from mdpr.artifacts import data_digests, read_json, write_json
 from mdpr.errors import ConfigError, MdprError, TrackingError
 from mdpr.params import SECTIONS, Params, choices, dump_yaml, parse_params, parse_yaml
 from mdpr.stages.stage import CHECKPOINTS, STAGES, Stage, load_stage, run_stage
@@ -127,6 +128,44 @@ def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int
         raise MdprError(
             f"{stage.name}: one of {processes} processes failed with exit code {code}; its own line is above"
         )
+
+
+def run_monitor(
+    params: str, workspace: str, log: str, limits: Mapping[str, float], *, monitoring: Artifact, page: Artifact
+) -> str:
+    """`mdpr monitor` on the log and the reference of the champion; its advice, `retrain` without a champion.
+
+    `params` is YAML text with the section tracking, `limits` are thresholds by their names.
+    """
+    with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
+        sections = parse_params(read_sections(params, "params"))
+        if workspace:
+            sections = keep_state(sections, Path(workspace), Path(monitoring.path))
+        name, folder = sections.tracking.model_name, Path(scratch)
+        if not has_champion(name):
+            write_json(Path(monitoring.path), {"advice": "retrain", "reason": f"{name} has no champion yet"})
+            Path(page.path).write_text("<p>There is no champion yet.</p>\n", encoding="utf-8")
+            return "retrain"
+        file = folder / "params.yaml"
+        file.write_text(dump_yaml(sections.dump(["tracking"])), encoding="utf-8")
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in limits.items()]
+        command = [sys.executable, "-m", "mdpr", "monitor", "--params", str(file), "--output", scratch, "--log", log]
+        code = subprocess.run([*command, "--reference", f"models:/{name}@champion", *options]).returncode
+        if code not in (0, 1):
+            raise MdprError(f"monitor failed with exit code {code}; its own line is above")
+        content = read_json(folder / "monitor.json")
+        shutil.copyfile(folder / "monitor.json", monitoring.path)
+        shutil.copyfile(folder / "monitor.html", page.path)
+        monitoring.metadata.update(summarise(Path(monitoring.path)))
+        return str(content["advice"])
+
+
+def has_champion(model_name: str) -> bool:
+    """Whether the registry has a champion of this name; raises `TrackingError`."""
+    from mdpr.mlops.registry import CHAMPION, Registry
+    from mdpr.mlops.store import connect
+
+    return Registry(connect(), model_name).get_by_alias(CHAMPION) is not None
 
 
 def close_runs(state: str, workspace: str = "") -> None:
