@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from mdpr.artifacts import read_classes, read_features, read_probe
+from mdpr.artifacts import ModelConfig, read_classes, read_features, read_probe, write_json
 from mdpr.errors import ArtifactError, BackboneError, ConfigError
-from mdpr.model.backbone import Backbone
+from mdpr.model.backbone import Backbone, save_weights
 from mdpr.model.classifier import MDPR
+from mdpr.model.inference import Classifier
 from mdpr.model.towers import image_features, prompted_image_features, run_block
 from mdpr.model.tuners import TUNERS, Tuner, build_tuner
 from mdpr.params import Params, TuneParams, parse_params
@@ -64,10 +65,11 @@ def adapted(name: str, prompting: str, **settings: Any) -> tuple[VisionTransform
     return frozen.visual, tuner.double()
 
 
-def learn(tuner: Tuner) -> None:
+def learn(module: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in tuner.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
 
 
 def images(size: int = 32) -> Tensor:
@@ -268,6 +270,38 @@ def test_serving_computes_what_a_step_does(build: Any, prompting: str, monkeypat
     step = model(image)
     for name in ("base_BC", "routed_BC", "fused_BC", "weights_BCV"):
         torch.testing.assert_close(getattr(served, name), getattr(step, name), rtol=1e-4, atol=1e-3)
+
+
+def test_a_saved_model_is_served_from_its_weights_only(
+    build: Any, encoded: Mapping[str, Path], small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters, head and scale come back from the file; neither the probe nor the text tower is needed to load them."""
+    monkeypatch.undo()
+    settings = {"prompting": "lora", "head": "cosine", "head_init": "class_mean", "logit_scale": "trained"}
+    model = build(**settings, fusion="gla", base_loss="ce").eval()
+    learn(model)
+    save_weights(tmp_path / "model.safetensors", model.learned_state())
+    features = read_features(encoded["features"], model.class_names)
+    config = ModelConfig(
+        backbone=small_params.backbone,
+        fingerprint=model.backbone.fingerprint,
+        tune=model.params,
+        class_names=model.class_names,
+        train_images=(10,) * len(model.class_names),
+        knowledge_digest=features.knowledge_digest,
+        selected_epoch=0,
+        val_accuracy={"fused": 0.5},
+    )
+    write_json(tmp_path / "config.json", config)
+    monkeypatch.setattr(Backbone, "embed_width", model.backbone.embed_width)
+    monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("the text tower ran"))
+    served = Classifier.load(tmp_path, encoded["features"])
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(image)
+    assert served.constants.visual is not None
+    for name in ("base_BC", "routed_BC", "fused_BC"):
+        torch.testing.assert_close(getattr(served(image), name), getattr(expected, name), rtol=1e-4, atol=1e-3)
 
 
 def test_published_initial_weights(build: Any) -> None:
