@@ -73,7 +73,7 @@ STAGES: dict[str, str] = {
 # Peak memory on the embedded data, CPU, in MB: resident, and address space (what `ulimit -v` limits). Both grow with
 # the data and the model. Charts need more: evaluate leaves them out where they cannot have it.
 MEMORY_MB: dict[str, tuple[int, int]] = {
-    "prepare": (190, 1_700),
+    "prepare": (190, 1_900),
     "validate": (380, 2_100),
     "probe": (1_130, 5_400),
     "describe": (70, 370),
@@ -199,6 +199,8 @@ def _check_memory(stage: Stage) -> None:
         raise MdprError(
             f"{stage.name} needs {need_mb:,} MB of address space, the limit is {limit_mb:,.0f} MB: raise `ulimit -v`"
         )
+    if limit_mb < float("inf"):  # NumPy's BLAS reserves memory per core, and ends the process if it cannot
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> str | None:
