@@ -315,9 +315,9 @@ TUNERS: dict[str, Callable[[Backbone, TuneParams, int], Tuner]] = {
 
 
 def adapter_width(backbone: Backbone, params: TuneParams, classes: int) -> int:
-    """r, `params.adapter_width` or by LIFT's rule: 2^floor(log2(classes / (2 layers))), at least 1.
+    """r, `params.adapter_width` or by LIFT's rule: 2^floor(log2(classes / (2 layers))), at least 1 and at most w.
 
-    So the adapters have about as many weights as a linear classifier. Raises `BackboneError` if r is more than w.
+    So the adapters have about as many weights as a linear classifier. Raises `BackboneError` if a given r is above w.
     Source: Shi et al., Long-Tail Learning with Foundation Model (LIFT), ICML 2024.
     """
     transformer = backbone.visual.transformer
@@ -325,7 +325,7 @@ def adapter_width(backbone: Backbone, params: TuneParams, classes: int) -> int:
 
 
 def _bounded_width(backbone: Backbone, params: TuneParams, classes: int, layers: int, most: int) -> int:
-    width = params.adapter_width or 2 ** max(0, math.floor(math.log2(classes / (2 * layers))))
+    width = params.adapter_width or min(most, 2 ** max(0, math.floor(math.log2(classes / (2 * layers)))))
     if width > most:
         raise BackboneError(f"tune.adapter_width = {width}: the image tower of {backbone.architecture} is {most} wide")
     return width

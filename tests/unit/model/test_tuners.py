@@ -140,7 +140,9 @@ def test_formulas_of_a_block_written_out() -> None:
     torch.testing.assert_close(beside(x_after), added, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("classes", "layers", "width"), [(100, 12, 4), (1000, 12, 32), (365, 12, 8), (10, 12, 1)])
+@pytest.mark.parametrize(
+    ("classes", "layers", "width"), [(100, 12, 4), (1000, 12, 32), (365, 12, 8), (10, 12, 1), (8142, 12, 256)]
+)
 def test_the_width_follows_lifts_rule(classes: int, layers: int, width: int) -> None:
     frozen: Any = Frozen("plain")
     frozen.visual.transformer.resblocks = torch.nn.ModuleList([frozen.visual.transformer.resblocks[0]] * layers)
