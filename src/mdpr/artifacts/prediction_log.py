@@ -2,7 +2,8 @@
 
 Parquet, one row per image, without the image:
 
-    time                timestamp     when it was answered, UTC
+    time                timestamp     when it was answered, UTC; in reference.parquet 1970, so that the same answers
+                                      make the same bytes
     model, version      string        name and version in the registry, or the folder of the model
     request             string        id of the request
     class               string        the answer, a deployment prior included
@@ -92,12 +93,15 @@ class Stamp:
 
 
 def write_prediction_log(path: Path, source: LogSource, answers: Answers, stamps: Sequence[Stamp] = ()) -> None:
-    """`answers` as a file that is whole on the disk before it has its name. Raises `OSError`."""
+    """`answers` as a file that is whole on the disk before it has its name. Raises `OSError`.
+
+    Without `stamps` it is a reference: nobody sent a request.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     images = len(answers)
-    stamps = stamps or [Stamp(datetime.now(UTC), "")] * images
+    stamps = stamps or [Stamp(datetime.fromtimestamp(0, UTC), "")] * images
     names = pa.array(source.class_names, pa.string())
     columns: dict[str, pa.Array] = {
         "time": pa.array([stamp.time for stamp in stamps], pa.timestamp("ms", tz="UTC")),

@@ -56,6 +56,12 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert not any(path.suffix != ".parquet" for path in tmp_path.iterdir())
 
 
+def test_the_same_reference_makes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        write_prediction_log(tmp_path / name, SOURCE, answers(labels=True))
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
 def test_no_rows_are_a_log_without_answers(tmp_path: Path) -> None:
     write_prediction_log(tmp_path / "a.parquet", SOURCE, answers(0))
     assert open_log_file(tmp_path / "a.parquet").rows == 0
