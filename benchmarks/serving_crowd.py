@@ -26,7 +26,7 @@ def count_winners(folder: Path, promoters: int) -> int:
         experiment_id = client.create_experiment("crowd")
         run_id = client.create_run(experiment_id).info.run_id
         models = [client.create_logged_model(experiment_id, "model", run_id) for _ in range(promoters)]
-        numbers = [registry.create(model.model_id, run_id, f"{n}", {}).number for n, model in enumerate(models)]
+        numbers = [registry.create(model.model_id, f"{n}", {}).number for n, model in enumerate(models)]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["benchmarks.serving", "mlflow"])  # one import of everything for all of them
         start, answers = context.Barrier(promoters), context.Queue()

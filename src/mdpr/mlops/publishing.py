@@ -11,6 +11,7 @@ A damaged item, and one that the store refuses for good, is renamed to `*.refuse
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 ORIGINAL_RUN_TAG = "mdpr.original_run_id"
 ARTIFACT_FOLDER = "mlruns"
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 ITEM_FILE, FILES_FOLDER = "item.json", "files"
 PARTIAL_SUFFIX, REFUSED_SUFFIX = ".partial", ".refused"
 ABANDONED_AFTER_S = 3600
@@ -366,7 +368,10 @@ def find_run(store: Store, run_id: str) -> str | None:
 
 def create_run(store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
     """A new run of the experiment with this name; raises `TrackingError`."""
-    created = store.client.create_run(_experiment_id(store, experiment), run_name=name, tags=dict(tags))
+    tags = {"mlflow.source.type": "LOCAL", **tags}
+    with suppress(KeyError, OSError):  # a container's user without an entry in /etc/passwd
+        tags = {"mlflow.user": getpass.getuser(), **tags}
+    created = store.client.create_run(_experiment_id(store, experiment), run_name=name, tags=tags)
     try:
         return TrackedRun(run_id=created.info.run_id, experiment=experiment)
     except ValueError:
@@ -374,18 +379,19 @@ def create_run(store: Store, experiment: str, name: str, tags: Mapping[str, str]
 
 
 def _experiment_id(store: Store, name: str) -> str:
-    """The id of an experiment, made if there is none yet."""
+    """The id of an experiment, made if there is none yet; its page opens as machine learning."""
     found = store.client.get_experiment_by_name(name)
     if found is None:
         # Beside the sqlite file, not in the folder that the process happens to work in; a server knows its own.
         folder = store.file and str(store.file.absolute().parent / ARTIFACT_FOLDER)
         try:
-            tags = {"mlflow.experimentKind": "custom_model_development"}  # its page opens as machine learning
-            return str(store.client.create_experiment(name, artifact_location=folder, tags=tags))
+            return str(store.client.create_experiment(name, artifact_location=folder, tags={KIND_TAG: KIND}))
         except Refused as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":  # someone else's first run was faster
                 raise
             found = store.client.get_experiment_by_name(name)
     if found.lifecycle_stage == "deleted":
         raise Refused(f"the experiment {name} is deleted: restore it or set tracking.experiment")
+    if KIND_TAG not in found.tags:  # made by hand
+        store.client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
     return str(found.experiment_id)

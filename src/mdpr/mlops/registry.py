@@ -7,15 +7,17 @@ decided by the promotion log (see `mdpr.mlops.promotions`).
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mdpr.errors import TrackingError
 from mdpr.mlops.publishing import create_run
-from mdpr.mlops.store import Refused, Store, StoreError
+from mdpr.mlops.store import Refused, Store, StoreError, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 PREVIOUS = "previous"
 DIGEST_TAG = "mdpr.model_digest"
+VERSIONS_TAG = "mlflow.modelVersions"  # on a logged model: MLflow's own list of its versions
 PROMOTION_LOG_TAG = "mdpr.promotion_log_run_id"
 PROMOTION_LOG_EXPERIMENT = "mdpr promotion logs"  # apart from the experiments that people look at
 PROMOTION_LOG_NOTE = "Every change of champion, in order: a parameter is written once. Do not delete this run."
@@ -104,21 +107,25 @@ class Registry:
                 raise
             client.delete_run(log_id)  # someone else's first version was faster, and theirs is the log
 
-    def create(self, model_id: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Version:
+    def create(self, model_id: str, digest: str, tags: Mapping[str, str]) -> Version:
         """A new version of a logged model, or the one that someone else made of the same digest meanwhile."""
-        client = self.store.client
+        from mlflow import register_model
+
         self.ensure_model()
-        made = client.create_model_version(
-            self.name,
-            f"models:/{model_id}",
-            run_id,
-            tags={**tags, DIGEST_TAG: digest},
-            model_id=model_id,  # a server takes the source only with it
-        )
+        with translate_errors(self.store.uri), redirect_stderr(io.StringIO()):  # it prints what it does
+            made = register_model(f"models:/{model_id}", self.name, tags={**tags, DIGEST_TAG: digest})
         first = self.find_by_digest(digest) or _as_version(made)
         if first.number != str(made.version):
-            client.delete_model_version(self.name, str(made.version))
+            self.store.client.delete_model_version(self.name, str(made.version))
         return first
+
+    def link(self, version: Version) -> None:
+        """The version on the page of its logged model, if a process that was killed left it out."""
+        client, model_id = self.store.client, version.source.removeprefix("models:/")
+        linked = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
+        if not any(item.get("name") == self.name and str(item.get("version")) == version.number for item in linked):
+            linked.append({"name": self.name, "version": int(version.number)})
+            client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps(linked)})
 
     def annotate(self, number: str, tags: Mapping[str, str], card: str) -> None:
         """Set tags and the description of a version."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from mdpr.artifacts import (
@@ -23,9 +22,10 @@ from mdpr.artifacts import (
 )
 from mdpr.errors import ArtifactError
 from mdpr.mlops.gate import Latency
+from mdpr.mlops.lineage import CONTEXTS, lineage_tags
 from mdpr.mlops.publishing import mirror_run
 from mdpr.mlops.registry import Registry, Version
-from mdpr.mlops.runs import RESULTS_FOLDER, add_results, lineage_tags, publish_waiting, result_metrics
+from mdpr.mlops.runs import RESULTS_FOLDER, add_results, publish_waiting, result_metrics
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import Store, connect
 from mdpr.params import RegisterParams, TrackingParams, TuneParams
@@ -39,7 +39,8 @@ LATENCY_TAG = "mdpr.latency"  # JSON: ms, device
 FIGURES_TAG = "mdpr.test.fused"  # JSON: figure -> value
 GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
 OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made have none
-RANKED_BY = ("all", *SHOT_GROUPS, "ece")
+# Split and branch of the metrics that a logged model has, too.
+RANKED_BY = {("test", "fused"), ("val", "base"), ("val", "routed"), ("val", "fused")}
 
 BRANCHES = ("zero_shot", "base", "routed", "fused")
 GROUPS = ("all", *SHOT_GROUPS)
@@ -60,7 +61,7 @@ def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], 
         "Head": tune.head if tune.head == "text" else f"{tune.head}, from {tune.head_init}",
         "Router": f"{tune.router_heads} heads" if tune.routing else "off",
         "Base loss": tune.base_loss,
-        "Epoch chosen on validation": f"{config.selected_epoch} of {tune.epochs}",
+        "Epoch chosen on validation": f"{config.selected_epoch + 1} of {tune.epochs}",
         "Training images": f"{sum(config.train_images)} in {classes} classes, {smallest} to {largest} each",
         "Test images": str(test_images),
     }
@@ -139,13 +140,12 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
         version = registry.find_by_digest(digest)
         if version is None:
             folders = (parts.knowledge, parts.features, parts.model, evaluation)
-            model_id, latency = log_served_model(store, here, parts, Path(params.pyfunc))
-            _rank_model(store, here.run_id, model_id)
+            model_id = log_served_model(store, here, parts, Path(params.pyfunc))
             origin = {LABEL_SET_TAG: class_digest(config.class_names), **run.digests, **lineage_tags(folders)}
-            if latency:
-                origin[LATENCY_TAG] = json.dumps(asdict(latency))
-            version = registry.create(model_id, here.run_id, digest, origin)
+            version = registry.create(model_id, digest, origin)
         registry.ensure_model()
+        registry.link(version)
+        _score_model(store, version, config)
         for name in inputs:
             store.client.log_artifact(here.run_id, str(evaluation / name), gate_inputs_folder(gate_tag))
         results = {
@@ -206,15 +206,28 @@ def _ensure_results(
     add_results(here, tracking, result_metrics(metrics), files, tags=run.digests)
 
 
-def _rank_model(store: Store, run_id: str, model_id: str) -> None:
-    """The run's test figures as the logged model's own, on the test set, so that MLflow ranks models by them."""
+def _score_model(store: Store, version: Version, config: ModelConfig) -> None:
+    """The run's figures as the logged model's own, each on its dataset, so that MLflow ranks models by them.
+
+    The test figures, and the validation accuracies of the epoch that was chosen.
+    """
     from mlflow.entities import Metric
 
-    run = store.client.get_run(run_id)
-    tested = [item.dataset for item in run.inputs.dataset_inputs if any(tag.value == "testing" for tag in item.tags)]
-    on = {"dataset_name": tested[0].name, "dataset_digest": tested[0].digest} if tested else {}
-    names = [f"test/fused/{figure}" for figure in RANKED_BY if f"test/fused/{figure}" in run.data.metrics]
-    latest = [store.client.get_metric_history(run_id, name)[-1] for name in names]
-    metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id, **on) for m in latest]
+    model_id, run = version.source.removeprefix("models:/"), store.client.get_run(version.run_id)
+    used_for = {tag.value: item.dataset for item in run.inputs.dataset_inputs for tag in item.tags}
+    known = {(item.key, item.step, item.value) for item in store.client.get_logged_model(model_id).metrics or ()}
+    metrics = []
+    for name in run.data.metrics:
+        split, _, figure = name.partition("/")
+        if (split, figure.partition("/")[0]) not in RANKED_BY:
+            continue
+        steps = {item.step: item for item in store.client.get_metric_history(version.run_id, name)}
+        found = steps.get(config.selected_epoch if split == "val" else max(steps))
+        if found is None or (name, found.step, found.value) in known:
+            continue
+        data = used_for.get(CONTEXTS["val" if split == "val" else "test"])
+        on = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
+        one = Metric(name, found.value, found.timestamp, found.step, model_id=model_id, run_id=version.run_id, **on)
+        metrics.append(one)
     if metrics:
-        store.client.log_batch(run_id, metrics=metrics)
+        store.client.log_batch(version.run_id, metrics=metrics)

@@ -1,4 +1,4 @@
-"""MLflow runs: the run that `tune` opens, the results that `evaluate` adds to it, and where both come from.
+"""MLflow runs: the run that `tune` opens, and the results that `evaluate` adds to it.
 
 Everything is in the outbox on this disk before MLflow has it (see `mdpr.mlops.publishing`). If the store cannot be
 reached, the work goes on; what is left is published with the next epoch, by the next stage, or by
@@ -7,24 +7,20 @@ reached, the work goes on; what is left is published with the next epoch, by the
 
 from __future__ import annotations
 
-import getpass
-import json
 import logging
-import os
 import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from mdpr.artifacts import Split, TrackedRun, read_card
+from mdpr.artifacts import TrackedRun
 from mdpr.errors import ArtifactError, Interrupted, TrackingError
-from mdpr.launch import DVC_ROOT, experiment_name, in_project
+from mdpr.launch import in_project
+from mdpr.mlops.lineage import describe_data, flatten, lineage_tags, run_name, settings_before, split_inputs
 from mdpr.mlops.publishing import (
     Box,
     DatasetInput,
@@ -40,17 +36,16 @@ from mdpr.mlops.publishing import (
     publish_outbox,
 )
 from mdpr.mlops.store import Store, Unreachable, connect, store_address, tracking_uri, within
-from mdpr.params import TrackingParams, read_yaml
+from mdpr.params import BackboneParams, TrackingParams, TuneParams
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FOLDER = "evaluation"  # below it a run's artifacts hold predictions.parquet, report.html and so on
 NEEDED_TO_COMPARE = ("predictions.parquet", "per_class.csv", "lineage.json")
 LOSS = "train/loss"
+DESCRIPTION_TAG = "mlflow.note.content"  # shown on the page of a run
 RETRY_AFTER_S = 60.0  # a store that hangs costs its time-out once in this time, not every epoch
 SAMPLE_EVERY_S = 5.0
-CONTEXTS: dict[Split, str] = {"train": "training", "val": "validation", "test": "testing"}
-DIGEST_LENGTH = 36  # characters that MLflow keeps; the whole sha256 is in the profile
 
 
 # --- the run of a training ----------------------------------------------------------------------------------
@@ -85,7 +80,15 @@ class OpenRun:
         if epoch in self._logged:
             return
         self._logged.add(epoch)
-        self.item.metrics += as_metrics({_grouped(name): value for name, value in metrics.items()}, epoch)
+        self._log({_grouped(name): value for name, value in metrics.items()}, epoch)
+
+    def log_selected(self, epoch: int, val_accuracy: Mapping[str, float]) -> None:
+        """The epoch whose weights were kept, and its validation accuracy by branch."""
+        scores = {f"selected/val_{branch}": value for branch, value in val_accuracy.items()}
+        self._log({"selected/epoch": epoch, **scores}, epoch)
+
+    def _log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.item.metrics += as_metrics(metrics, step)
         try:
             self.box.write(self.item)
             if time.monotonic() >= self._retry_at_s:
@@ -132,7 +135,7 @@ def open_run(
     store, and if the outbox cannot be written.
     """
     outbox, store, resumed = in_project(Path(tracking.outbox)), None, run_id is not None
-    tags = {**_source_tags(name), **tags}
+    tags = {"mlflow.source.name": "mdpr tune", **tags}
     try:
         store = connect()
         publish_outbox(store, outbox, besides=run_id)
@@ -169,6 +172,30 @@ def open_run(
             run.close(status)
 
 
+def open_tuning_run(
+    tracking: TrackingParams,
+    tune: TuneParams,
+    backbone: BackboneParams,
+    inputs: Sequence[Path],
+    digests: Mapping[str, str],
+    *,
+    run_id: str | None,
+) -> AbstractContextManager[OpenRun]:
+    """The run of a training, with what its model comes from. `inputs` are its folders, `prepared` the first.
+
+    Parameters are the settings of this stage and those before it. `run_id` and errors are as for `open_run`.
+    """
+    prepared = inputs[0]
+    return open_run(
+        tracking,
+        run_name(tune),
+        settings_before(prepared) | flatten({"tune": tune, "backbone": backbone}),
+        {DESCRIPTION_TAG: describe_data(prepared), **digests, **lineage_tags(inputs)},
+        datasets=split_inputs(prepared, ["train", "val"]),
+        run_id=run_id,
+    )
+
+
 @contextmanager
 def _system_metrics(tracking: TrackingParams, run: OpenRun) -> Iterator[None]:
     """MLflow's own monitor of CPU, memory, disk, network and GPUs; what it cannot send is lost."""
@@ -192,8 +219,8 @@ def _steps(store: Store, run_id: str) -> set[int]:
 
 
 def _grouped(name: str) -> str:
-    """A column of history.csv as MLflow's pages group it: validation and training apart."""
-    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
+    """A column of history.csv as MLflow's pages group it: train/loss, val/fused/all."""
+    return f"val/{name.removeprefix('val_').replace('_', '/', 1)}" if name.startswith("val_") else f"train/{name}"
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -274,90 +301,3 @@ def as_metrics(metrics: Mapping[str, float], step: int) -> list[MetricValue]:
     """MLflow's names take letters, digits, spaces and _ - . / : only."""
     time_ms = now_ms()
     return [(re.sub(r"[^\w\-./: ]", "_", key), float(value), time_ms, step) for key, value in metrics.items()]
-
-
-def flatten(tree: Mapping[str, Any] | BaseModel, parent: str = "") -> dict[str, Any]:
-    """Nested mappings and pydantic models on one level: {"tune": {"loss": {"tau": 1}}} -> "tune.loss.tau"."""
-    flat: dict[str, Any] = {}
-    for key, value in (tree.model_dump() if isinstance(tree, BaseModel) else tree).items():
-        name = f"{parent}.{key}" if parent else str(key)
-        flat.update(flatten(value, name) if isinstance(value, Mapping | BaseModel) else {name: value})
-    return flat
-
-
-# --- where a run comes from ---------------------------------------------------------------------------------
-
-
-def split_inputs(prepared: Path, splits: Sequence[Split]) -> list[DatasetInput]:
-    """The splits of a prepared data set as MLflow's datasets, for `open_run` and `add_results`.
-
-    The images stay where they are. Raises `ArtifactError` if card.json is missing.
-    """
-    card, inputs = read_card(prepared), []
-    for split in splits:
-        path = prepared / f"{split}.parquet"
-        digest = card.sha256[path.name]
-        profile = {"images": card.images[split], "classes": len(card.images_per_class[split]), "sha256": digest}
-        inputs.append(
-            DatasetInput(
-                name=f"{card.source}-{split}",
-                digest=digest[:DIGEST_LENGTH],
-                source_type="local",
-                source=json.dumps({"uri": str(path.absolute())}),
-                profile=json.dumps(profile),
-                context=CONTEXTS[split],
-            )
-        )
-    return inputs
-
-
-def lineage_tags(inputs: Sequence[Path] = ()) -> dict[str, str]:
-    """mdpr's version, the git commit, the md5 of each of `inputs` in dvc.lock, DVC's experiment, the run
-    of Kubeflow Pipelines.
-
-    A tag that has no source here (no git, not inside DVC, not inside Kubeflow) is left out. Changes that are
-    not committed set `mdpr.git.dirty`; dvc.lock does not count, for DVC rewrites it while stages run.
-    """
-    from mdpr import __version__
-
-    tags = {"mdpr.version": __version__, **_git_tags(Path.cwd())}
-    if DVC_ROOT in os.environ:
-        tags |= _dvc_tags(inputs)
-    if name := experiment_name():
-        tags["dvc.experiment"] = name
-    if run_id := os.environ.get("KFP_RUN_ID"):
-        tags["kfp.run_id"] = run_id
-    return tags
-
-
-def _source_tags(stage: str) -> dict[str, str]:
-    """Who made the run and with what, by the names that MLflow's pages show."""
-    tags = {"mlflow.source.name": f"mdpr {stage}", "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # a container's user without an entry in /etc/passwd
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
-
-
-def _git_tags(folder: Path) -> dict[str, str]:
-    try:
-        import git
-    except ImportError:  # GitPython refuses to load without the git program
-        return {}
-    try:
-        with git.Repo(folder, search_parent_directories=True) as repository:
-            commit = repository.head.commit.hexsha
-            changes = repository.git.status("--porcelain", "--untracked-files=no", "--", ":(exclude,glob)**/dvc.lock")
-    except (git.GitError, ValueError):  # not a repository, one that git does not trust, or one without a commit
-        return {}
-    return {"mlflow.source.git.commit": commit, "mdpr.git.dirty": str(bool(changes)).lower()}
-
-
-def _dvc_tags(inputs: Sequence[Path]) -> dict[str, str]:
-    """From the dvc.lock of this folder, maybe a temporary copy of the project."""
-    root = Path.cwd()
-    if not (root / "dvc.lock").is_file():
-        return {}
-    stages = read_yaml(root / "dvc.lock").get("stages", {}).values()
-    outs = {(root / out["path"]).resolve(): out for stage in stages for out in stage.get("outs", ())}
-    found = (outs.get(path.resolve()) for path in inputs)
-    return {f"dvc.md5.{out['path']}": out["md5"] for out in found if out}

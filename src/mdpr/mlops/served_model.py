@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
-import statistics
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import mdpr
 from mdpr.artifacts import ModelConfig, TrackedRun, read_model_config, sha256
 from mdpr.errors import ArtifactError, TrackingError
-from mdpr.mlops.gate import Latency
+from mdpr.mlops.lineage import flatten
+from mdpr.mlops.publishing import now_ms
 from mdpr.mlops.registry import DIGEST_TAG, Registry
 from mdpr.mlops.store import DEFAULT_URI, Store, connect, translate_errors
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.models import Model
 
 
 LOGGED_NAME = "model"
-TIMED_REQUESTS = 9
+ABANDONED_AFTER_MS = 3_600_000
 # What serving imports. The pipeline's own needs (DVC, Kubeflow, LangChain, Great Expectations) stay out.
 REQUIRED = (
     "numpy",
@@ -81,54 +78,63 @@ class Parts:
         return digest.hexdigest()
 
 
-def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) -> tuple[str, Latency | None]:
-    """Log the model to `run`, served by the file `code`; returns its MLflow id and how long it takes for an image.
+def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) -> str:
+    """Log the model to `run`, served by the file `code`; returns its MLflow id. The caller holds the registry's lock.
 
     It is loaded and asked before it is uploaded: a model that does not answer never becomes a version.
-    Without torch in this environment (a small image of the cluster) that trial is left out, and there is no latency.
+    Without torch in this environment (a small image of the cluster) that trial is left out.
     Raises `TrackingError`, and `ArtifactError` where a part is missing.
     """
     if not code.is_file():
         raise TrackingError(f"register.pyfunc: {code} does not exist: run from the project folder or name the file")
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
+    from mlflow.models.model import MLMODEL_FILE_NAME
 
     client = store.client
     # Not pyfunc.log_model: it needs an active run, and would open the finished run again.
     with translate_errors(store.uri), TemporaryDirectory(prefix="mdpr-") as folder:
-        experiment_id = client.get_run(run.run_id).info.experiment_id
-        logged = _open_logged_model(client, experiment_id, run, parts)
-        form = Model(artifact_path=logged.artifact_location, run_id=run.run_id, model_id=logged.model_id)
-        status, latency = "FAILED", None
+        saved, form = Path(folder) / "model", Model(run_id=run.run_id)
+        _save(saved, parts, code, form)
+        if util.find_spec("torch"):
+            _try_out(saved)
+        # The store hears of the model only now: a process that is killed before leaves nothing unready there.
+        logged, status = _open_logged_model(store, run, parts), "FAILED"
+        form.model_id, form.artifact_path = logged.model_id, logged.artifact_location
+        form.save(str(saved / MLMODEL_FILE_NAME))
         try:
-            saved = Path(folder) / "model"
-            _save(saved, parts, code, form)
-            if util.find_spec("torch"):
-                latency = _try_out(saved)
-            outputs = client.get_run(run.run_id).outputs
-            if logged.model_id not in {item.model_id for item in (outputs.model_outputs if outputs else ())}:
-                client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
             client.log_model_artifacts(logged.model_id, str(saved))
             status = "READY"
         finally:
             client.finalize_logged_model(logged.model_id, status)
-    return str(logged.model_id), latency
+        outputs = client.get_run(run.run_id).outputs
+        if logged.model_id not in {item.model_id for item in (outputs.model_outputs if outputs else ())}:
+            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_id)
 
 
-def _open_logged_model(client: MlflowClient, experiment_id: str, run: TrackedRun, parts: Parts) -> LoggedModel:
-    """The logged model of these parts in `run`: the one that a killed `register` left unfinished, or a new one."""
-    digest, config = parts.digest(), parts.config
+def _open_logged_model(store: Store, run: TrackedRun, parts: Parts) -> LoggedModel:
+    """The logged model of these parts in `run`: the one that a killed `register` left unfinished, or a new one.
+
+    Those that killed processes left of other models are deleted. Beside a server they count as left after a time.
+    """
+    client, digest, config = store.client, parts.digest(), parts.config
+    known = client.get_run(run.run_id)
+    experiment_id = known.info.experiment_id
+    for model in client.search_logged_models([experiment_id], f"tags.`{DIGEST_TAG}` != '{digest}'"):  # the newest first
+        if model.status == "PENDING" and (store.file or now_ms() - model.creation_timestamp > ABANDONED_AFTER_MS):
+            client.delete_logged_model(model.model_id)
     query = f"source_run_id = '{run.run_id}' AND tags.`{DIGEST_TAG}` = '{digest}'"
-    found = client.search_logged_models([experiment_id], query)
-    if found:
+    if found := client.search_logged_models([experiment_id], query):
         return found[0]
-    params = {f"tune.{key}": str(value) for key, value in config.tune.model_dump().items()}
+    tune = flatten({"tune": config.tune, "backbone": config.backbone})
+    params = tune | known.data.params | {"fingerprint": config.fingerprint, "selected_epoch": config.selected_epoch}
     return client.create_logged_model(
         experiment_id,
         LOGGED_NAME,
         source_run_id=run.run_id,
         tags={DIGEST_TAG: digest},
-        params={"backbone": config.fingerprint, "selected_epoch": str(config.selected_epoch), **params},
+        params={key: str(value) for key, value in params.items()},
         model_type="classifier",
     )
 
@@ -150,24 +156,15 @@ def _save(saved: Path, parts: Parts, code: Path, form: Model) -> None:
         )
 
 
-def _try_out(saved: Path) -> Latency:
-    """The median over a few requests of one image, after one that warms up."""
-    import torch
+def _try_out(saved: Path) -> None:
+    """Raises `TrackingError` unless the model answers."""
     from mlflow import pyfunc
 
-    model, example = pyfunc.load_model(str(saved)), _example()
-    seconds = []
-    for _ in range(1 + TIMED_REQUESTS):
-        started_s = time.perf_counter()
-        answer = model.predict(example, params={"top_k": 1, "explain": True})
-        seconds.append(time.perf_counter() - started_s)
-        if answer["error"].notna().any():
-            raise TrackingError(f"the model does not answer: {answer['error'].iloc[0]}")
+    answer = pyfunc.load_model(str(saved)).predict(_example(), params={"top_k": 1, "explain": True})
+    if answer["error"].notna().any():
+        raise TrackingError(f"the model does not answer: {answer['error'].iloc[0]}")
     for compiled in saved.rglob("__pycache__"):
         shutil.rmtree(compiled)
-    cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return Latency(ms=1000 * statistics.median(seconds[1:]), device=device)
 
 
 def requirements() -> list[str]:

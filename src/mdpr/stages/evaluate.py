@@ -32,7 +32,8 @@ def evaluate(
     from mdpr.evaluation.score_table import write_scores
     from mdpr.evaluation.scoring import evaluate_splits
     from mdpr.evaluation.tables import Results
-    from mdpr.mlops.runs import add_results, lineage_tags, result_metrics, split_inputs
+    from mdpr.mlops.lineage import lineage_tags, split_inputs
+    from mdpr.mlops.runs import add_results, result_metrics
     from mdpr.model.inference import Classifier
     from mdpr.monitoring.recording import ReferenceRecorder, log_source
 
@@ -72,7 +73,7 @@ def evaluate(
         result_metrics(results.scores),
         files,
         datasets=split_inputs(prepared, ["test"]),
-        tags={"mdpr.knowledge_digest": classifier.config.knowledge_digest, **run.digests},
+        tags={"mdpr.evaluate": params.model_dump_json(), **run.digests},
     )
     branch = "fused" if "fused" in results.scores else "base"
     groups = ", ".join(

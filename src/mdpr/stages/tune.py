@@ -29,7 +29,7 @@ def tune(
     """Write the learned weights of the epoch that is best on validation, its configuration and the history."""
     from mdpr import artifacts
     from mdpr.errors import Diverged
-    from mdpr.mlops.runs import flatten, lineage_tags, open_run, split_inputs
+    from mdpr.mlops.runs import open_tuning_run
     from mdpr.model.backbone import Backbone
     from mdpr.model.classifier import MDPR
     from mdpr.training.checkpoint import Checkpoints, listen_for_sigterm, run_identity, seed_everything
@@ -52,10 +52,9 @@ def tune(
             fit(tuned, objective, data, TrainContext(distributed, resume=resume, stop=stop))
             return ""
 
-        settings = flatten({"tune": params.model_dump(), "backbone": backbone.model_dump()})
         digests = artifacts.model_digests(prepared, knowledge=encoded.knowledge_digest, backbone=frozen.fingerprint)
-        tags, datasets = digests | lineage_tags([prepared, probe, features]), split_inputs(prepared, ["train", "val"])
-        with open_run(tracking, "tune", settings, tags, datasets=datasets, run_id=notes.get("run_id")) as run:
+        folders, earlier = [prepared, probe, features], notes.get("run_id")
+        with open_tuning_run(tracking, params, backbone, folders, digests, run_id=earlier) as run:
             notes["run_id"] = run.run_id
             context = TrainContext(distributed, run.log_epoch, checkpoints.write, resume, stop)
             try:
@@ -63,6 +62,7 @@ def tune(
             except Diverged:
                 checkpoints.discard()  # to resume it would end in the same way again
                 raise
+            run.log_selected(result.epoch, result.val_accuracy)
             background = artifacts.read_card(prepared).background
             _write(model, tuned, data, encoded, backbone, result, background)
             seen = [artifacts.image_digests(artifacts.read_split(prepared, split)) for split in ("train", "val")]

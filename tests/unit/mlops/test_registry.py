@@ -24,7 +24,7 @@ def make_versions(registry: Registry, count: int) -> list[str]:
     run_id = client.create_run(experiment_id).info.run_id
     models = [client.create_logged_model(experiment_id, "model", run_id) for _ in range(count)]
     return [
-        registry.create(model.model_id, run_id, f"digest-{number}", {"n": str(number)}).number
+        registry.create(model.model_id, f"digest-{number}", {"n": str(number)}).number
         for number, model in enumerate(models)
     ]
 
@@ -48,7 +48,7 @@ def test_a_digest_has_one_version(registry: Registry) -> None:
     found = registry.find_by_digest("digest-1")
     assert found is not None
     assert (found.number, found.tags["n"]) == (second, "1")
-    again = registry.create(found.source.removeprefix("models:/"), found.run_id, "digest-1", {"n": "other"})
+    again = registry.create(found.source.removeprefix("models:/"), "digest-1", {"n": "other"})
     assert again == found
     versions = registry.store.client.search_model_versions("name = 'shoes'")
     assert sorted(str(item.version) for item in versions) == [first, second]

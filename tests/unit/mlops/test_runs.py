@@ -1,22 +1,19 @@
-"""The run that `tune` opens, the results that `evaluate` adds, and where both come from; on a real sqlite store."""
+"""The run that `tune` opens, and the results that `evaluate` adds; on a real sqlite store."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-import git
 import pytest
-import yaml
 
-from mdpr import __version__
 from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError
 from mdpr.kubeflow.components import close_runs
 from mdpr.mlops.publishing import ORIGINAL_RUN_TAG, find_run
-from mdpr.mlops.runs import add_results, flatten, lineage_tags, open_run
+from mdpr.mlops.runs import add_results, open_run
 from mdpr.mlops.store import Store
-from mdpr.params import TrackingParams, TuneParams
+from mdpr.params import TrackingParams
 
 
 def test_a_finished_run_holds_what_was_logged(store: Store, tracking: TrackingParams) -> None:
@@ -161,62 +158,3 @@ def test_a_run_that_failed_closes_its_own_runs_alone(store: Store, monkeypatch: 
     assert status(left_open) == "RUNNING"
     close_runs("FAILED")
     assert [status(run_id) for run_id in (left_open, finished, of_another)] == ["FAILED", "FINISHED", "RUNNING"]
-
-
-# --- where a run comes from ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> git.Repo:
-    """A repository with one commit of code.py and dvc.lock, and the environment that DVC gives a stage."""
-    md5 = {"data/prepared": "aa.dir", "data/model": "bb.dir"}
-    stages = {"prepare": {"outs": [{"path": "data/prepared", "md5": md5["data/prepared"]}]}}
-    stages |= {
-        "tune": {"deps": [], "outs": [{"path": "data/model", "md5": md5["data/model"]}]},
-        "lint": {"cmd": "x"},
-    }
-    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    (tmp_path / "code.py").write_text("pass\n")
-    repository = git.Repo.init(tmp_path)
-    repository.index.add(["code.py", "dvc.lock"])
-    author = git.Actor("A", "a@example.org")
-    repository.index.commit("first", author=author, committer=author)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("KFP_RUN_ID", raising=False)
-    return repository
-
-
-def test_tags_name_commit_and_inputs(repository: git.Repo) -> None:
-    assert lineage_tags([Path("data/prepared"), Path("data/unknown")]) == {
-        "mdpr.version": __version__,
-        "mlflow.source.git.commit": repository.head.commit.hexsha,
-        "mdpr.git.dirty": "false",
-        "dvc.md5.data/prepared": "aa.dir",
-    }
-
-
-def test_only_changed_code_is_dirty(repository: git.Repo) -> None:
-    root = Path(repository.working_dir)
-    (root / "dvc.lock").write_text("stages: {}\n")  # DVC rewrites it while stages run
-    (root / "new.txt").write_text("not tracked")
-    assert lineage_tags()["mdpr.git.dirty"] == "false"
-    (root / "code.py").write_text("changed\n")
-    assert lineage_tags()["mdpr.git.dirty"] == "true"
-
-
-def test_what_is_not_there_gives_no_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setenv("KFP_RUN_ID", "run-7")
-    assert lineage_tags([Path("data/prepared")]) == {"mdpr.version": __version__, "kfp.run_id": "run-7"}
-    git.Repo.init(tmp_path)  # a repository without a commit
-    assert "mlflow.source.git.commit" not in lineage_tags()
-
-
-def test_flatten_joins_keys_by_dots() -> None:
-    flat = flatten({"tune": TuneParams(), "a": {"b": {"c": 1}, "d": [1, 2]}})
-    assert flat["tune.loss.prior_alignment"] == TuneParams().loss.prior_alignment
-    assert flat["a.b.c"] == 1
-    assert flat["a.d"] == [1, 2]
-    assert "tune.loss" not in flat
