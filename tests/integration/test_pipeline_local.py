@@ -109,7 +109,8 @@ def test_model_artifacts_runs_and_versions_carry_the_same_digests(run: Run) -> N
     client, registered = MlflowClient(run.store), run.metadata("register", "registration")
     version = client.get_model_version("pipeline-test", registered["version"])
     logged = client.get_run(run.metadata("tune", "model")["run_id"]).data
-    for found in (registered, run.metadata("evaluate", "evaluation"), version.tags, logged.tags):
+    origin = json.loads(version.tags["mdpr.origin"])
+    for found in (registered, run.metadata("evaluate", "evaluation"), origin, logged.tags):
         assert {key: found[key] for key in digests} == digests
 
 

@@ -42,7 +42,6 @@ from mdpr.mlops.releases import (
     TEST_SET_TAG,
     changed_input,
     gate_inputs_folder,
-    latency_of,
 )
 from mdpr.mlops.store import Store
 
@@ -95,7 +94,7 @@ def load_champion(store: Store, champion: Version, test: TestSet, checkpoint: Pa
         if answers is None:
             answers = _answers_of_today(store, champion, test, Path(scratch), checkpoint)
     label = in_order(test.predictions)[["index", "label", *(["image"] if "image" in test.predictions else [])]]
-    return Candidate(label.assign(**answers), names, seen, latency_of(champion))
+    return Candidate(label.assign(**answers), names, seen)
 
 
 def find_answers(kept: pd.DataFrame, test: TestSet, *, same_file: bool) -> dict[str, np.ndarray] | None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from mdpr.artifacts import Promotion
 from mdpr.mlops.registry import CHAMPION, Registry, Version
-from mdpr.mlops.releases import DECISION_TAG, FIGURES_TAG, LATENCY_TAG, TEST_SET_TAG
+from mdpr.mlops.releases import DECISION_TAG, FIGURES_TAG, TEST_SET_TAG
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FIGURES = ("all", "few", "ece")  # fractions, shown in percent
-COLUMNS = ("version", "aliases", "registered", "all", "few", "ece", "latency_ms", "gate")
+COLUMNS = ("version", "aliases", "registered", "all", "few", "ece", "gate")
 
 
 def registry_rows(registry: Registry) -> list[dict[str, Any]]:
@@ -24,14 +24,13 @@ def registry_rows(registry: Registry) -> list[dict[str, Any]]:
     aliases = registry.aliases()
     rows = []
     for version in registry.versions():
-        figures, latency = _json_tag(version, FIGURES_TAG), _json_tag(version, LATENCY_TAG)
+        figures = _json_tag(version, FIGURES_TAG)
         rows.append(
             {
                 "version": version.number,
                 "aliases": sorted(alias for alias, number in aliases.items() if number == version.number),
                 "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
                 **{key: figures.get(key) for key in FIGURES},
-                "latency_ms": latency.get("ms"),
                 "gate": version.tags.get(DECISION_TAG),
                 "run_id": version.run_id,
             }
@@ -71,7 +70,7 @@ def registry_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
 
     table = Table(box=None, title=f"{name}: versions in the MLflow registry (all, few, ece in percent)")
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in ("version", *FIGURES, "latency_ms") else "left")
+        table.add_column(column, justify="right" if column in ("version", *FIGURES) else "left")
     for row in rows:
         style = "bold" if "champion" in row["aliases"] else None
         table.add_row(*(Text(_text(row[column], 100 if column in FIGURES else 1)) for column in COLUMNS), style=style)

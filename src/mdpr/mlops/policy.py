@@ -27,7 +27,7 @@ class FirstModel(Frozen):
     opponents: tuple[Opponent, ...]
     margin_points: dict[Group, Margin]
     max_ece: float = Field(gt=0, le=1)
-    max_latency_ms: float = Field(gt=0)
+    max_latency_ms: float | None = Field(gt=0)  # None: latency is not measured
 
 
 class NewClasses(Frozen):
@@ -45,7 +45,7 @@ class LaterModels(Frozen):
     tolerance_points: dict[Group, Percent]
     with_new_classes: NewClasses
     max_ece_increase: float = Field(ge=0, le=1)
-    max_latency_ratio: float = Field(gt=0)
+    max_latency_ratio: float | None = Field(gt=0)
 
     @model_validator(mode="after")
     def _judges_all(self) -> LaterModels:
@@ -64,6 +64,10 @@ class Policy(Frozen):
     seed: int = Field(ge=0)
     first_model: FirstModel
     later_models: LaterModels
+
+    def judges_latency(self, *, first: bool) -> bool:
+        """Whether latency counts, for a `first` model or a later one."""
+        return (self.first_model.max_latency_ms if first else self.later_models.max_latency_ratio) is not None
 
     def with_margin(self, points: float) -> Policy:
         """This policy with a margin over the champion, in the accuracy of all classes, that is higher by `points`."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mdpr.artifacts import Promotion, Registration, read_class_names, read_predictions, read_shots
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.champion import TestSet, load_champion
 from mdpr.mlops.gate import Candidate, Decision, should_promote
+from mdpr.mlops.latency import time_versions
 from mdpr.mlops.policy import Policy
 from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry, Version
 from mdpr.mlops.releases import (
@@ -26,7 +27,6 @@ from mdpr.mlops.releases import (
     RESULTS_RUN_TAG,
     TEST_SET_TAG,
     changed_input,
-    latency_of,
     with_gate,
 )
 from mdpr.mlops.runs import RESULTS_FOLDER
@@ -94,9 +94,15 @@ def judge(
         decision = Decision(False, reason)
     else:
         predictions, shots = read_predictions(evaluation), read_shots(evaluation)
-        candidate = Candidate(predictions, read_class_names(evaluation), latency=latency_of(challenger))
+        candidate = Candidate(predictions, read_class_names(evaluation))
         test = TestSet(predictions, challenger.tags.get(TEST_SET_TAG), prepared)
         opponent = load_champion(store, champion, test, checkpoint) if champion else None
+        if policy.judges_latency(first=champion is None):
+            ms_RM = time_versions(
+                [f"models:/{version.name}/{version.number}" for version in (challenger, champion) if version]
+            )
+            candidate = replace(candidate, latency_R=ms_RM[:, 0])
+            opponent = opponent and replace(opponent, latency_R=ms_RM[:, 1])
         decision = should_promote(candidate, opponent, shot_groups(shots), policy)
     return Judgement(registry, challenger, before, decision, already_champion=before == challenger.number)
 

@@ -21,7 +21,6 @@ from mdpr.artifacts import (
     sha256,
 )
 from mdpr.errors import ArtifactError
-from mdpr.mlops.gate import Latency
 from mdpr.mlops.lineage import CONTEXTS, lineage_tags
 from mdpr.mlops.publishing import mirror_run
 from mdpr.mlops.registry import Registry, Version
@@ -30,12 +29,11 @@ from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import Store, connect
 from mdpr.params import RegisterParams, TrackingParams, TuneParams
 
-LABEL_SET_TAG = "mdpr.label_set"
+ORIGIN_TAG = "mdpr.origin"  # JSON: the classes, digests of data, knowledge and backbone, commit, version of mdpr
 TEST_SET_TAG = "mdpr.test_sha256"
 GATE_INPUTS_TAG = "mdpr.gate.inputs"  # JSON: file -> sha256
 DECISION_TAG = "mdpr.gate.decision"
 RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the files that the gate reads
-LATENCY_TAG = "mdpr.latency"  # JSON: ms, device
 FIGURES_TAG = "mdpr.test.fused"  # JSON: figure -> value
 GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
 OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made have none
@@ -112,11 +110,6 @@ def changed_input(version: Version, folder: Path) -> str | None:
     return next((name for name in {**registered, **found} if registered.get(name) != found.get(name)), None)
 
 
-def latency_of(version: Version) -> Latency | None:
-    """The latency that was measured when the version was registered, if it was."""
-    return Latency(**json.loads(version.tags[LATENCY_TAG])) if LATENCY_TAG in version.tags else None
-
-
 def gate_inputs_folder(tag: str) -> str:
     """Where the run's artifacts hold the files of this tag; a later evaluation of the run has a folder of its own."""
     return f"gate/{hashlib.sha256(tag.encode()).hexdigest()[:12]}"
@@ -141,8 +134,8 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
         if version is None:
             folders = (parts.knowledge, parts.features, parts.model, evaluation)
             model_id = log_served_model(store, here, parts, Path(params.pyfunc))
-            origin = {LABEL_SET_TAG: class_digest(config.class_names), **run.digests, **lineage_tags(folders)}
-            version = registry.create(model_id, digest, origin)
+            origin = {"mdpr.label_set": class_digest(config.class_names), **run.digests, **lineage_tags(folders)}
+            version = registry.create(model_id, digest, {ORIGIN_TAG: json.dumps(origin)})
         registry.ensure_model()
         registry.link(version)
         _score_model(store, version, config)
