@@ -41,7 +41,7 @@ DEFAULTS = {
 BACKOFF_S = 10.0  # what MLflow's pauses between its tries add up to
 TRANSFER_LIMIT_S = 900.0  # a call that moves files
 TRANSFERS = ("log_artifact", "log_artifacts", "log_dict", "log_model_artifacts", "download_artifacts")
-LOCK_WAIT_S = 15.0  # for another process that holds the sqlite file
+LOCK_WAIT_S = 15.0  # for another process that holds the sqlite file; MLflow waits about 30 s per write
 
 # MLflow's codes for "this request will never be accepted", and for "not with this login".
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
@@ -132,6 +132,7 @@ def connect() -> Store:
 
     for name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables..." is not the user's business
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what `translate_errors` says
     if is_http(uri):
         _check_server(uri)
     with translate_errors(uri), _alone(file):

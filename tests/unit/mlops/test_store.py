@@ -127,6 +127,19 @@ def test_a_locked_store_is_said_to_be_locked(locked: sqlite3.Connection) -> None
         connect()
 
 
+@pytest.mark.parametrize("how", ["PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL"])
+def test_a_store_that_is_locked_in_another_way_is_no_broken_one(how: str, locked: sqlite3.Connection) -> None:
+    locked.execute("ROLLBACK")
+    locked.execute(how)
+    locked.execute("BEGIN EXCLUSIVE")
+    if how.endswith("EXCLUSIVE"):
+        locked.execute("COMMIT")  # the lock stays
+        with pytest.raises(Unreachable, match="locked by another process"):
+            connect()
+    else:
+        assert Registry(connect(), "shoes").aliases() == {}  # readers go on
+
+
 def test_a_locked_store_is_waited_for(locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "LOCK_WAIT_S", 60.0)
     threading.Timer(0.5, lambda: locked.execute("ROLLBACK")).start()
