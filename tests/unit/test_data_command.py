@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from mdpr.commands.data import data as command
 from mdpr.data.look import source_of
-from mdpr.errors import DataError
+from mdpr.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,14 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="there is no such folder"):
         looked("nowhere")
+
+
+def test_look_takes_the_depth_of_classes_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/cat", "a/dog", "b/deep/eel"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "3 classes" in looked("set", "--class-depth", "leaf")
+    assert "2 classes" in looked("set", "--class-depth", "top")
+    with pytest.raises(ConfigError, match="class_depth = x"):
+        looked("set", "--class-depth", "x")

@@ -17,14 +17,16 @@ def data() -> None:
 @data.command("look")
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--source", help="prepare.source; without it, what the files in ROOT suggest")
-@click.option("--class-depth", type=int, help="prepare.class_depth: which folder is the class; 0: the innermost")
+@click.option(
+    "--class-depth", metavar="top|leaf|N", help="which folder is the class; leaf: the innermost (prepare.class_depth)"
+)
 @click.option("--classes", "most_classes", type=int, default=20, show_default=True, help="classes that are shown")
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one parameter; may be repeated")
 def look_command(
     root: Path,
     source: str | None,
-    class_depth: int | None,
+    class_depth: str | None,
     most_classes: int,
     params: Path,
     overrides: tuple[str, ...],
@@ -42,7 +44,7 @@ def look_command(
         "path": "",
         "image_root": "",
     }
-    chosen = {} if class_depth is None else {"class_depth": class_depth}
+    chosen = {} if class_depth is None else {"class_depth": {"top": "1", "leaf": "0"}.get(class_depth, class_depth)}
     parsed = parse_params({**raw, "prepare": {**(raw.get("prepare") or {}), **named, **chosen}})
     for line in look(parsed.prepare, parsed.probe.templates[0], most_classes):
         click.echo(line)

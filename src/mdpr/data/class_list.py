@@ -239,10 +239,12 @@ def _distinct(names: Sequence[str], where: Path, what: str) -> None:
     """Raises `DataError` if two names are the same but for upper and lower case, spaces and forms of a letter."""
     seen: dict[str, str] = {}
     for name in names:
-        key = " ".join(unicodedata.normalize("NFC", name.casefold()).split())
+        visible = "".join(letter for letter in name.casefold() if unicodedata.category(letter) != "Cf")
+        key = " ".join(unicodedata.normalize("NFC", visible).split())
         if key in seen:
             raise DataError(
-                f"{where}: the {what} {seen[key]!a} and {name!a} differ by case, spaces or accents only: rename one"
+                f"{where}: the {what} {seen[key]!a} and {name!a} differ by case, spaces, accents or "
+                "invisible characters only: rename one"
             )
         seen[key] = name
 

@@ -88,6 +88,8 @@ def test_csv_takes_indices_and_names_of_a_class_list(make_csv: MakeSource) -> No
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
+        (["path;label", "a;ant"], r"images\.csv has semicolons between its columns"),
+        (["path\tlabel", "a\tant"], r"images\.csv has tabs between its columns"),
         (["path,label,split,fold", "a,ant,train,1"], r"images\.csv has an unknown column 'fold'"),
         (["path,split", "a,train"], r"images\.csv must have one column 'label'"),
         (["path,label,split", "a,ant"], r"images\.csv line 2: expected 3 values, path, label, split"),

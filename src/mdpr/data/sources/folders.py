@@ -149,7 +149,16 @@ class Walk:
         return FileSplit(self.root, files, labels_N, follow_links=self.follow_links)
 
     def check_depth(self, labels: Sequence[str]) -> None:
-        """Raises `DataError` if all classes hold just the same folders, or splits: either could be the classes."""
+        """Raises `DataError` if all classes hold just the same folders, or splits: either could be the classes.
+
+        Also for one class that holds several folders and no images.
+        """
+        if self.depth == 1 and len(labels) == 1 and not self.direct and len(inner := self.below[labels[0]]) > 1:
+            shown = ", ".join(map(printable, sorted(inner)[:3]))
+            raise DataError(
+                f"{self.root} has one class, {printable(labels[0])}, which holds the folders {shown}: set "
+                "prepare.class_depth to 2 if these are the classes"
+            )
         if self.depth != 1 or len(labels) < 2 or self.direct or not all(self.below.values()):
             return
         inner = set.union(*self.below.values())

@@ -122,6 +122,9 @@ def _csv_rows(file: Path) -> Iterator[ListedImage]:
 
 
 def _check_columns(columns: Sequence[str], file: Path) -> None:
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise DataError(f"{file} has {name} between its columns: write commas")
     for column in columns:
         if column not in (*COLUMNS, SPLIT_COLUMN):
             raise DataError(f"{file} has an unknown column {column!r}: it must have path, label and split")
