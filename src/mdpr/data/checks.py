@@ -114,7 +114,7 @@ def _on_images(class_count: int, params: ValidateParams) -> list[gxe.Expectation
         gxe.ExpectColumnValuesToBeBetween(column="height_px", **sides, meta=_meta("height_within_bounds")),
         gxe.ExpectColumnValuesToBeNull(column="one_colour", meta=_meta("not_blank", "warning")),
         gxe.ExpectColumnValuesToBeNull(column="other_label", meta=_meta("one_label_for_an_image")),
-        gxe.ExpectColumnValuesToBeNull(column="repeats_row", meta=_meta("no_repeated_image", "warning")),
+        gxe.ExpectColumnValuesToBeNull(column="repeats", meta=_meta("no_repeated_image", "warning")),
     ]
 
 

@@ -53,7 +53,7 @@ def split_tables(
 ) -> dict[Split, pd.DataFrame]:
     """The rows of `inspect_splits` with their relations to each other; pictures of one colour have none.
 
-    repeats_row is the first row of the same split with the same pixels; duplicate_of an image with the same pixels
+    repeats is the first image of the same split with the same pixels; duplicate_of an image with the same pixels
     in an earlier split (train, val, test in this order); other_label an image with the same pixels and another label;
     near_duplicate_of one that looks like it, with the number of bits in which their hashes differ (missing throughout
     if `near_duplicate_bits` is None).
@@ -69,7 +69,7 @@ def split_tables(
         places = [_place(split, row, path) for row, path in enumerate(table["path"])]
         table["class_name"] = table["label"].map(names)
         table["duplicate_of"] = digests.map(seen)
-        table["repeats_row"] = _first_rows(digests)
+        table["repeats"] = _first_places(digests, places)
         table["near_duplicate_of"] = _near_duplicates(
             {name: (hashes[name], tables[name]["path"]) for name in tables}, hashes[split], near_duplicate_bits
         )
@@ -127,11 +127,11 @@ def _ratio(counts: Sequence[int] | pd.Series) -> float | None:
     return max(counts) / min(counts) if min(counts) else None
 
 
-def _first_rows(digests: pd.Series) -> pd.Series:
-    """For each repeated value the row of its first occurrence, missing elsewhere."""
+def _first_places(digests: pd.Series, places: Sequence[str]) -> pd.Series:
+    """For each repeated value the place of its first occurrence, missing elsewhere."""
     first = digests.drop_duplicates().dropna()
-    rows = digests.map(dict(zip(first, first.index, strict=True)))
-    return rows.where(digests.duplicated() & digests.notna())
+    found = digests.map({digest: places[row] for row, digest in zip(first.index, first, strict=True)})
+    return found.where(digests.duplicated() & digests.notna())
 
 
 def _near_duplicates(
