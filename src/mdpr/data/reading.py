@@ -16,7 +16,7 @@ from mdpr.data.intake import IntakeLog, map_in_order
 from mdpr.data.near_duplicates import grey_thumbnail, perceptual_hashes
 from mdpr.data.sources.source import SourceImage, SourceSplit
 from mdpr.errors import DataError
-from mdpr.images.decoding import Note, pixel_digest, quiet_pillow, verify_image
+from mdpr.images.decoding import Note, decode_image, is_plain, pixel_digest, quiet_pillow, verify_image
 from mdpr.params import PrepareParams
 
 HASHED_TOGETHER = 16  # a hash by itself costs as much as decoding a tiny image
@@ -45,15 +45,18 @@ def read_pictures_of(split: SourceSplit, rows: np.ndarray, params: PrepareParams
     def check(item: tuple[int, SourceImage]) -> _Checked | DataError:
         row, image = item
         try:
-            data, notes, pixels = verify_image(image.read(), image.where, params.short_side_px, params.background)
+            data, notes, pixels = verify_image(
+                image.read(), image.where, params.short_side_px, params.background, grey=not params.drop_duplicates
+            )
+            thumbnail = grey_thumbnail(pixels)
+            plain = thumbnail == thumbnail[:1] * len(thumbnail) and is_plain(
+                pixels if pixels.mode == "RGB" else decode_image(data, image.where)
+            )
         except DataError as error:
             return error
-        plain = all(low == high for low, high in pixels.getextrema())  # type: ignore[misc] # RGB: a pair per channel
         digest = pixel_digest(pixels) if params.drop_duplicates else None
         record = ImageRecord(data, image.path, image.label)
-        return _Checked(
-            Picture(record, row, image_digest(data), NO_HASH, digest), b"" if plain else grey_thumbnail(pixels), notes
-        )
+        return _Checked(Picture(record, row, image_digest(data), NO_HASH, digest), b"" if plain else thumbnail, notes)
 
     with quiet_pillow():
         outcomes = map_in_order(check, zip(rows.tolist(), split.images(rows), strict=True))

@@ -63,7 +63,7 @@ class Decoded(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """The bytes to keep of a picture, how its file had to be interpreted, and the picture in RGB."""
+    """The bytes to keep of a picture, how its file had to be interpreted, and the picture, in RGB or grey."""
 
     data: bytes
     notes: tuple[Note, ...]
@@ -107,12 +107,16 @@ def decode_image(data: bytes, where: str, background: str = "white", max_pixels:
     return decode(data, where, background, max_pixels).image
 
 
-def decode(data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(
+    data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS, *, grey: bool = False
+) -> Decoded:
     """The picture in `data` as RGB, upright (EXIF orientation), the first frame of an animation.
 
     `where` names the image in errors (file and row). See `to_rgb` for greyscale, depth and transparency.
     Notes: the EXIF block is damaged (the pixels are used as they are); transparency was laid on `background`; grey
     values use fewer bits than are stored.
+    With `grey`, a JPEG is read whole, but its colours are not computed (two thirds of the time), and a picture in 8-bit
+    grey stays so: the mode is then L.
     Raises `DataError` for data that are empty, damaged, of an unknown format, or larger than `MAX_BYTES`, `max_pixels`
     or `MAX_SIDE_PX`: only the header is read before that.
     """
@@ -124,9 +128,12 @@ def decode(data: bytes, where: str, background: str = "white", max_pixels: int =
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         width_px, height_px = image.size
         if width_px * height_px <= max_pixels and max(image.size) <= MAX_SIDE_PX:
+            if grey and image.format == "JPEG":
+                image.draft("L", None)
             deep_colour = ";16" in str(getattr(image, "tile", ""))
             image, turned = _load_upright(image)
-            picture, notes = _as_rgb(image, background)
+            plain_grey = grey and image.mode == "L" and "transparency" not in image.info
+            picture, notes = (image, ()) if plain_grey else _as_rgb(image, background)
             if deep_colour and 0 < int(np.asarray(picture).max()) < NEAR_BLACK:
                 raise ValueError("16-bit values that use the lower bits only: save it with 8 bits")
             return Decoded(picture, (*turned, *notes))
@@ -154,14 +161,16 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         raise DataError(f"the image cannot be used ({_reason(error)}): save it anew") from None
 
 
-def verify_image(data: bytes, where: str, short_side_px: int = 0, background: str = "white") -> Verified:
+def verify_image(
+    data: bytes, where: str, short_side_px: int = 0, background: str = "white", *, grey: bool = False
+) -> Verified:
     """`data` once it has been decoded; changed only if what is kept must be another picture.
 
     A short side larger than `short_side_px` (0: no bound) is scaled down to it (bicubic, JPEG of quality 95). A picture
     with transparency is written as it looks on `background` (PNG), so that all who read it see the same.
-    Raises as `decode` does.
+    `grey`: its colours are not needed, see `decode`. Raises as that does.
     """
-    image, notes = decode(data, where, background)
+    image, notes = decode(data, where, background, grey=grey and not short_side_px)
     short_px = min(image.size)
     stream = io.BytesIO()
     if short_side_px and short_px > short_side_px:
@@ -178,6 +187,11 @@ def verify_image(data: bytes, where: str, short_side_px: int = 0, background: st
 def pixel_digest(image: Image.Image) -> str:
     """Of an RGB picture: equal if its size and pixels are, whatever the format of the file."""
     return hashlib.sha256(f"{image.width}x{image.height}\0".encode() + image.tobytes()).hexdigest()
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether an RGB picture is of one colour."""
+    return all(low == high for low, high in image.getextrema())  # type: ignore[misc] # a pair per channel
 
 
 def is_image(head: bytes) -> bool:

@@ -254,6 +254,39 @@ def test_whatever_the_decoder_raises_is_an_error_of_that_picture(monkeypatch: py
         decode_image(encode(Image.fromarray(PIXELS[..., 0])), "x")
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged metadata
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_in_grey_is_read_as_strictly_as_in_colour(progressive: bool) -> None:
+    chance = random.Random(0)  # noqa: S311
+    picture = Image.fromarray(PIXELS).resize((90, 60))
+    whole = encode(picture, "JPEG", quality=90, progressive=progressive)
+    grey = decode(whole, "x", grey=True).image
+    assert grey.mode == "L"
+    assert np.abs(np.asarray(decode_image(whole, "x").convert("L"), int) - np.asarray(grey, int)).max() <= 2
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole[: chance.randrange(1, len(whole) + 1)] if chance.random() < 0.3 else whole)
+        for _ in range(chance.randrange(4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        said = []
+        for only_grey in (False, True):
+            try:
+                decode(bytes(damaged), "x", grey=only_grey)
+                said.append("")
+            except DataError as error:
+                said.append(str(error))
+        assert said[0] == said[1]
+        refused += bool(said[0])
+    assert 50 < refused < 250
+
+
+def test_grey_is_kept_and_colour_computed_only_if_it_is_needed() -> None:
+    grey = Image.fromarray(PIXELS[..., 0])
+    assert verify_image(encode(grey), "x", grey=True).image.mode == "L"
+    assert verify_image(encode(grey, transparency=3), "x", grey=True).image.mode == "RGB"
+    assert verify_image(encode(Image.fromarray(PIXELS), "JPEG"), "x", 3, grey=True).image.mode == "RGB"
+
+
 def test_what_is_kept_of_a_picture() -> None:
     plain = encode(Image.fromarray(PIXELS))
     assert verify_image(plain, "x", 6)[:2] == (plain, ())
