@@ -24,6 +24,7 @@ from components.prepare.component import prepare
 from components.probe.component import probe
 from components.promote.component import promote
 from components.register.component import register
+from components.require.component import require
 from components.select.component import select
 from components.shard.component import shard
 from components.tune.component import tune
@@ -138,10 +139,14 @@ class Driver:
 
 @dataclass(frozen=True)
 class Start:
-    """How every pipeline begins: each stage's parameters as text, the prepared images, the frozen model's bias."""
+    """How every pipeline begins: each stage's parameters as text, the prepared images, the frozen model's bias.
+
+    classes: the class list only, for tasks that read no image.
+    """
 
     params: Mapping[str, Any]
     images: Any
+    classes: Any
     bias: Any
 
 
@@ -154,11 +159,13 @@ def configured(driver: Driver, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def begin(driver: Driver, texts: Mapping[str, Any]) -> Start:
     """Cut and check the data, probe the model. `texts`: those of `configured`."""
-    images = driver.place(prepare(params=texts["prepare"])).output
-    checked = driver.place(validate(params=texts["validate"], prepared=images))
+    data = driver.place(prepare(params=texts["prepare"])).outputs
+    images = data["prepared"]
+    judged = driver.place(validate(params=texts["validate"], prepared=images))
     # A broken data set stops the flow before anything is computed on it.
-    bias = driver.place(probe(params=texts["probe"], prepared=images)).after(checked).output
-    return Start(texts, images, bias)
+    passed = driver.place(require(problem=judged.outputs["Output"]))
+    bias = driver.place(probe(params=texts["probe"], prepared=images)).after(passed).output
+    return Start(texts, images, data["classes"], bias)
 
 
 def release(driver: Driver, start: Start, **tuned: Any) -> None:
@@ -194,7 +201,8 @@ def train(driver: Driver, texts: Mapping[str, Any]) -> None:
     """The stages behind `configure`. `texts`: those of `configured`."""
     start, workspace = begin(driver, texts), driver.workspace
     sources = {"prepared": start.images, "probe": start.bias}
-    sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **sources)).output
+    classes = {"prepared": start.classes, "probe": start.bias}
+    sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **classes)).output
     features = driver.place(encode(params=start.params["encode"], knowledge=sentences)).output
     tuned = tune(params=start.params["tune"], workspace=workspace, features=features, **sources)
     release(driver, start, knowledge=sentences, features=features, model=driver.place(tuned).output)
@@ -205,7 +213,7 @@ def knowledge_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     shards = chosen.pop("shards")
     start = begin(driver, configured(driver, chosen))
     text = start.params["describe"]
-    sources = {"prepared": start.images, "probe": start.bias}
+    sources = {"prepared": start.classes, "probe": start.bias}
     with dsl.ParallelFor(driver.place(shard(params=text, shards=shards)).output, name="shards") as share:
         described = driver.place(describe(params=share, workspace=driver.workspace, **sources))
     driver.place(merge(params=text, shards=dsl.Collected(described.outputs["knowledge"]), **sources))
@@ -216,7 +224,8 @@ def sweep_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     settings = chosen.pop("settings")
     start, workspace = begin(driver, configured(driver, chosen)), driver.workspace
     sources = {"prepared": start.images, "probe": start.bias}
-    sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **sources)).output
+    classes = {"prepared": start.classes, "probe": start.bias}
+    sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **classes)).output
     features = driver.place(encode(params=start.params["encode"], knowledge=sentences)).output
     varied = driver.place(vary(params=start.params["tune"], settings=settings)).output
     with dsl.ParallelFor(varied, name="settings") as setting:

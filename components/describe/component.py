@@ -14,7 +14,7 @@ def describe(
     Args:
         params: YAML text with the section describe.
         workspace: Folder that outlives a task that is killed; empty: none.
-        prepared: The data set that prepare wrote.
+        prepared: The class list that prepare wrote.
         probe: The frozen model's bias, with the class that each class is most confused with.
 
     Returns:

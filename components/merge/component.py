@@ -17,7 +17,7 @@ def merge(
 
     Args:
         params: YAML text with the section describe.
-        prepared: The data set that prepare wrote.
+        prepared: The class list that prepare wrote.
         probe: The frozen model's bias, with the class that each class is most confused with.
         shards: The shares that describe wrote.
 

@@ -55,7 +55,7 @@ def test_every_task_of_every_pipeline_has_a_placement_and_no_other(tmp_path: Pat
 
 def test_images_and_gpus_reach_their_tasks(placed: tuple[dict[str, Any], dict[str, Any]]) -> None:
     containers, _ = placed
-    assert set(containers) == {"configure", *STAGES, "close"}
+    assert set(containers) == {"configure", "require", *STAGES, "close"}
     assert {name for name, item in containers.items() if item["image"] == PROFILE["image_gpu"]} == ON_GPU
     assert {item["image"] for name, item in containers.items() if name not in ON_GPU} == {PROFILE["image_cpu"]}
     counts = {name: item["resources"].get("accelerator", {}).get("resourceCount") for name, item in containers.items()}
@@ -96,7 +96,7 @@ def test_volumes_and_nodes_reach_their_tasks(placed: tuple[dict[str, Any], dict[
     (shm,) = options["tune"]["emptyDirMounts"]
     assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "3Gi")  # noqa: S108
     assert tasks_with(options, "imagePullSecret") == tasks_with(options, "activeDeadlineSeconds") == set(options)
-    assert set(options) == {"configure", *STAGES, "close"}
+    assert set(options) == {"configure", "require", *STAGES, "close"}
 
 
 def test_every_pod_has_labels_account_and_pull_policy(placed: tuple[dict[str, Any], dict[str, Any]]) -> None:

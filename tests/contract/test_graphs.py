@@ -35,8 +35,8 @@ def tasks(variant: str, frame: str = "exit-handler-1") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("variant", "expected", "looped"),
     [
-        ("knowledge", {"configure", "prepare", "validate", "probe", "shard", "merge"}, "describe"),
-        ("sweep", {"configure", *STAGES, "vary", "select"} - {"tune"}, "tune"),
+        ("knowledge", {"configure", "prepare", "validate", "require", "probe", "shard", "merge"}, "describe"),
+        ("sweep", {"configure", *STAGES, "require", "vary", "select"} - {"tune"}, "tune"),
     ],
 )
 def test_the_loop_holds_the_one_stage_that_is_repeated(variant: str, expected: set[str], looped: str) -> None:
@@ -47,7 +47,7 @@ def test_the_loop_holds_the_one_stage_that_is_repeated(variant: str, expected: s
 def test_a_successor_is_trained_only_if_monitor_advises_it() -> None:
     found = tasks("retraining")
     assert set(found) == {"configure", "monitor", "condition-2"}
-    assert set(tasks("retraining", "condition-2")) == set(STAGES)
+    assert set(tasks("retraining", "condition-2")) == {*STAGES, "require"}
     condition = found["condition-2"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--monitor-advice'] == 'retrain'"
     assert not found["monitor"]["cachingOptions"].get("enableCache")  # the log grows behind the same path

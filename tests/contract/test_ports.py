@@ -20,7 +20,12 @@ from mdpr.params import SECTIONS
 from mdpr.stages.stage import STAGES, load_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
-VIEWS = {"evaluate": {"metrics", "confusion", "report", "summary"}, "validate": {"docs"}}  # copies that the UI can draw
+# Beside the ports: what the UI can draw, the verdict that another task reads, a part in place of a whole data set.
+VIEWS = {
+    "evaluate": {"metrics", "confusion", "report", "summary"},
+    "validate": {"docs", "Output"},
+    "prepare": {"classes"},
+}
 DRIVER_OPTIONS = {"params", "overrides", "help"}
 
 
@@ -160,7 +165,7 @@ def test_close_runs_however_the_stages_end(compiled: dict[str, Any]) -> None:
 
 def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any]) -> None:
     tasks = graph(compiled)
-    assert set(tasks) == {"configure", *STAGES}
+    assert set(tasks) == {"configure", "require", *STAGES}
     for name in STAGES:
         inputs = tasks[name]["inputs"]
         assert inputs["parameters"]["params"]["taskOutputParameter"] == {
@@ -169,13 +174,13 @@ def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any
         }
         for port in load_stage(name).inputs:
             source = inputs["artifacts"][port]["taskOutputArtifact"]
-            assert source["outputArtifactKey"] == port
+            assert source["outputArtifactKey"] == ("classes" if (name, port) == ("describe", "prepared") else port)
             assert port in load_stage(source["producerTask"]).outputs
 
 
 def test_nothing_is_computed_before_the_data_are_checked(compiled: dict[str, Any]) -> None:
     tasks = graph(compiled)
-    assert "validate" in tasks["probe"]["dependentTasks"]
+    assert "require" in tasks["probe"]["dependentTasks"]
 
 
 def test_registry_tasks_are_never_cached(compiled: dict[str, Any]) -> None:

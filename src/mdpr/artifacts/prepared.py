@@ -27,6 +27,9 @@ NO_HASH = 0
 """In place of the perceptual hash of a picture of one colour, which has none."""
 
 
+CLASSES_FILE = "classes.json"
+
+
 class ClassInfo(Format):
     """One class of the label set. `index` is the key everywhere; names may repeat. `label` is the source's own word
     for the class (a folder's name), if the name is another."""
@@ -61,12 +64,12 @@ class ClassList(Format):
 
 
 def write_classes(prepared: Path, classes: Sequence[ClassInfo]) -> None:
-    write_json(prepared / "classes.json", ClassList(classes=tuple(classes)))
+    write_json(prepared / CLASSES_FILE, ClassList(classes=tuple(classes)))
 
 
 def read_classes(prepared: Path) -> tuple[ClassInfo, ...]:
     """The classes of a prepared data set, in order of index; `ArtifactError` where indices have gaps."""
-    path = prepared / "classes.json"
+    path = prepared / CLASSES_FILE
     classes = parse(path, ClassList, read_json(path)).classes
     if [item.index for item in classes] != list(range(len(classes))):
         raise ArtifactError(f"{path}: indices must run 0, 1, 2, ... without gaps")

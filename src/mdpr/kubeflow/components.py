@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mdpr.artifacts import data_digests, read_json, write_json
-from mdpr.errors import ConfigError, MdprError, TrackingError
+from mdpr.errors import CheckFailed, ConfigError, MdprError, TrackingError
 from mdpr.params import SECTIONS, Params, choices, dump_yaml, parse_params, parse_yaml
+from mdpr.stages.outputs import Place
 from mdpr.stages.stage import CHECKPOINTS, STAGES, Stage, load_stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,33 @@ def run_component(stage_name: str, params: str, workspace: str = "", /, **ports:
                 run_stage(stage, paths, sections)
         for port in stage.outputs:
             ports[port].metadata.update(summarise(paths[port]))
+
+
+def run_check(stage_name: str, params: str, /, **ports: Artifact) -> str:
+    """Run a stage that judges its input; returns what is wrong in one line, "" if nothing is.
+
+    Of a task that fails, Kubeflow keeps only the log. So the task that judges succeeds, with all that it wrote, and the
+    one after it fails (`require_none`). Other mistakes end the process as in `run_component`.
+    """
+    with one_line_errors():
+        stage = load_stage(stage_name)
+        paths, problem = {port: Path(artifact.path) for port, artifact in ports.items()}, ""
+        try:
+            run_stage(stage, paths, parse_params(read_sections(params, "params")))
+        except CheckFailed as error:
+            problem = f"{stage_name}: {str(error).partition('; see ')[0]}; the outputs of the task {stage_name} show it"
+            for port in stage.outputs:
+                Place.of(port, paths[port]).failed.rename(paths[port])
+        for port in stage.outputs:
+            ports[port].metadata.update(summarise(paths[port]))
+        return problem
+
+
+def require_none(problem: str) -> None:
+    """End the process with `problem` as its one line and exit code 2, if there is one."""
+    with one_line_errors():
+        if problem:
+            raise CheckFailed(problem)
 
 
 def keep_state(params: Params, workspace: Path, output: Path) -> Params:
@@ -275,6 +303,7 @@ def one_line_errors() -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith(HIDDEN)]:
         os.environ[name.removeprefix(HIDDEN)] = os.environ[name]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)  # kfp's executor made it INFO, for every library
     logging.getLogger("mdpr").setLevel(logging.INFO)
     try:
         yield

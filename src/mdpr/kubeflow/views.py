@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mdpr.artifacts import read_metrics, read_run, read_table
+from mdpr.artifacts.prepared import CLASSES_FILE
 from mdpr.errors import TrackingError
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
 from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
@@ -49,6 +50,13 @@ def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
 def show_page(source: Artifact, name: str, view: Artifact) -> None:
     """One HTML file of an output as an artifact of its own, which the UI opens."""
     shutil.copyfile(Path(source.path) / name, view.path)
+
+
+def copy_classes(prepared: Artifact, classes: Artifact) -> None:
+    """The class list as an artifact of its own: Kubeflow copies every input whole, used or not."""
+    folder = Path(classes.path)
+    folder.mkdir()
+    shutil.copyfile(Path(prepared.path) / CLASSES_FILE, folder / CLASSES_FILE)
 
 
 def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from mdpr.kubeflow.components import (
     configure_stages,
     keep_state,
     merge_params,
+    require_none,
+    run_check,
     run_component,
     state_folder,
     summarise,
 )
 from mdpr.kubeflow.views import show_confusion, show_metrics
 from mdpr.mlops.store import connect
-from mdpr.params import SECTIONS, load_params, parse_params
+from mdpr.params import SECTIONS, Params, load_params, parse_params
 from mdpr.stages.stage import CHECKPOINTS, STAGES
 
 
@@ -88,6 +91,28 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pyt
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: encode needs knowledge at ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_that_fails_hands_on_its_verdict_and_what_it_wrote(
+    encoded: Mapping[str, Path], small_params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports = {"prepared": Port(str(encoded["prepared"])), "validation": Port(str(tmp_path / "validation"))}
+    params = small_params.dump(["validate"]) | {"validate": {"min_side_px": 64}}
+    problem = run_check("validate", yaml.safe_dump(params), **ports)
+    assert problem.startswith("validate: ")
+    assert (tmp_path / "validation/index.html").is_file()
+    with pytest.raises(SystemExit) as ended:
+        require_none(problem)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"error: {problem}"
+
+
+def test_a_check_that_passes_has_nothing_to_say(
+    encoded: Mapping[str, Path], small_params: Params, tmp_path: Path
+) -> None:
+    ports = {"prepared": Port(str(encoded["prepared"])), "validation": Port(str(tmp_path / "validation"))}
+    assert run_check("validate", yaml.safe_dump(small_params.dump(["validate"])), **ports) == ""
+    require_none("")
 
 
 def test_metadata_come_from_the_file_or_from_run_json_inside(tmp_path: Path) -> None:
