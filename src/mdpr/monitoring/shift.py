@@ -13,7 +13,7 @@ Shapes: N images, C classes, K recorded classes, S resamplings, d width of featu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ BIAS_SD = 1.0  # of a normal prior on the bias that calibration gives a class: i
 RESAMPLINGS = 100
 LEVEL = 0.95
 RESAMPLED_CELLS = 200_000  # recorded classes of a resampled log; its spread is scaled to the whole log's
+REFIT_CELLS = 1_000_000  # the same of a resampled test set
 REFIT_ITERATIONS = 15  # of a resampled calibration, from the whole one
 DRIFT_IMAGES = 2_500  # of each side
 DRIFT_RESAMPLINGS = 200
@@ -253,21 +254,27 @@ def _resample(
 ) -> list[Estimate]:
     """The estimate under resampled new images and test images.
 
-    Of a large log fewer images are drawn than there are, and their spread is scaled to the whole (the estimate's
-    variance goes with 1 / N); the spread from the test images is added.
+    Of many images fewer are drawn than there are, and their spread is scaled to the whole (a variance goes with 1 / N).
     """
-    answers, recorded = sample.answers, sample.answers.class_NK.shape[1]
+    answers, tests = sample.answers, reference.answers
+    recorded, tested = answers.class_NK.shape[1], len(tests)
     drawn_images = min(len(answers), max(1, RESAMPLED_CELLS // recorded))
-    scale = np.sqrt(drawn_images / sample.images)
+    refit_images = min(tested, max(1, REFIT_CELLS // recorded))
+    log_scale, refit_scale = np.sqrt(drawn_images / len(answers)), np.sqrt(refit_images / tested)
     estimates = []
     for _ in track(range(resamplings), "resamplings"):
         rows = generator.integers(0, len(answers), drawn_images)
         part = Answers(answers.class_NK[rows], answers.log_probability_NK[rows])
-        weight_N = generator.exponential(size=len(reference.label_N))
-        refitted = calibrate(reference, weight_N, calibration)
-        by_log_C = _shares_of(reference, calibration, part)
-        by_both_C = _shares_of(reference, refitted, part)
-        share_C = np.maximum(found.share_C + scale * (by_log_C - found.share_C) + (by_both_C - by_log_C), 1e-12)
+        weight_N = generator.exponential(size=tested)
+        if refit_images < tested:
+            drawn = generator.integers(0, tested, refit_images)
+            known = Answers(tests.class_NK[drawn], tests.log_probability_NK[drawn], None, reference.label_N[drawn])
+            refitted = calibrate(replace(reference, answers=known), None, calibration)
+        else:
+            refitted = calibrate(reference, weight_N, calibration)
+        by_log_C, by_both_C = (_shares_of(reference, item, part) for item in (calibration, refitted))
+        moved_C = log_scale * (by_log_C - found.share_C) + refit_scale * (by_both_C - by_log_C)
+        share_C = np.maximum(found.share_C + moved_C, 1e-12)
         estimates.append(_with_accuracy(reference, refitted, share_C / share_C.sum(), weight_N))
     return estimates
 

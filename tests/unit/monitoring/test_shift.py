@@ -10,9 +10,10 @@ import pytest
 from tests.unit.monitoring.conftest import EVEN_C, NAMES, SHIFTED_C, SOURCE, MakeAnswers
 
 from mdpr.artifacts.prediction_log import Answers
+from mdpr.monitoring import shift
 from mdpr.monitoring.page import render_monitoring
 from mdpr.monitoring.reading import Reference, Sample
-from mdpr.monitoring.shift import Thresholds, analyse, estimate_label_shares, total_variation
+from mdpr.monitoring.shift import Monitoring, Thresholds, analyse, estimate_label_shares, total_variation
 
 MakeSample = Callable[[Answers], Sample]
 
@@ -127,3 +128,19 @@ def test_the_page_escapes_names_and_loads_nothing(
     assert hostile not in page
     assert "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_many_images_are_resampled_in_part_and_scaled(
+    reference: Reference, answers: MakeAnswers, sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = sample(answers(SHIFTED_C, 2000, seed=13))
+    whole = analyse(reference, new, Thresholds(), resamplings=60)
+    for name in ("RESAMPLED_CELLS", "REFIT_CELLS"):
+        monkeypatch.setattr(shift, name, 500 * len(NAMES))
+    part = analyse(reference, new, Thresholds(), resamplings=60)
+
+    def widths(found: Monitoring) -> float:
+        return float(np.mean([high - low for low, high in (share.interval for share in found.classes.values())]))
+
+    assert part.shares == whole.shares
+    assert widths(part) == pytest.approx(widths(whole), rel=0.3)
