@@ -121,6 +121,7 @@ def settings(folder: Path) -> list[str]:
         f"prepare.root={folder / 'source'}",
         "prepare.profile=step",
         "prepare.imbalance_ratio=1",
+        "prepare.cut_by=order",
         f"prepare.max_images_per_class={TRAIN_IMAGES}",
         f"prepare.val_images_per_class={VAL_IMAGES}",
         f"describe.path={folder / 'source' / 'knowledge.json'}",

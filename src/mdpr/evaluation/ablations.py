@@ -188,7 +188,10 @@ class RoutingAblations:
             )
             found |= {name: fuse(scale * part_BC) for name, part_BC in zip(self._shared, similarity_ABC, strict=True)}
         if self._name_table is not None:
-            found[NAMES_ONLY] = fuse(scale * self._router(outputs.image_Bd, self._name_table).similarity_BC)
+            every, none_FCV = [range(len(DIMENSIONS))], self._weights_FCV[:0]
+            found[NAMES_ONLY] = fuse(
+                scale * self._router.ablate(outputs.image_Bd, self._name_table, every, none_FCV)[0]
+            )
         if {MOST, LEAST} & set(self._names):
             weights_BV = Classifier.consult(outputs, outputs.fused_BC.argmax(dim=-1))
             found[MOST] = _without(weights_BV.argmax(dim=1), found)

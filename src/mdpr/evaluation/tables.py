@@ -195,7 +195,8 @@ def confusion_block(predictions: pd.DataFrame, class_count: int, max_classes: in
     )
     order = worst[["actual", "predicted"]].to_numpy().ravel().tolist() + list(range(class_count))
     class_K = np.sort(np.array(list(dict.fromkeys(order))[:max_classes], dtype=np.int64))
-    matrix = share.pivot(index="actual", columns="predicted", values="share")
+    inside = share[share["actual"].isin(class_K) & share["predicted"].isin(class_K)]
+    matrix = inside.pivot(index="actual", columns="predicted", values="share")
     return class_K, matrix.reindex(index=class_K, columns=class_K).fillna(0.0).to_numpy()
 
 

@@ -131,7 +131,7 @@ class AttentionRouter(Router):
                 )
                 value_BVHe = F.linear(sentences_CVd[label_B], value_weight, value_bias).unflatten(-1, self._split)
                 true_Bd = self.attention.out_proj(torch.einsum("bvh,bvhe->bhe", true_BVH, value_BVHe).flatten(1))
-        return Routed(cosine_CB.T, weights_CVB.permute(2, 0, 1), true_Bd)
+        return Routed(cosine_CB.T.contiguous(), weights_CVB.permute(2, 0, 1), true_Bd)
 
     def ablate(
         self, image_Bd: Tensor, table: RouterTable, kept: Sequence[Sequence[int]], weights_FCV: Tensor
@@ -142,7 +142,7 @@ class AttentionRouter(Router):
             body = partial(self._ablate, *self._pull(image_Bd), kept)
             elements = self._elements(table[0], image_Bd)
             blocks = _over_classes(body, (*table, weights_FCV.transpose(0, 1)), elements)
-            return torch.cat([block[0] for block in blocks]).permute(1, 2, 0)
+            return torch.cat([block[0].permute(1, 2, 0) for block in blocks], dim=2)
 
     def _pull(self, image_Bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The images' side of a batch: queries and targets pulled back through W_k and W_v (d, 2HB), so that images
@@ -285,7 +285,7 @@ class PairedGate(Router):
             if label_B is not None:
                 true_BV = weights_BCV[torch.arange(len(label_B), device=label_B.device), label_B]
                 true_Bd = torch.einsum("bv,bvd->bd", true_BV, table[0][label_B])
-        return Routed(self.log_scale.exp() * sum_CB.T, weights_BCV, true_Bd)
+        return Routed(self.log_scale.exp() * sum_CB.T.contiguous(), weights_BCV, true_Bd)
 
     def ablate(
         self, image_Bd: Tensor, table: RouterTable, kept: Sequence[Sequence[int]], weights_FCV: Tensor
@@ -298,7 +298,7 @@ class PairedGate(Router):
                 row_V[list(dimensions)] = 1
             body = partial(self._ablate, *self._map(image_Bd), kept_SV)
             blocks = _over_classes(body, (*table, weights_FCV.transpose(0, 1)), self._elements(image_Bd))
-            return self.log_scale.exp() * torch.cat([block[0] for block in blocks]).permute(1, 2, 0)
+            return self.log_scale.exp() * torch.cat([block[0].permute(1, 2, 0) for block in blocks], dim=2)
 
     def _map(self, image_Bd: Tensor) -> tuple[Tensor, Tensor]:
         """The images' side of a batch: x + D_v x, unit length (V, B, d), and the gate's queries (V, B, k)."""

@@ -242,7 +242,8 @@ def image_features(tower: nn.Module, image_B3HW: Tensor, updates: Mapping[str, T
 
 
 TextPath = Literal["prefix", "crop", "full"]
-BLOCK_CLASSES = 2048  # whose activations are held at once
+WHOLE_CLASSES = 2048  # so many classes go through the tower at once
+BLOCK_CLASSES = 512  # of more of them
 
 
 class PromptedText(nn.Module):
@@ -278,14 +279,15 @@ class PromptedText(nn.Module):
         """Unit-length features (C, d), float32.
 
         `context[i]`, shape (n, w) shared by the classes or (C, n, w) one a class, stands in places 1..n while block i
-        runs, for i < J = len(context). More than `BLOCK_CLASSES` classes go through the tower block by block; what a
-        block computes is made again in the backward pass.
+        runs, for i < J = len(context). More than `WHOLE_CLASSES` classes go through the tower in blocks of
+        `BLOCK_CLASSES`; what a block computes is made again in the backward pass.
         """
         of_classes = partial(self._all_token_features, context, checkpoint_blocks)
         if self.path_for(context) == "prefix":
             of_classes = partial(self._name_features, self._prefix_states(context), checkpoint_blocks)
         classes = len(self.tokens_CT)
-        blocks = [slice(first, first + BLOCK_CLASSES) for first in range(0, classes, BLOCK_CLASSES)]
+        step = classes if classes <= WHOLE_CLASSES else BLOCK_CLASSES
+        blocks = [slice(first, first + step) for first in range(0, classes, step)]
         if len(blocks) > 1 and torch.is_grad_enabled():
             of_classes = partial(checkpoint, of_classes, use_reentrant=False)
         pooled_Cw = torch.cat([of_classes(rows) for rows in blocks])

@@ -39,11 +39,11 @@ def tune(
 
     with join(params, backbone) as distributed, listen_for_sigterm() as stop:
         names = [item.name for item in artifacts.read_classes(prepared)]
-        encoded, zero_shot = artifacts.read_features(features, names), artifacts.read_probe(probe, names)
+        encoded = artifacts.read_features(features, names)
         frozen = Backbone.load(backbone)
         data = TrainingData.read(prepared, frozen, params)
         seed_everything(params.seed)
-        tuned = MDPR(frozen, names, params, encoded, zero_shot)
+        tuned = MDPR(frozen, names, params, encoded, artifacts.read_probe(probe, names))
         objective = Objective(tuned, data.counts, encoded)
         inputs = [prepared / "card.json", prepared / "classes.json", probe, features]  # the card digests the images
         checkpoints = Checkpoints(checkpoint, run_identity(params, frozen, distributed.world, inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.tampering import FEATURES, PROBE, rows
+from safetensors.numpy import save
 
 from mdpr.artifacts import (
     check_digest,
@@ -23,6 +25,7 @@ from mdpr.artifacts import (
     write_probe,
     write_tensors,
 )
+from mdpr.artifacts.tensors import DTYPES
 from mdpr.errors import ArtifactError
 
 SCALAR = np.array(3.0, np.float32)
@@ -106,3 +109,17 @@ def test_shapes_and_dtypes_survive(tmp_path: Path) -> None:
         check_digest(tmp_path / "x", {**found, "s": found["s"] + 1}, metadata, "tune")
     with pytest.raises(ArtifactError, match="t holds values that are not finite"):
         check_finite(tmp_path / "x", {"t": np.array([1.0, np.nan])}, "tune")
+
+
+def test_the_bytes_are_those_of_the_library(tmp_path: Path) -> None:
+    arrays = {f"{kind} {size}": np.ones((size, 3), kind) for kind in DTYPES for size in (2, 1)} | {"scalar": SCALAR}
+    arrays |= {"empty": np.zeros((0, 2), np.float32), "strided": np.arange(6.0).reshape(2, 3).T}
+    write_tensors(tmp_path / "ours", arrays, {"format": "x"})
+    found, expected = (tmp_path / "ours").read_bytes(), save({k: np.asarray(v, order="C") for k, v in arrays.items()})
+    headers = []
+    for content in (found, expected):
+        length = int.from_bytes(content[:8], "little")
+        headers.append((json.loads(content[8 : 8 + length]), content[8 + length :]))
+    del headers[0][0]["__metadata__"]
+    assert headers[0] == headers[1]
+    assert list(headers[0][0]) == list(headers[1][0])

@@ -105,6 +105,7 @@ def test_blocks_of_classes_change_neither_features_nor_gradients(
     whole = prompted(context)
     mix = torch.randn_like(whole)
     gradients = torch.autograd.grad((whole * mix).sum(), context)
+    monkeypatch.setattr(towers, "WHOLE_CLASSES", 3)
     monkeypatch.setattr(towers, "BLOCK_CLASSES", 3)
     blocks = prompted(context, checkpoint_blocks)
     torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-12)
