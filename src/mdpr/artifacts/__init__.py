@@ -3,7 +3,7 @@
     prepared/    train.parquet val.parquet test.parquet   Hugging Face image layout: image{bytes, path}, label
                  classes.json card.json pictures.parquet; of drawn pictures truth.parquet truth.json
                  (`mdpr.artifacts.truth`)
-    probe/       probe.safetensors zero_shot.csv
+    probe/       probe.safetensors logistic.safetensors zero_shot.csv
     knowledge/   knowledge.json audit.json index.html
     features/    knowledge.safetensors audit.json
     model/       model.safetensors config.json history.csv seen.safetensors run.json
@@ -96,13 +96,16 @@ from mdpr.artifacts.released import (
 )
 from mdpr.artifacts.tensors import (
     Features,
+    LinearHead,
     Probe,
     check_digest,
     check_finite,
     read_features,
+    read_logistic,
     read_probe,
     read_tensors,
     write_features,
+    write_logistic,
     write_probe,
     write_tensors,
 )
@@ -137,6 +140,7 @@ __all__ = [
     "ImageRecord",
     "Intervals",
     "Knowledge",
+    "LinearHead",
     "ModelConfig",
     "Origin",
     "Pictures",
@@ -172,6 +176,7 @@ __all__ = [
     "read_json",
     "read_knowledge",
     "read_lineage",
+    "read_logistic",
     "read_metrics",
     "read_model_config",
     "read_pictures",
@@ -196,6 +201,7 @@ __all__ = [
     "write_image_records",
     "write_images",
     "write_json",
+    "write_logistic",
     "write_model",
     "write_pictures",
     "write_predictions",

@@ -301,3 +301,44 @@ def read_probe(probe: Path, class_names: Sequence[str]) -> Probe:
             f"{LOGIT_SCALE_MAX:g}: run probe again"
         )
     return Probe(**arrays, logit_scale=logit_scale, fingerprint=metadata["fingerprint"])
+
+
+LOGISTIC_FILE = "logistic.safetensors"
+LOGISTIC_FORMAT = "mdpr-logistic/1"
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear classifier on unit-length image features; `inverse_penalty` as chosen on validation, if it has one."""
+
+    weight_Cd: np.ndarray
+    bias_C: np.ndarray
+    inverse_penalty: float = 0.0
+
+    def logits(self, image_Nd: np.ndarray) -> np.ndarray:
+        """(N, C)."""
+        logits_NC: np.ndarray = image_Nd @ self.weight_Cd.T + self.bias_C
+        return logits_NC
+
+
+def write_logistic(probe: Path, head: LinearHead) -> None:
+    arrays = {"weight_Cd": head.weight_Cd, "bias_C": head.bias_C}
+    metadata = {"format": LOGISTIC_FORMAT, "inverse_penalty": repr(head.inverse_penalty)}
+    write_tensors(probe / LOGISTIC_FILE, arrays, metadata)
+
+
+def read_logistic(probe: Path, classes: int) -> LinearHead | None:
+    """The logistic regression of a probe; None if it was left out. Raises `ArtifactError` if it is damaged."""
+    path = probe / LOGISTIC_FILE
+    if not path.exists():
+        return None
+    arrays, metadata = read_tensors(path, "probe")
+    shapes = {name: array.shape[:1] for name, array in arrays.items()}
+    if metadata.get("format") != LOGISTIC_FORMAT or shapes != {"weight_Cd": (classes,), "bias_C": (classes,)}:
+        raise ArtifactError(f"{path} is no classifier of {classes} classes ({LOGISTIC_FORMAT}): run probe again")
+    check_finite(path, arrays, "probe")
+    check_digest(path, arrays, metadata, "probe")
+    try:
+        return LinearHead(**arrays, inverse_penalty=float(metadata["inverse_penalty"]))
+    except (KeyError, ValueError):
+        raise ArtifactError(f"{path}: inverse_penalty is not a number: run probe again") from None

@@ -114,23 +114,26 @@ MLFLOW = "runs:/"
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN ...]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def compare(runs: tuple[str, ...], as_json: bool) -> None:
-    """Compare runs on the same test images: paired tests, corrected by Holm's method.
+    """Compare runs on the test images they share: paired tests, corrected by Holm's method.
 
+    Images that one of the runs was trained on are left out, and counted.
     A RUN is a folder that evaluate wrote, or an MLflow run as runs:/RUN_ID.
     """
     import json
 
-    from mdpr.evaluation.comparison import compare, score_table
+    from mdpr.evaluation.comparison import align, compare, score_table
 
     if len(runs) < 2:
         raise click.UsageError("name at least two runs to compare")
     if len(set(runs)) < len(runs):
         raise click.UsageError("the same run is named twice")
     with tempfile.TemporaryDirectory() as scratch:
-        read = [_read(name, Path(scratch) / str(index)) for index, name in enumerate(runs)]
+        aligned = align([_read(name, Path(scratch) / str(index)) for index, name in enumerate(runs)])
+    read = aligned.runs
     differences = compare(read)
     if as_json:
         content = {
+            "notes": aligned.notes,
             "runs": [{"run": name, **figures} for name, figures in score_table(read).rows.items()],
             "differences": [{**asdict(item), "significant": item.significant} for item in differences],
         }
@@ -139,6 +142,8 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
     from rich.console import Console
 
     Console().print(comparison_tables(read, differences))
+    for note in aligned.notes:
+        click.echo(f"note: {note}")
 
 
 def comparison_tables(runs: Sequence[Run], differences: Sequence[Difference]) -> RenderableType:

@@ -4,6 +4,9 @@
                              `mdpr.evaluation.uncertainty`; p is two-sided: the level at which the interval reaches 0
     images                   exact McNemar test on which images each run gets right (McNemar, 1947)
 
+Runs may differ in their test images and in their classes: compared are the images that all of them answered, of the
+classes that all of them know, without those that one of them was trained on. How many are left out is counted.
+
 p values are corrected by Holm's method over all pairs and figures of one comparison (Holm, 1979), so that the chance
 of one false alarm among all of them stays below 5 %.
 
@@ -18,9 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
-from mdpr.artifacts import TEST_DIGEST, read_lineage, read_predictions, read_table
+from mdpr.artifacts import TEST_DIGEST, read_lineage, read_predictions, read_seen, read_table
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
@@ -34,7 +38,11 @@ IMAGES = "images"
 
 @dataclass(frozen=True)
 class Run:
-    """A run's answers: labels (N,) and which of them are right (N,), in order of the test images' row."""
+    """A run's answers: labels (N,) and which of them are right (N,), in order of the test images' row.
+
+    image_N    digests of the test images; None if its version of evaluate recorded none
+    seen       digests of the images that its model was trained or chosen on; None if they are not known
+    """
 
     name: str
     label_N: np.ndarray
@@ -43,6 +51,16 @@ class Run:
     classes: Sequence[str]
     shots: Sequence[str]
     test_sha256: str | None
+    image_N: np.ndarray | None = None
+    seen: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The same runs with the same images, in the same order and with the same classes; what that left out, in words."""
+
+    runs: Sequence[Run]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -82,25 +100,93 @@ def read_results(folder: Path, name: str) -> Run:
         classes=[str(name) for name in table["class"]],
         shots=shots,
         test_sha256=read_lineage(folder).get(TEST_DIGEST),
+        image_N=predictions["image"].to_numpy() if "image" in predictions else None,
+        seen=read_seen(folder),
     )
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
-    """Raises `ArtifactError` where runs differ in their label set or their test images; shot groups are the first's."""
+def align(runs: Sequence[Run]) -> Aligned:
+    """`runs` on the images that all answered, of the classes that all know, and none was trained on.
+
+    Shot groups are the first run's. Runs without digests of their images must share one test set and one label set.
+    Raises `ArtifactError` if that is not so, or if nothing is left to compare.
+    """
     first = runs[0]
-    for other in runs[1:]:
-        if list(other.classes) != list(first.classes):
-            raise ArtifactError(f"{other.name} knows other classes than {first.name}: compare runs of one label set")
-        same_labels = np.array_equal(other.label_N, first.label_N)
-        if not same_labels or other.test_sha256 != first.test_sha256:
-            raise ArtifactError(
-                f"{other.name} was scored on other test images than {first.name}: evaluate both on the same test split"
-            )
+    if any(run.image_N is None for run in runs):
+        for run in runs[1:]:
+            _check_comparable(first, run)
+        return Aligned([replace(run, shots=first.shots) for run in runs], [])
+    shared = [name for name in first.classes if all(name in run.classes for run in runs)]
+    tables = [_by_image(run) for run in runs]
+    both = pd.concat([table.add_suffix(f" {place}") for place, table in enumerate(tables)], axis=1, join="inner")
+    name_n = both["class 0"]
+    agreed_n = name_n.isin(shared)
+    for place in range(1, len(runs)):
+        agreed_n &= both[f"class {place}"] == name_n
+    seen = [run.seen for run in runs if run.seen is not None]
+    leaked_n = agreed_n & both.index.isin(np.concatenate([np.empty(0, np.int64), *seen]))
+    notes = _notes(runs, shared, int(agreed_n.sum()), int(leaked_n.sum()))
+    kept = both[agreed_n & ~leaked_n]
+    if kept.empty:
+        raise ArtifactError(f"no test image is left to compare: {'; '.join(notes) or 'the runs share none'}")
+    label_n = kept["class 0"].map({name: index for index, name in enumerate(shared)}).to_numpy()
+    shots = [first.shots[list(first.classes).index(name)] for name in shared]
+    return Aligned(
+        [
+            _on(run, label_n, kept[f"right {place}"].to_numpy(bool), shared, shots, kept.index.to_numpy())
+            for place, run in enumerate(runs)
+        ],
+        notes,
+    )
+
+
+def _check_comparable(first: Run, other: Run) -> None:
+    if list(other.classes) != list(first.classes):
+        raise ArtifactError(
+            f"{other.name} knows other classes than {first.name}: compare runs of one label set, or evaluate both again"
+        )
+    if not np.array_equal(other.label_N, first.label_N) or other.test_sha256 != first.test_sha256:
+        raise ArtifactError(
+            f"{other.name} was scored on other test images than {first.name}: evaluate both on the same test split"
+        )
+
+
+def _by_image(run: Run) -> pd.DataFrame:
+    """Class and whether it was right, by the image's digest; of equal images the first."""
+    names = np.asarray(run.classes, dtype=object)
+    table = pd.DataFrame({"class": names[run.label_N], "right": run.right_N}, index=pd.Index(np.asarray(run.image_N)))
+    return table[~table.index.duplicated()]
+
+
+def _notes(runs: Sequence[Run], shared: Sequence[str], common: int, leaked: int) -> list[str]:
+    """What a reader must know about the images that count."""
+    notes = []
+    if any(len(run.label_N) != common for run in runs):
+        notes.append(f"{common} test images are common to all runs and of the same class in each")
+    if any(len(run.classes) != len(shared) for run in runs):
+        notes.append(f"{len(shared)} classes are known to all runs")
+    if leaked:
+        notes.append(f"{leaked} test images trained one of the runs and are left out")
+    if unknown := [run.name for run in runs if run.seen is None]:
+        notes.append(f"the training images of {', '.join(unknown)} are not recorded: what they share is not left out")
+    return notes
+
+
+def _on(
+    run: Run,
+    label_n: np.ndarray,
+    right_n: np.ndarray,
+    classes: Sequence[str],
+    shots: Sequence[str],
+    image_n: np.ndarray,
+) -> Run:
+    """`run` on some of its images and classes."""
+    found = replace(run, label_N=label_n, right_N=right_n, classes=classes, shots=shots, image_N=image_n)
+    return replace(found, accuracy=_accuracy(found, shots))
 
 
 def compare(runs: Sequence[Run]) -> list[Difference]:
-    """Every pair of `runs` on every figure, in order; raises as `check_comparable` does."""
-    check_comparable(runs)
+    """Every pair of `runs`, as `align` leaves them, on every figure, in order."""
     found: list[Difference] = []
     for first, second in itertools.combinations(runs, 2):
         shares = paired_differences(first.label_N, second.right_N, first.right_N, first.shots)

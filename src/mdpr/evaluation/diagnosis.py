@@ -10,7 +10,7 @@ from statistics import mean
 
 from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY
 from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.score_table import BRANCHES, points, signed_points
+from mdpr.evaluation.score_table import BASELINES, BRANCHES, points, signed_points
 from mdpr.evaluation.tables import Results
 
 NOTHING = 0.01  # a fraction: an interval around 0 that is wider than this shows nothing either way
@@ -23,10 +23,11 @@ def diagnose(results: Results) -> list[str]:
     answers = results.predictions[f"{final_branch(results.predictions)}_top1"]
     if answers.nunique() == 1 and len(results.classes) > 1:
         lines.append("The model gives the same class for every image: it has learned nothing.")
-    below_zero_shot = results.intervals.gain_of_fused["zero_shot"]["all"][1] < 0
-    if below_zero_shot:
-        loss = points(scores["zero_shot"]["all"] - scores["fused"]["all"])
-        lines.append(f"The frozen model is better: tuning costs {loss} points of accuracy over all classes.")
+    for name, shown in (("zero_shot", "The frozen model"), *BASELINES.items()):
+        gain = results.intervals.gain_of_fused.get(name)
+        if gain and gain["all"][1] < 0:
+            loss = points(scores[name]["all"] - scores["fused"]["all"])
+            lines.append(f"{shown} is better: tuning costs {loss} points of accuracy over all classes.")
     best = max((branch for branch in ("base", "routed") if branch in scores), key=lambda key: scores[key]["all"])
     loss_to_branch = scores[best]["all"] - scores["fused"]["all"]
     if "routed" in scores and loss_to_branch > 0 and not _overlap(results, best):

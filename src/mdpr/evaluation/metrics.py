@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 
 from mdpr.artifacts import SHOT_GROUPS
 from mdpr.evaluation.predictions import final_branch, recorded_branches
+from mdpr.evaluation.score_table import BASELINES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +105,16 @@ def score(
         branch: score_branch(predictions, branch, shots) | {"classwise_ece": classwise_ece[branch]}
         for branch in recorded_branches(predictions)
     }
-    return scores | {"fused": scores[final_branch(predictions)]}
+    return scores | baseline_scores(predictions, shots) | {"fused": scores[final_branch(predictions)]}
+
+
+def baseline_scores(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Class-balanced accuracies by group: of chance, and of every baseline that `predictions` holds."""
+    label_N = predictions["label"].to_numpy()
+    known = {name: predictions[f"{name}_top1"].to_numpy() for name in BASELINES if f"{name}_top1" in predictions}
+    found = {name: group_means(class_recall(label_N, top1_N, len(shots)), shots) for name, top1_N in known.items()}
+    groups = group_members(shots, np.bincount(label_N, minlength=len(shots)) > 0)
+    return {"chance": dict.fromkeys(groups, 1 / len(shots)), **found}
 
 
 CALIBRATION_BINS = 15

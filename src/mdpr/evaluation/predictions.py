@@ -9,6 +9,7 @@ One row per test image, in the order of test.parquet:
     {branch}_top5               list<int64>   its min(5, C) best classes, best first
     {branch}_probability        float32       of top1
     {branch}_true_probability   float32       of label
+    {baseline}_top1             int64         the best class of a baseline (`mdpr.evaluation.score_table.BASELINES`)
     routing                     list<float32> V weights that the image consulted for its fused top-1 class
     true_routing                list<float32> V weights that it consulted for its own class
 

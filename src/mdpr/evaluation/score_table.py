@@ -22,6 +22,13 @@ BRANCHES = {
     "routed": "Routed (knowledge)",
     "fused": "Fused (final answer)",
 }
+# What costs no tuning, on the same data: accuracies by group, nothing else.
+BASELINES = {
+    "chance": "Chance",
+    "nearest_mean": "Nearest class mean (frozen features)",
+    "logistic": "Logistic regression (frozen features)",
+}
+ROWS = {name: (BASELINES | BRANCHES)[name] for name in ("chance", "zero_shot", "nearest_mean", "logistic", *BRANCHES)}
 GROUPS = ("all", *SHOT_GROUPS)
 NO_FIGURE = "–"
 
@@ -45,10 +52,10 @@ class ScoreTable:
 
     @classmethod
     def of(cls, metrics: Metrics) -> ScoreTable:
-        """The branches of metrics.json under their names; the columns are the groups that the model's answer has."""
+        """Baselines and branches of metrics.json under their names; the columns are the groups of fused."""
         return cls(
             groups=[group for group in GROUPS if group in metrics["fused"]],
-            rows={name: metrics[branch] for branch, name in BRANCHES.items() if branch in metrics},
+            rows={name: metrics[branch] for branch, name in ROWS.items() if branch in metrics},
         )
 
     def cells(self, name: str) -> list[str]:

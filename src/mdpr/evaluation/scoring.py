@@ -5,7 +5,7 @@ Shapes: B images in a batch, C classes, d joint width, W views of an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdpr.artifacts import ImageFile, Probe, Split, image_digests, read_split
+from mdpr.artifacts import ImageFile, LinearHead, Probe, Split, image_digests, read_split
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
@@ -47,15 +47,19 @@ def predict(
     batches: Iterable[tuple[Tensor, Tensor]],
     variants: Sequence[Variant] = (),
     record: Recorder | None = None,
+    baselines: Mapping[str, LinearHead] | None = None,
 ) -> Predictions:
     """Answers to `batches` of images (B, 3, H, W) and labels (B,), in order; `record` is given each batch's outputs.
 
+    `baselines` are classifiers on the frozen features x; of each only the best class is recorded.
     Zero-shot is s * x t^T with the frozen tower's image features x and the template ensemble t of `probe`. Raises
     `ArtifactError` where scores are not finite.
     """
     text_Cd = torch.as_tensor(probe.text_Cd, dtype=torch.float32, device=classifier.device)
     recorder, others = PredictionRecorder(), PredictionRecorder()
     calibration: dict[str, ClasswiseCalibration] = {}
+    heads = [(name, *_on(classifier.device, head)) for name, head in (baselines or {}).items()]
+    simple: dict[str, list[Tensor]] = {}
     kinds: dict[str, str] = {}
     fusion = classifier.model.fusion
     for image_B3HW, label_B in batches:
@@ -74,6 +78,9 @@ def predict(
         recorder.add(label_B, scores, routing_BV)
         for branch, scores_BC in scores.items():
             calibration.setdefault(branch, ClasswiseCalibration()).add(label_B, scores_BC)
+        for name, weight_Cd, bias_C in heads:
+            logits_BC = (frozen_Bd @ weight_Cd.T + bias_C).cpu()
+            simple.setdefault(f"{name}_top1", []).append(top_classes(logits_BC, 1, torch.arange(len(label_B)))[:, 0])
         expert_BC = None
         if isinstance(fusion, GeneralizedLogitAdjustment):
             expert_BC = fusion.expert(frozen_Bd, classifier.backbone.logit_scale)
@@ -85,11 +92,18 @@ def predict(
         if answers:
             others.add(label_B, answers)
     return Predictions(
-        recorder.table(),
+        recorder.table().assign(**{name: torch.cat(parts).numpy() for name, parts in simple.items()}),
         {branch: counts.error() for branch, counts in calibration.items()},
         others.table() if kinds else None,
         kinds,
     )
+
+
+def _on(device: torch.device, head: LinearHead) -> tuple[Tensor, Tensor]:
+    weight, bias = (
+        torch.as_tensor(array, dtype=torch.float32, device=device) for array in (head.weight_Cd, head.bias_C)
+    )
+    return weight, bias
 
 
 @torch.inference_mode()
@@ -111,6 +125,7 @@ def evaluate_splits(
     prepared: Path,
     params: EvaluateParams,
     record: Recorder | None = None,
+    baselines: Mapping[str, LinearHead] | None = None,
 ) -> Predictions:
     """Answers to prepared/test.parquet with the variants that `params` names.
 
@@ -127,7 +142,7 @@ def evaluate_splits(
     if params.test_time == "flip":
         variants.append(Flipped(classifier))
     test = make_loader(_table(prepared, "test", look), params.batch_size)
-    predicted = predict(classifier, probe, track(test, "evaluate"), variants, record)
+    predicted = predict(classifier, probe, track(test, "evaluate"), variants, record, baselines)
     if views := VIEWS.get(params.test_time):
         loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), params.batch_size)
         name = f"{params.test_time}_ensemble"

@@ -3,7 +3,8 @@
 A class-balanced mean (an accuracy, or a paired difference of two) gets Clopper-Pearson bounds with an effective number
 of images: the number that would give a plain share the variance of this mean (Korn and Graubard, Survey Methodology 24,
 1998). They hold from one image per class upwards, where resampling shows no spread at all. Each class's variance is
-estimated from its own outcomes and, as much as it has few images, from those of its whole group.
+estimated from its own outcomes and, as much as it has few images, from those of its whole group. benchmarks/coverage.py
+measures how often the bounds hold.
 
 Figures that are no means (worst class, harmonic and geometric mean, slopes, correlations) are bootstrapped. A
 resampling draws n_c of a class's n_c images with replacement, which makes the counts of their outcomes multinomial. So
@@ -38,6 +39,7 @@ from scipy.stats import beta, rankdata
 from mdpr.artifacts import Bias, Biases, Intervals
 from mdpr.evaluation.metrics import group_members
 from mdpr.evaluation.predictions import final_branch, recorded_branches
+from mdpr.evaluation.score_table import BASELINES
 
 DRAWN_AT_ONCE = 3_000_000  # counts held in memory at one time, 8 bytes each; the result does not depend on it
 
@@ -67,10 +69,8 @@ class EffectiveShare:
 
     def bounds(self, tail: float) -> tuple[float, float]:
         """The lower and the upper bound; each is wrong with a probability of about `tail` at most."""
-        hits, misses = self.share * self.images, (1 - self.share) * self.images
-        lower = float(beta.ppf(tail, hits, misses + 1)) if hits > ROUNDING else 0.0
-        upper = float(beta.ppf(1 - tail, hits + 1, misses)) if misses > ROUNDING else 1.0
-        return self.low + (self.high - self.low) * lower, self.low + (self.high - self.low) * upper
+        lower, upper = share_bounds(np.asarray(self.share), np.asarray(self.images), tail)
+        return self.low + (self.high - self.low) * float(lower), self.low + (self.high - self.low) * float(upper)
 
     def p_value(self, mean: float = 0.0) -> float:
         """Two-sided p of the hypothesis that the true mean is `mean`: the level at which a bound reaches it."""
@@ -100,23 +100,45 @@ def effective_shares(
 
 def _effective_share(count_CK: np.ndarray, value_K: np.ndarray) -> EffectiveShare:
     low, high = value_K.min(), value_K.max()
-    unit_K = (value_K - low) / (high - low)
-    image_C1 = count_CK.sum(axis=1, keepdims=True)
-    images, classes = int(image_C1.sum()), len(count_CK)
-    pooled_K = (count_CK.sum(axis=0) + 0.5) / (images + 0.5 * len(value_K))  # Jeffreys: no outcome is impossible
-    chance_CK = (count_CK + BORROWED_IMAGES * pooled_K) / (image_C1 + BORROWED_IMAGES)
-    variance_C = chance_CK @ unit_K**2 - (chance_CK @ unit_K) ** 2
+    share, images = class_balanced_share(count_CK, (value_K - low) / (high - low))
+    return EffectiveShare(float(share), float(images), float(low), float(high))
+
+
+def class_balanced_share(count_SCK: np.ndarray, unit_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class-balanced mean of outcomes worth `unit_K`, 0 to 1, and its effective number of images.
+
+    Every class must have an image. Leading axes of the counts, none or some, are those of the results.
+    """
+    image_SC = count_SCK.sum(axis=-1)
+    images_S1, (classes, outcomes) = image_SC.sum(axis=-1, keepdims=True), count_SCK.shape[-2:]
+    share_S = (count_SCK @ unit_K / image_SC).mean(axis=-1)
+    # No outcome is impossible because the few images of a group do not show it.
+    smooth_SCK = count_SCK * images_S1[..., None] + SMOOTHING * image_SC[..., None]
+    smooth_SCK = smooth_SCK / (images_S1 + SMOOTHING * outcomes)[..., None]
+    pooled_S1K = smooth_SCK.sum(axis=-2, keepdims=True) / images_S1[..., None]
+    chance_SCK = (smooth_SCK + BORROWED_IMAGES * pooled_S1K) / (image_SC[..., None] + BORROWED_IMAGES)
+    variance_SC = chance_SCK @ unit_K**2 - (chance_SCK @ unit_K) ** 2
     # Exact on average if all classes are alike; too large, never too small, if they differ.
-    variance_C = variance_C / (1 - image_C1[:, 0] / (image_C1[:, 0] + BORROWED_IMAGES) ** 2)
-    variance = float((variance_C / image_C1[:, 0]).sum()) / classes**2
-    share = float((count_CK @ unit_K / image_C1[:, 0]).mean())
-    smooth = (images * share + 0.5) / (images + 1)
-    alike = classes**2 / float((1 / image_C1).sum())  # the effective number if all classes are alike
-    trust = images / (images + TRUSTED_IMAGES * classes)  # how well few images show that classes differ
-    effective = alike + trust * (smooth * (1 - smooth) / variance - alike)
-    return EffectiveShare(share, effective, float(low), float(high))
+    variance_SC = variance_SC / (1 - image_SC / (image_SC + BORROWED_IMAGES) ** 2)
+    mean_SK = chance_SCK.mean(axis=-2)
+    mean_S = mean_SK @ unit_K
+    alike_S = (mean_SK @ unit_K**2 - mean_S**2) * (1 / image_SC).sum(axis=-1) / classes**2
+    differ_S = (variance_SC / image_SC).sum(axis=-1) / classes**2
+    # From a variance to the images of a plain share that has it; `trust`: how well few images show that classes differ.
+    trust_S = images_S1[..., 0] / (images_S1[..., 0] + TRUSTED_IMAGES * classes)
+    images_S = mean_S * (1 - mean_S) * ((1 - trust_S) / alike_S + trust_S / differ_S)
+    return share_S, images_S
 
 
+def share_bounds(share_S: np.ndarray, images_S: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
+    """Clopper-Pearson bounds of shares of a number of images that need not be whole."""
+    hits_S, misses_S = share_S * images_S, (1 - share_S) * images_S
+    lower_S = np.where(hits_S > ROUNDING, beta.ppf(tail, np.maximum(hits_S, ROUNDING), misses_S + 1), 0.0)
+    upper_S = np.where(misses_S > ROUNDING, beta.ppf(1 - tail, hits_S + 1, np.maximum(misses_S, ROUNDING)), 1.0)
+    return lower_S, upper_S
+
+
+SMOOTHING = 1.5  # images of each outcome that are added to a group, in estimates of variance only
 BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance counts beside its own
 TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
 ROUNDING = 1e-9
@@ -198,7 +220,9 @@ def intervals(predictions: pd.DataFrame, shots: Sequence[str], resamplings: int 
         seed=SEED,
         accuracy={**accuracy, "fused": accuracy[final]},
         gain_of_fused={
-            reference: gain_intervals(predictions, final, reference, shots) for reference in ("zero_shot", "base")
+            reference: gain_intervals(predictions, final, reference, shots)
+            for reference in ("zero_shot", "base", *BASELINES)
+            if f"{reference}_top1" in predictions
         },
     )
 

@@ -21,6 +21,7 @@ from mdpr.artifacts import (
     sha256,
 )
 from mdpr.errors import ArtifactError
+from mdpr.evaluation.score_table import GROUPS, ROWS
 from mdpr.mlops.lineage import CONTEXTS, lineage_tags
 from mdpr.mlops.publishing import mirror_run
 from mdpr.mlops.registry import Registry, Version
@@ -40,8 +41,6 @@ OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made ha
 # Split and branch of the metrics that a logged model has, too.
 RANKED_BY = {("test", "fused"), ("val", "base"), ("val", "routed"), ("val", "fused")}
 
-BRANCHES = ("zero_shot", "base", "routed", "fused")
-GROUPS = ("all", *SHOT_GROUPS)
 GATE_HEADING = "\n## Gate\n\n"
 NOT_JUDGED = "Not judged yet."
 
@@ -63,9 +62,7 @@ def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], 
         "Training images": f"{sum(config.train_images)} in {classes} classes, {smallest} to {largest} each",
         "Test images": str(test_images),
     }
-    rows = [
-        (branch, *(_points(metrics[branch].get(group)) for group in GROUPS)) for branch in BRANCHES if branch in metrics
-    ]
+    rows = [(row, *(_points(metrics[row].get(group)) for group in GROUPS)) for row in ROWS if row in metrics]
     parts = [
         "## Results\n",
         "Class-balanced accuracy on the test images, percent.\n",

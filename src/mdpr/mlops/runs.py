@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mdpr.artifacts import TrackedRun
+from mdpr.artifacts import SEEN_FILE, TrackedRun
 from mdpr.errors import ArtifactError, Interrupted, TrackingError
 from mdpr.launch import in_project
 from mdpr.mlops.lineage import describe_data, flatten, lineage_tags, run_name, settings_before, split_inputs
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FOLDER = "evaluation"  # below it a run's artifacts hold predictions.parquet, report.html and so on
 NEEDED_TO_COMPARE = ("predictions.parquet", "per_class.csv", "lineage.json")
+OF_USE_TO_COMPARE = (SEEN_FILE,)  # runs of earlier versions have none
 LOSS = "train/loss"
 DESCRIPTION_TAG = "mlflow.note.content"  # shown on the page of a run
 RETRY_AFTER_S = 60.0  # a store that hangs costs its time-out once in this time, not every epoch
@@ -276,7 +277,8 @@ def fetch_results(run_id: str, folder: Path) -> Path:
     missing = [name for name in NEEDED_TO_COMPARE if name not in found]
     if missing:
         raise ArtifactError(f"run {run_id} has no {RESULTS_FOLDER}/{missing[0]}: run evaluate first")
-    paths = [f"{RESULTS_FOLDER}/{name}" for name in NEEDED_TO_COMPARE]
+    wanted = (*NEEDED_TO_COMPARE, *(name for name in OF_USE_TO_COMPARE if name in found))
+    paths = [f"{RESULTS_FOLDER}/{name}" for name in wanted]
     copies = [Path(client.download_artifacts(run_id, path, str(folder))) for path in paths]
     return copies[0].parent  # below `folder`, or right in it: stores differ
 

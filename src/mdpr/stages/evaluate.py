@@ -36,6 +36,7 @@ def evaluate(
     from mdpr.mlops.runs import add_results, result_metrics
     from mdpr.model.inference import Classifier
     from mdpr.monitoring.recording import ReferenceRecorder, log_source
+    from mdpr.probe.baselines import read_baselines
 
     classes, run = artifacts.read_classes(prepared), artifacts.read_run(model)
     names = [item.name for item in classes]
@@ -47,7 +48,8 @@ def evaluate(
     prior_CV = artifacts.read_features(features, names).prior_CV if classifier.config.tune.routing else None
 
     reference = ReferenceRecorder()
-    predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params, reference.add)
+    baselines = read_baselines(probe, frozen)
+    predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params, reference.add, baselines)
     truth = read_truth(prepared)
     results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, truth=truth)
 

@@ -44,7 +44,7 @@ UNMARKED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     for port, required, optional in (
         ("prepared", "train.parquet val.parquet test.parquet classes.json card.json", ""),
         ("validation", "result.json index.html", "classes.html profile.html train.html val.html test.html"),
-        ("probe", "probe.safetensors zero_shot.csv", ""),
+        ("probe", "probe.safetensors zero_shot.csv", "logistic.safetensors"),
         ("knowledge", "knowledge.json audit.json", "index.html"),
         ("features", "knowledge.safetensors audit.json", ""),
         ("model", "model.safetensors config.json history.csv run.json", "seen.safetensors"),

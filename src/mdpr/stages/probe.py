@@ -7,12 +7,16 @@ from mdpr.stages.stage import In, Out
 
 
 def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackboneParams) -> str:
-    """Write the zero-shot confusion, each class's rival and accuracy, and the estimated hidden prior."""
+    """Write the zero-shot confusion, each class's rival and accuracy, and the estimated hidden prior.
+
+    Beside them, a logistic regression on the same features: what a tuned model must beat.
+    """
     import torch
 
-    from mdpr.artifacts import Probe, read_classes, read_split, write_probe
+    from mdpr.artifacts import Probe, read_classes, read_split, write_logistic, write_probe
     from mdpr.images.loading import ImageTable, eval_transform, make_loader
     from mdpr.model.backbone import Backbone
+    from mdpr.probe.baselines import few_per_class, fit_logistic, is_affordable
     from mdpr.probe.bias import choose_shrinkage, class_features, confusion_matrix, estimate_log_prior, rivals
     from mdpr.progress import track
 
@@ -48,8 +52,19 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
         logit_scale=frozen.logit_scale.item(),
         fingerprint=frozen.fingerprint,
     )
+    rows_n = few_per_class(dataset.labels_N)
+    head = None
+    if is_affordable(len(rows_n), *text.shape):
+        val = ImageTable(read_split(prepared, "val"), transform)
+        loader = track(make_loader(val, params.batch_size), "probe, validation")
+        val_features = [frozen.encode_image(image_B3HW.to(frozen.device)).cpu() for image_B3HW, _ in loader]
+        val_Md = torch.cat(val_features).numpy() if val_features else text[:0]
+        train_nd = scaled_Nd.numpy()[rows_n] / frozen.logit_scale.item()
+        head = fit_logistic(train_nd, dataset.labels_N[rows_n], val_Md, val.labels_N)
     probe.mkdir()
     write_probe(probe, content, names)
+    if head:
+        write_logistic(probe, head)
     return (
         f"probed: {len(names):,} classes, {content.zero_shot_C.mean():.1%} of their training images right by name alone"
     )

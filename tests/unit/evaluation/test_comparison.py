@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import stats
 from mdpr.artifacts import ClassInfo, write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.comparison import compare, holm, mcnemar_p, read_results
+from mdpr.evaluation.comparison import align, compare, holm, mcnemar_p, read_results
 from mdpr.evaluation.predictions import Predictions
 from mdpr.evaluation.tables import Results
 
@@ -76,17 +77,42 @@ def test_a_run_does_not_differ_from_itself_and_a_worse_one_does(write: Write) ->
     assert found["all"].interval[0] <= found["all"].difference <= found["all"].interval[1] < 0
 
 
-def test_other_classes_and_other_images_are_refused(write: Write) -> None:
+def test_without_digests_other_classes_and_other_images_are_refused(write: Write) -> None:
     first = read_results(write("first"), "first")
     with pytest.raises(ArtifactError, match="fewer knows other classes than first"):
-        compare([first, read_results(write("fewer", class_count=5), "fewer")])
+        align([first, read_results(write("fewer", class_count=5), "fewer")])
     renamed = read_results(write("renamed", name="other {}".format), "renamed")
     with pytest.raises(ArtifactError, match="renamed knows other classes"):
-        compare([first, renamed])
+        align([first, renamed])
     with pytest.raises(ArtifactError, match="more was scored on other test images than first"):
-        compare([first, read_results(write("more", images=41), "more")])
+        align([first, read_results(write("more", images=41), "more")])
     with pytest.raises(ArtifactError, match="digest was scored on other test images"):
-        compare([first, read_results(write("digest", test="u"), "digest")])
+        align([first, read_results(write("digest", test="u"), "digest")])
+
+
+def test_runs_of_other_test_sets_are_compared_on_what_they_share_without_leaks(write: Write) -> None:
+    first, second = (read_results(write(name, seed=seed), name) for seed, name in enumerate(("first", "second")))
+    rows = len(first.label_N)
+    first = replace(first, image_N=np.arange(rows), seen=np.array([3]))
+    order_N = np.random.default_rng(0).permutation(rows)[: rows // 2]
+    reordered = replace(
+        second, label_N=first.label_N[order_N], right_N=second.right_N[order_N], image_N=order_N, seen=order_N[:20]
+    )
+    aligned = align([first, reordered])
+    kept_N = np.sort(order_N[20:])
+    kept_N = kept_N[kept_N != 3]
+    assert sorted(aligned.runs[0].image_N.tolist()) == kept_N.tolist()
+    np.testing.assert_array_equal(aligned.runs[0].label_N, aligned.runs[1].label_N)
+    np.testing.assert_array_equal(aligned.runs[1].right_N, second.right_N[aligned.runs[1].image_N])
+    assert f"{rows // 2} test images are common" in aligned.notes[0]
+    assert f"{rows // 2 - len(kept_N)} test images trained one of the runs" in " ".join(aligned.notes)
+    assert len(compare(aligned.runs)) > 1
+    fewer = replace(reordered, classes=["new", *first.classes[1:]], seen=None)
+    aligned = align([first, fewer])
+    assert list(aligned.runs[0].classes) == list(first.classes[1:])
+    assert "not recorded" in " ".join(aligned.notes)
+    with pytest.raises(ArtifactError, match="no test image is left"):
+        align([first, replace(reordered, seen=order_N)])
 
 
 def test_command_prints_a_table_or_one_json_object(write: Write, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from mdpr.evaluation.report.charts import (
 from mdpr.evaluation.report.figure import Figure, draw, write_figures
 from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images
 from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
-from mdpr.evaluation.score_table import BRANCHES, GROUPS, points
+from mdpr.evaluation.score_table import BASELINES, BRANCHES, GROUPS, points
 from mdpr.evaluation.tables import (
     Results,
     confusion_block,
@@ -179,6 +179,11 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
         auc_rows=auc_rows(results),
         cards=[make_card(results, group) for group in groups],
         branches={branch: BRANCHES[branch] for branch in branches},
+        baseline_rows=[
+            (name, [points(results.scores[key].get(group)) for group in groups])
+            for key, name in BASELINES.items()
+            if key in results.scores
+        ],
         group_titles={group: GROUP_TITLES[group] for group in groups},
         other_figures=OTHER_FIGURES,
         figure_rows=[(BRANCHES[branch], figure_cells(results, branch)) for branch in branches],
