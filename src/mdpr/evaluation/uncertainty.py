@@ -138,7 +138,7 @@ def share_bounds(share_S: np.ndarray, images_S: np.ndarray, tail: float) -> tupl
     return lower_S, upper_S
 
 
-SMOOTHING = 1.5  # images of each outcome that are added to a group, in estimates of variance only
+SMOOTHING = 1.0  # images of each outcome that are added to a group, in estimates of variance only
 BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance counts beside its own
 TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
 ROUNDING = 1e-9

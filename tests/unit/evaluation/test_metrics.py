@@ -148,7 +148,8 @@ def test_a_group_without_classes_is_absent_and_so_is_the_gap(rng: np.random.Gene
 def test_without_routing_fused_is_base_and_routed_is_absent(predictions: Callable[..., pd.DataFrame]) -> None:
     scores = score(predictions(5, 4, routing=False), SHOTS, CLASSWISE)
     assert scores["fused"] == scores["base"]
-    assert set(scores) == {"zero_shot", "base", "fused"}
+    assert set(scores) == {"chance", "zero_shot", "base", "fused"}
+    assert scores["chance"] == dict.fromkeys(("all", "many", "medium", "few"), 0.2)
 
 
 def test_means_over_classes_are_zero_as_soon_as_a_class_is_lost() -> None:
