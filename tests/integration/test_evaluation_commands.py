@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mdpr.artifacts import write_json
+from mdpr.artifacts import read_metrics, read_predictions, read_seen, write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.evaluation.ablations import ABLATION_NAMES
@@ -47,6 +47,13 @@ def test_the_folder_its_report_and_its_run(data: Path, tmp_path: Path) -> None:
     variants = pd.read_csv(evaluation / "variants.csv")
     assert list(variants["variant"][: len(ABLATION_NAMES)]) == list(ABLATION_NAMES)
     assert set(variants["kind"]) == {"ablation", "robust"}
+    metrics = read_metrics(evaluation)
+    assert metrics["chance"]["all"] == pytest.approx(0.1)
+    assert all(metrics[name]["all"] > 0.3 for name in ("zero_shot", "nearest_mean", "logistic"))
+    assert "Logistic regression" in (evaluation / "report.html").read_text(encoding="utf-8")
+    predictions, seen = read_predictions(evaluation), read_seen(evaluation)
+    assert seen is not None
+    assert not set(predictions["image"]) & set(seen.tolist())
     assert set(pd.read_csv(evaluation / "routing.csv")["shot"]) <= {"many", "medium", "few"}
     assert "Not decided yet" in (evaluation / "report.html").read_text(encoding="utf-8")
 

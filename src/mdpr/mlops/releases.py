@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mdpr.artifacts import (
     SEEN_FILE,
-    SHOT_GROUPS,
     ModelConfig,
     Registration,
     TrackedRun,
