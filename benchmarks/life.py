@@ -27,13 +27,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.coverage import Cell, simulate
 from benchmarks.report import device_name, emit
 from mdpr.artifacts import (
     NO_HASH,
@@ -57,8 +58,6 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "data" / "embedded"
 NEW_CLASS = "bag"
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 1.0, 0.2)  # of each class in the third version
 SHIFT = tuple(0.7**number for number in range(10))  # of the classes in deployment, most frequent first
-IMAGES = (1, 2, 3, 5, 10, 50)
-CLASSES = (10, 100, 1000)
 Row = dict[str, Any]
 Figures = dict[str, float]
 
@@ -231,28 +230,13 @@ def measure_gate(life: Life) -> tuple[Figures, list[Row]]:
     return {"promotions_that_should": sum(better) / len(better), "promotions_that_should_not": sum(others)}, rows
 
 
-def measure_coverage(_: Life, tries: int = 2000) -> tuple[Figures, list[Row]]:
+def measure_coverage(_: Life) -> tuple[Figures, list[Row]]:
     """Intervals of class-balanced accuracies and of paired differences, on simulated test sets."""
-    from mdpr.evaluation.uncertainty import effective_shares
-
-    rows: list[Row] = []
-    for classes in CLASSES:
-        for images in IMAGES:
-            rng = np.random.default_rng(images * classes)
-            count = tries if classes < 1000 else tries // 5
-            draws: dict[str, tuple[np.ndarray, tuple[int, ...], float]] = {}
-            for name, chance_C in {"alike": np.full(classes, 0.5), "mixed": rng.beta(2, 0.7, classes)}.items():
-                right = rng.binomial(images, chance_C, (count, classes))
-                draws[name] = (np.stack([right, images - right], axis=-1), (1, 0), float(chance_C.mean()))
-            outcomes = rng.multinomial(images, [0.1, 0.05, 0.85], (count, classes))
-            draws["difference"] = (outcomes, (1, -1, 0), 0.05)
-            row: Row = {"classes": classes, "images": images}
-            for name, (drawn, values, truth) in draws.items():
-                shares = [effective_shares(item, values, {"all": range(classes)})["all"] for item in drawn]
-                bounds = [share.bounds(0.025) for share in shares]
-                row[name] = sum(low <= truth <= high for low, high in bounds) / count
-            rows.append(row)
-    return {"coverage_min": min(row[name] for row in rows for name in ("alike", "mixed", "difference"))}, rows
+    worst: dict[tuple[int, int], Cell] = {}
+    for cell in simulate():
+        place = cell.classes, cell.images
+        worst[place] = min(worst.get(place, cell), cell, key=lambda item: item.coverage)
+    return {"coverage_min": min(cell.coverage for cell in worst.values())}, [asdict(cell) for cell in worst.values()]
 
 
 def measure_shift(life: Life, images: int = 3000) -> tuple[Figures, list[Row]]:
