@@ -68,13 +68,14 @@ def call_mdpr(arguments: list[str], folder: Path) -> End:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the repository in a folder of its own, with a finished run in runs/first."""
+    """A copy of the repository in a folder of its own; a finished run is in runs/first."""
 
     root: Path
 
     @classmethod
     @contextlib.contextmanager
-    def copied(cls) -> Iterator[Project]:
+    def copied(cls, finished: bool = True) -> Iterator[Project]:
+        """Gone when the block ends. Without `finished` there is no run in it."""
         with tempfile.TemporaryDirectory() as name:
             root = Path(name) / "home" / "project"
             names = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True).stdout
@@ -90,7 +91,8 @@ class Project:
             params.write_text(text)
             project = cls(root)
             with mock.patch.dict(os.environ, project.own_environment):
-                project.run_all("first")
+                if finished:
+                    project.run_all("first")
                 yield project
 
     def path(self, port: str, run: str = "first") -> Path:
