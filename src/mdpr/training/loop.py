@@ -46,7 +46,7 @@ from mdpr.training.losses import Objective
 
 logger = logging.getLogger(__name__)
 
-EVAL_BATCH_FACTOR = 4  # validation keeps no gradients, so a larger batch fits
+EVAL_BATCH_FACTOR, EVAL_CELLS = 4, 2**20  # validation keeps no gradients: a larger batch fits, of so many logits
 CHECK_EVERY_STEPS = 20  # reading a loss value makes the host wait for the GPU, so not after every step
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 runs without autocast
 
@@ -411,7 +411,7 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
 def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext) -> None:
     """Validate, add a row to the history, keep the better of this epoch and the best so far."""
     params, distributed, epoch = state.model.params, context.distributed, state.epoch
-    size = (params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR
+    size = min((params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR, EVAL_CELLS // len(data.shots))
     start, stop = shard(len(data.val), distributed.rank, distributed.world)
     batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
     loader = make_loader(data.val, batches, workers=params.workers, pin_memory=_is_cuda(state))
