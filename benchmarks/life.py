@@ -245,7 +245,7 @@ def measure_coverage(_: Life) -> tuple[Figures, list[Row]]:
 def measure_shift(life: Life) -> tuple[Figures, list[Row]]:
     """`benchmarks.shift` on the test images of the last champion, or of a model that is trained for it."""
     from benchmarks.shift import measure_shift as measured
-    from mdpr.monitoring.reading import read_reference
+    from mdpr.monitoring.sample import read_reference
 
     model = life.folder / LAST_BETTER
     if not model.exists():

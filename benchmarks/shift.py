@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.report import device_name, emit
 from mdpr.artifacts.prediction_log import Answers
-from mdpr.monitoring.reading import Reference, read_reference
+from mdpr.monitoring.sample import Reference, read_reference
 from mdpr.monitoring.shift import calibrate, estimate_label_shares
 
 PACKAGES = ("numpy", "scipy")

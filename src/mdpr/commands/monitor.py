@@ -81,7 +81,7 @@ def monitor(
     """
     from mdpr.mlops.monitor_results import fetch_reference, publish_monitoring
     from mdpr.monitoring.page import render_monitoring
-    from mdpr.monitoring.reading import read_reference, read_sample
+    from mdpr.monitoring.sample import read_reference, read_sample
     from mdpr.monitoring.shift import Thresholds, analyse
     from mdpr.pages import GENERATOR
     from mdpr.params import TrackingParams, load_params

@@ -20,7 +20,7 @@ import numpy as np
 
 from mdpr.artifacts import SHOT_GROUPS, Check, Format
 from mdpr.artifacts.prediction_log import Answers
-from mdpr.monitoring.reading import Reference, Sample
+from mdpr.monitoring.sample import Reference, Sample
 from mdpr.probe.prior import PSEUDO_IMAGES, Calibration, estimate_shares, fit_calibration
 from mdpr.progress import track
 

@@ -16,7 +16,7 @@ from mdpr.mlops.monitor_results import fetch_reference, publish_monitoring
 from mdpr.mlops.registry import CHAMPION, Registry
 from mdpr.mlops.runs import add_results, open_run
 from mdpr.mlops.store import Store
-from mdpr.monitoring.reading import read_reference, read_sample
+from mdpr.monitoring.sample import read_reference, read_sample
 from mdpr.monitoring.shift import Monitoring, Thresholds, analyse
 from mdpr.params import TrackingParams, dump_yaml
 

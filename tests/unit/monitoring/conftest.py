@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mdpr.artifacts.prediction_log import Answers, LogSource, write_prediction_log
-from mdpr.monitoring.reading import Reference, Sample
+from mdpr.monitoring.sample import Reference, Sample
 
 NAMES = ("boot", "bag", "coat", "dress", "shirt", "hat")
 CLASSES = len(NAMES)

@@ -13,7 +13,7 @@ from tests.unit.monitoring.conftest import EVEN_C, SHIFTED_C, SOURCE, MakeAnswer
 from mdpr.artifacts.prediction_log import REFERENCE_FILE, write_prediction_log
 from mdpr.commands.monitor import monitor
 from mdpr.errors import ConfigError, MdprError
-from mdpr.monitoring.reading import Reference
+from mdpr.monitoring.sample import Reference
 
 WriteLog = Callable[..., None]
 

@@ -14,7 +14,7 @@ from tests.unit.monitoring.conftest import EVEN_C, NAMES, SHIFTED_C, SOURCE, Mak
 
 from mdpr.artifacts.prediction_log import REFERENCE_FILE, write_prediction_log
 from mdpr.errors import ArtifactError
-from mdpr.monitoring.reading import Reference, read_reference, read_sample
+from mdpr.monitoring.sample import Reference, read_reference, read_sample
 
 WriteLog = Callable[..., None]
 
@@ -115,9 +115,9 @@ def test_a_log_beyond_the_bound_is_sampled(answers: MakeAnswers, write_log: Writ
 MILLION = """
 import resource, sys
 from pathlib import Path
-from mdpr.monitoring.reading import read_sample
+from mdpr.monitoring.sample import read_sample
 from mdpr.monitoring.shift import estimate_label_shares
-from mdpr.monitoring.reading import read_reference
+from mdpr.monitoring.sample import read_reference
 reference = read_reference(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = read_sample(Path(sys.argv[2]), reference.source)
