@@ -29,7 +29,7 @@ from mdpr.artifacts import (
 )
 from mdpr.artifacts.truth import write_truth
 from mdpr.data.intake import IntakeLog
-from mdpr.data.reading import Picture, Pool, read_pictures_of, write_split
+from mdpr.data.pool import Picture, Pool, read_pictures_of, write_split
 from mdpr.data.sources import Source
 from mdpr.data.sources.source import IGNORE_INDEX, RelabelledSplit, SourceSplit
 from mdpr.data.splits import SMALL_CLASS_FIX, cut_pool, hold_out_test, planned_counts, shot_group

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mdpr.artifacts import NO_HASH, image_digest, read_images
 from mdpr.data.intake import IntakeLog
-from mdpr.data.reading import Pool, read_pictures_of, write_split
+from mdpr.data.pool import Pool, read_pictures_of, write_split
 from mdpr.data.sources.source import FileSplit
 from mdpr.params import PrepareParams
 
