@@ -274,12 +274,16 @@ def measure_queue(life: Life) -> tuple[Figures, list[Row]]:
     def run(*command: str, cwd: Path = project) -> None:
         subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
 
+    def commit() -> None:
+        run("git", "add", "--all")
+        run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "version")
+
     run(sys.executable, "-m", "mdpr", "init", str(project), "--recipe", "fashion-mnist-lt", cwd=life.folder)
+    commit()
     small = ("prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10")
     settings = [*small, "tune.epochs=1", "evaluate.gallery_images=0", "evaluate.ablations=false"]
     run(sys.executable, "-m", "dvc", "exp", "run", *(f"--set-param={pair}" for pair in settings))
-    run("git", "add", "--all")
-    run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "first")
+    commit()
     lost = queue_runs_lost(project, ["tune.seed=1", "tune.seed=2"], environment)
     return {"queue_runs_lost": lost}, [{"queued": 2, "lost": lost}]
 
