@@ -1,10 +1,11 @@
-"""A team's own project, made by `mdpr init` from a wheel in an empty folder, run to a champion on own pictures."""
+"""A team's own project: from a wheel, by the tutorial to the letter, to a champion on own pictures."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from benchmarks.llm_stub import running, usual
 
 from mdpr import project
 from mdpr.errors import MdprError
@@ -23,6 +27,9 @@ from mdpr.params import DIMENSIONS
 
 pytestmark = pytest.mark.integration
 Run = Callable[..., str]
+TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
+NOT_RUN = ("pip install", "cd ", "mdpr serve")  # the wheel is unpacked; test_serving.py starts servers
+AUTHOR = {f"GIT_{who}_{what}": "somebody@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 COUNTS = {9: 40, 6: 20, 8: 12}  # label of Fashion-MNIST -> pictures
 
 
@@ -76,41 +83,72 @@ def pictures(project_root: Path, knowledge: list[dict[str, Any]], tmp_path_facto
 
 
 @pytest.fixture(scope="module")
-def team(
-    pictures: Path, wheel: Path, knowledge: list[dict[str, Any]], run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The project after `dvc repro`, on the embedded backbone."""
+def team(pictures: Path, wheel: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after every command and setting of docs/tutorial.md, in their order.
+
+    What a reader replaces is replaced: the folder of images, the address of the remote, the chat model (a server here).
+    The backbone is the embedded one, tuned for two epochs; the gate asks no more than a dozen test images can show.
+    """
     above = tmp_path_factory.mktemp("team")
-    run(above, "mdpr", "init", "shoes", "--images", str(pictures))
-    folder = above / "shoes"
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    folder = above / "shoe-project"
     tiny = wheel / "mdpr/project/files/data/embedded/mdpr-tiny/mdpr-tiny"
-    params["backbone"] = {"architecture": f"{tiny}.json", "weights": f"{tiny}.safetensors", "device": "cpu"}
-    params["prepare"] |= {"val_images_per_class": 3, "short_side_px": 0}
-    params["tune"] |= {"epochs": 2, "context_tokens": 4, "prompt_depth": 2, "augment": "none"}
-    params["evaluate"] |= {"gallery_images": 2}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    base = json.loads((wheel / "mdpr/project/files/data/embedded/knowledge/fashion-mnist.json").read_text())
-    base["classes"] = [{**item, "index": index, "rival": None} for index, item in enumerate(knowledge)]
-    path = folder / params["describe"]["path"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(base))
-    run(folder, "dvc", "repro", "evaluate")
-    run(folder, "dvc", "repro", "--single-item", "register")
+    small = {
+        "backbone": {"architecture": f"{tiny}.json", "weights": f"{tiny}.safetensors", "device": "cpu"},
+        "prepare": {"val_images_per_class": 3, "short_side_px": 0},
+        "tune": {"epochs": 2, "context_tokens": 4, "prompt_depth": 2, "augment": "none"},
+        "evaluate": {"gallery_images": 2},
+    }
+    replaced = {"/data/shoes": str(pictures), "/path/or/s3/address": str(above / "remote"), "epochs=10": "epochs=1"}
+    shell = {**environment, "OPENAI_API_KEY": "key", "BROWSER": "true", "HOME": str(above), **AUTHOR}
+    with running(usual(0.0)) as server:
+        shell["OPENAI_BASE_URL"] = server.url
+        for block in indented_blocks(TUTORIAL.read_text(encoding="utf-8")):
+            if re.match(r"\w+:$", block[0]):
+                change_params(folder, yaml.safe_load("\n".join(block)))
+                continue
+            for line in block:
+                if line.startswith(NOT_RUN):
+                    continue
+                for written, here in replaced.items():
+                    line = line.replace(written, here)
+                where = folder if folder.exists() else above
+                done = subprocess.run(["bash", "-c", line], cwd=where, env=shell, capture_output=True, text=True)
+                assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+                if line.startswith("mdpr init"):
+                    change_params(folder, small)
+                    policy = folder / "mlflow/promotion.yaml"
+                    wide = re.sub(r"(all|few): -[25]\.0\b", r"\1: -90.0", policy.read_text())
+                    policy.write_text(wide.replace("max_ece: 0.25", "max_ece: 1.0"))
+                    shutil.copytree(pictures / "bag", folder / "photos")
     return folder
 
 
-def test_an_empty_folder_becomes_a_project_with_a_registered_model(team: Path, run: Run) -> None:
-    assert json.loads((team / "data/registration.json").read_text())["version"] == "1"
-    assert "up to date" in run(team, "dvc", "status", "evaluate")
-    assert run(team, "git", "status", "--porcelain", "data").strip() == ""  # nothing of the data is to be committed
+def indented_blocks(page: str) -> list[list[str]]:
+    """The commands and settings of a page of Markdown: its indented blocks, line by line."""
+    return [
+        [line[4:] for line in block.splitlines()] for block in re.findall(r"(?:^    .*\n)+", page, flags=re.MULTILINE)
+    ]
+
+
+def change_params(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
+    """Type `settings` into params.yaml."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for section, values in settings.items():
+        params[section] |= values
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def test_an_empty_folder_becomes_a_project_with_a_champion_by_the_tutorial(team: Path, run: Run) -> None:
+    assert json.loads((team / "data/promotion.json").read_text())["champion_after"] == "1"
+    assert len((team / "predictions.csv").read_text().splitlines()) == 1 + len(list((team / "photos").iterdir()))
+    assert not [name for name in run(team, "git", "ls-files", "data").split() if not name.endswith(".gitignore")]
+    assert (team.parent / "remote").is_dir()
 
 
 def test_predict_classifies_a_folder_and_says_what_it_could_not_read(team: Path, pictures: Path, run: Run) -> None:
-    photos = team / "photos"
-    shutil.copytree(pictures / "bag", photos)
-    (photos / "broken.png").write_bytes(b"not a picture")
-    printed = run(team, "mdpr", "predict", "photos", "--model", "models:/mdpr@challenger", "--top-k", "2", "--routing")
+    (team / "photos/broken.png").write_bytes(b"not a picture")
+    printed = run(team, "mdpr", "predict", "photos", "--top-k", "2", "--routing")
     assert "13 images, 1 could not be read" in printed
     with (team / "predictions.csv").open(encoding="utf-8") as stream:
         rows = {row["path"]: row for row in csv.DictReader(stream)}
@@ -138,6 +176,23 @@ def test_predict_refuses_in_one_line(arguments: list[str], words: str, team: Pat
     printed = run(team, "mdpr", "predict", *arguments, code=2)
     assert words in printed.strip().splitlines()[-1]
     assert (team / "params.yaml").read_bytes() == before
+
+
+def test_the_notebook_runs_in_the_project_from_top_to_bottom(
+    team: Path, environment: dict[str, str], project_root: Path
+) -> None:
+    notebook = nbformat.read(project_root / "examples/quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": team}}
+    )
+    client.execute(env={**environment, "IPYTHONDIR": str(team.parent)})
+    outputs = [output for cell in client.nb.cells for output in cell.get("outputs", ())]
+    answers, bars, comparison = (out.data["text/plain"] for out in outputs if out.output_type == "execute_result")
+    assert "true class" in answers
+    assert "Chart" in bars
+    assert "p (Holm)" in comparison
+    assert sum("image/png" in output.get("data", ()) for output in outputs) >= 3
 
 
 def test_the_graph_compiles_in_a_project_without_one(team: Path, run: Run, tmp_path: Path) -> None:

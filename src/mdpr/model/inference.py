@@ -200,4 +200,5 @@ def _download(address: str, scratch: str) -> str:
     try:
         return str(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
     except mlflow.MlflowException as error:
-        raise TrackingError(f"{address}: {' '.join(str(error).split())[:300]}") from None
+        hint = "mdpr registry list shows the versions, and why one was not promoted"
+        raise TrackingError(f"{address}: {' '.join(str(error).split())[:300]} ({hint})") from None
