@@ -26,12 +26,19 @@ from mdpr.kubeflow.components import lay_over
 from mdpr.stages.stage import STAGES
 
 pytestmark = pytest.mark.integration
+KILLS = int(os.environ.get("MDPR_KILLS", "1"))  # pods of tune that are lost, one after another
 CLASSES = {9: ("ankle boot", 30), 6: ("shirt", 20), 8: ("bag", 12)}  # label of Fashion-MNIST -> folder, pictures
 SECRET_KEY = "sk-0123456789-of-nobody"  # noqa: S105
 OVERRIDES: dict[str, Any] = {
     "prepare": {"source": "folder", "root": "/data/images", "profile": "natural", "val_images_per_class": 3},
     "describe": {"provider": "llm", "strict": False, "llm": {"model": "stub", "concurrency": 1}},
-    "tune": {"epochs": 3, "context_tokens": 4, "prompt_depth": 2, "checkpoint_every_steps": 1, "augment": "none"},
+    "tune": {
+        "epochs": 2 + KILLS,
+        "context_tokens": 4,
+        "prompt_depth": 2,
+        "checkpoint_every_steps": 1,
+        "augment": "none",
+    },
     "evaluate": {"gallery_images": 2},
     "tracking": {"system_metrics": False},
 }
@@ -76,26 +83,31 @@ def trained(
     cluster = new_cluster("minio")
     cluster.claims["images"] = claim
     folder = tmp_path_factory.mktemp("run")
-    profile = ClusterProfile(data_claim="images")
+    profile = ClusterProfile(data_claim="images", tasks={"tune": {"retries": max(2, KILLS)}})
     compile_pipeline(folder / "training.yaml", profile)
     command = ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "{port}", "--workers", "1")
     server = start_server([*command, "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"], "/health")
     with server as mlflow, running(usual(0.1)) as chat:
         cluster.secrets |= {"mdpr-mlflow": {"MLFLOW_TRACKING_URI": mlflow.address}}
         cluster.secrets |= {"mdpr-llm": {"OPENAI_API_KEY": SECRET_KEY}}
-        cluster.started = lambda *attempt: kill_once(*attempt, chat)
+        cluster.started = lambda *attempt: kill(*attempt, chat)
         overrides = {**OVERRIDES, "describe": lay_over(OVERRIDES["describe"], {"llm": {"base_url": chat.url}})}
         run = cluster.run(folder / "training.yaml", overrides=yaml.safe_dump(overrides))
         yield Trained(cluster, run, mlflow.address, chat)
 
 
-def kill_once(task: str, attempt: int, process: subprocess.Popen[bytes], workspace: Path, chat: Stub) -> None:
-    """The node goes while `describe` has some of its answers, and while `tune` has a checkpoint."""
-    ready = {
-        "describe": lambda: chat.calls > 6,
-        "tune": lambda: any(file.stat().st_size for file in workspace.glob("*/*/state.safetensors")),
-    }.get(task.rpartition("/")[2])
-    while ready and attempt == 0 and process.poll() is None:
+def kill(task: str, attempt: int, process: subprocess.Popen[bytes], workspace: Path, chat: Stub) -> None:
+    """The node goes once `describe` has some of its answers, and whenever `tune` has written a checkpoint."""
+
+    def checkpoints() -> list[int]:
+        return [file.stat().st_mtime_ns for file in workspace.glob("*/*/state.safetensors")]
+
+    name, before = task.rpartition("/")[2], checkpoints()
+    kills, ready = {
+        "describe": (1, lambda: chat.calls > 6),
+        "tune": (KILLS, lambda: checkpoints() != before),
+    }.get(name, (0, lambda: False))
+    while attempt < kills and process.poll() is None:
         if ready():
             os.killpg(process.pid, signal.SIGKILL)
             return
@@ -108,14 +120,14 @@ def test_the_run_succeeds_in_pods_without_rights_on_an_object_store(trained: Tra
 
 
 def test_a_killed_tune_goes_on_in_its_next_pod_in_the_same_mlflow_run(trained: Trained) -> None:
-    first, second = trained.run.tasks["exit-handler-1/tune"].attempts
-    assert first.ended.killed
-    assert "resuming after step" in second.ended.log
+    *lost, last = trained.run.tasks["exit-handler-1/tune"].attempts
+    assert [attempt.ended.killed for attempt in lost] == [True] * KILLS
+    assert all("resuming after step" in attempt.ended.log for attempt in (*lost[1:], last))
     client = MlflowClient(trained.store)
     (experiment,) = (item for item in client.search_experiments() if item.name == "mdpr")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert [item.step for item in client.get_metric_history(run.info.run_id, "train/loss")] == [0, 1, 2]
+    assert [item.step for item in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(2 + KILLS))
     assert run.data.tags["kfp.run_id"] == trained.run.id
 
 
