@@ -100,7 +100,7 @@ def make_versions(store: Store, name: str, count: int) -> list[str]:
     run_id = client.create_run(experiment_id).info.run_id
     models = [client.create_logged_model(experiment_id, "model", run_id) for _ in range(count)]
     registry = Registry(store, name)
-    return [registry.create(model.model_id, run_id, f"digest-{n}", {}).number for n, model in enumerate(models)]
+    return [registry.create(model.model_id, f"digest-{n}", {}).number for n, model in enumerate(models)]
 
 
 # --- the flow, and who may come in --------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_registering_the_same_digest_at_once_gives_one_version(store: Store) -> 
 
     def register(model_id: str) -> None:
         start.wait()
-        numbers.append(Registry(store, "twins").create(model_id, run_id, "digest", {}).number)
+        numbers.append(Registry(store, "twins").create(model_id, "digest", {}).number)
 
     threads = [threading.Thread(target=register, args=(model_id,)) for model_id in model_ids]
     for thread in threads:
