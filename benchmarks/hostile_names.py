@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -188,7 +189,7 @@ def _plots(folder: Path) -> None:
     shown = yaml.safe_load((PROJECT / "dvc.yaml").read_text("utf-8"))["plots"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": shown}), encoding="utf-8")
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    for command in (["git", "init", "--quiet"], ["dvc", "plots", "show", "--out", "dvc_plots"]):
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "plots", "show", "--out", "dvc_plots"]):
         subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environment)
 
 

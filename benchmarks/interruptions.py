@@ -64,11 +64,12 @@ def drivers(project: Project, seed: int) -> Figures:
     draw = random.Random(seed)  # noqa: S311
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
     shutil.rmtree(project.root / ".git", ignore_errors=True)
-    environment = os.environ | project.own_environment
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DVC finds mdpr there
+    environment = os.environ | project.own_environment | {"PATH": scripts}
     for command in (["git", "init", "-q"], [*git, "add", "-A"], [*git, "commit", "-qm", "x"]):  # .dvc/ is the copy's
         subprocess.run(command, cwd=project.root, env=environment, check=True, capture_output=True)
     runner = [sys.executable, "-m", "mdpr", "pipeline", "run", "--output", "local_outputs"]
-    commands = {"dvc": ["dvc", "repro"], "runner": runner}
+    commands = {"dvc": [sys.executable, "-m", "dvc", "repro"], "runner": runner}
     survived, tried, quiet = 0, 0, subprocess.DEVNULL
     for name, command in commands.items():
         for number in (signal.SIGKILL, signal.SIGTERM):
