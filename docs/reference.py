@@ -2,14 +2,11 @@
 
 reference/commands.md     every command, from click
 reference/parameters.md   every key of params.yaml, from pydantic
-benchmarks.md             benchmarks/README.md
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,15 +14,12 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-PROJECT = Path(__file__).resolve().parents[1]
-
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages to the site."""
     pages = {
         "reference/commands.md": commands_page(),
         "reference/parameters.md": parameters_page(),
-        "benchmarks.md": benchmarks_page(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -87,9 +81,3 @@ def _one_line(text: str) -> str:
 
 def _cell(text: str) -> str:
     return _one_line(text).replace("|", "\\|")
-
-
-def benchmarks_page() -> str:
-    """benchmarks/README.md; links to files of the repository become their names."""
-    text = (PROJECT / "benchmarks/README.md").read_text(encoding="utf-8")
-    return re.sub(r"\[([^\]]+)\]\((?!http)[^)]+\)", r"\1", text)
