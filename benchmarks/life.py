@@ -281,6 +281,7 @@ def measure_queue(life: Life) -> tuple[Figures, list[Row]]:
 
     project = life.folder / "project"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DVC finds mdpr there
 
     def run(*command: str, cwd: Path = project) -> None:
         subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
