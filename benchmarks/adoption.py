@@ -13,7 +13,6 @@ dead_links           what mkdocs finds broken in it when it builds strictly
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.report import device_name, emit
+from mdpr.project import environment as with_scripts
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dvc", "mlflow", "torch")
@@ -49,8 +49,7 @@ def main() -> None:
 
 def run_demo() -> float:
     """Seconds until the champion stands, in an empty folder outside of the checkout."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
-    environment = kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {key: value for key, value in with_scripts().items() if not key.startswith(("MLFLOW_", "DVC_"))}
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for command in DEMO:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.trial_project import Figures, Project, artifacts, tell
 from mdpr.progress import track
+from mdpr.project import environment as with_scripts
 from mdpr.stages.stage import load_stage
 
 CHEAPER = {"evaluate": ["--set", "evaluate.ablations=false"]}  # a try runs the stage to its end
@@ -64,8 +65,7 @@ def drivers(project: Project, seed: int) -> Figures:
     draw = random.Random(seed)  # noqa: S311
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
     shutil.rmtree(project.root / ".git", ignore_errors=True)
-    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DVC finds mdpr there
-    environment = os.environ | project.own_environment | {"PATH": scripts}
+    environment = with_scripts() | project.own_environment
     for command in (["git", "init", "-q"], [*git, "add", "-A"], [*git, "commit", "-qm", "x"]):  # .dvc/ is the copy's
         subprocess.run(command, cwd=project.root, env=environment, check=True, capture_output=True)
     runner = [sys.executable, "-m", "mdpr", "pipeline", "run", "--output", "local_outputs"]

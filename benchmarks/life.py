@@ -50,6 +50,7 @@ from mdpr.artifacts import (
 from mdpr.artifacts import Pictures as PreparedPictures
 from mdpr.data.near_duplicates import NOTHING, nearest_within
 from mdpr.params import Params, dump_yaml, load_params, parse_yaml
+from mdpr.project import environment as with_scripts
 from mdpr.stages.stage import load_stage, run_stage
 
 PACKAGES = ("torch", "mlflow", "scipy")
@@ -280,8 +281,7 @@ def measure_queue(life: Life) -> tuple[Figures, list[Row]]:
     from benchmarks.queued import queue_runs_lost
 
     project = life.folder / "project"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DVC finds mdpr there
+    environment = {key: value for key, value in with_scripts().items() if not key.startswith("MLFLOW_TRACKING")}
 
     def run(*command: str, cwd: Path = project) -> None:
         subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import requests
 
+from mdpr.project import environment as with_scripts
+
 START_TIMEOUT_S = 180
 
 
@@ -30,13 +32,12 @@ def running(command: Sequence[str], health: str, folder: Path) -> Iterator[Serve
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     address = f"http://127.0.0.1:{port}"
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with (folder / f"server-{port}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, *command, "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env={**with_scripts(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             start_new_session=True,
         )
     try:

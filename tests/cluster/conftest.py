@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,19 @@ import boto3
 import pytest
 from tests.cluster.engine import Cluster
 from tests.cluster.pod import unavailable
-from tests.integration.conftest import start_server  # noqa: F401 - a fixture
+from tests.integration.conftest import s3, start_server  # noqa: F401 - fixtures
 
 BUCKET = "mlpipeline"
 NewCluster = Callable[..., Cluster]
 
 
 @pytest.fixture(scope="session")
-def client() -> Iterator[Any]:
+def client(s3: str) -> Any:  # noqa: F811 - the fixture
     """A client of an S3 server with the bucket that artifacts go to."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     login = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    made = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **login)
+    made = boto3.client("s3", endpoint_url=s3, **login)
     made.create_bucket(Bucket=BUCKET)
-    yield made
-    server.stop()
+    return made
 
 
 @pytest.fixture(scope="session")

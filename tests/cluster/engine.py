@@ -25,7 +25,6 @@ from tests.cluster.pod import EMPTY_DIRS, Ended, run_pod
 
 WORKSPACE = "/kfp-workspace"
 PLACEHOLDERS = {"{{$.workspace_path}}": WORKSPACE}
-SCHEMES = ("s3", "minio")  # v2/component/launcher_v2.go LocalPathForURI: s3://X is /s3/X
 LOGS = "executor-logs"
 Started = Callable[[str, int, "subprocess.Popen[bytes]", Path], object]
 
@@ -388,6 +387,7 @@ class _Places:
     folder: Path
 
     def of(self, uri: str) -> Path:
+        """v2/component/launcher_v2.go LocalPathForURI: s3://X is /s3/X, minio://X is /minio/X."""
         return self.folder / uri.removeprefix(f"{self.cluster.scheme}://")
 
     def download(self, uri: str) -> int:

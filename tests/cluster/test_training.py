@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
+from benchmarks.life import Pictures
 from benchmarks.llm_stub import Stub, running, usual
 from mlflow import MlflowClient
 from pipelines.cluster import ClusterProfile
@@ -27,7 +27,7 @@ from mdpr.stages.stage import STAGES
 
 pytestmark = pytest.mark.integration
 KILLS = int(os.environ.get("MDPR_KILLS", "1"))  # pods of tune that are lost, one after another
-CLASSES = {9: ("ankle boot", 30), 6: ("shirt", 20), 8: ("bag", 12)}  # label of Fashion-MNIST -> folder, pictures
+CLASSES = {"ankle boot": 30, "shirt": 20, "bag": 12}
 SECRET_KEY = "sk-0123456789-of-nobody"  # noqa: S105
 OVERRIDES: dict[str, Any] = {
     "prepare": {"source": "folder", "root": "/data/images", "profile": "natural", "val_images_per_class": 3},
@@ -64,15 +64,10 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def claim(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def claim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Own images of uneven classes."""
     folder = tmp_path_factory.mktemp("claim")
-    table = pq.read_table(project_root / "data/embedded/fashion-mnist/pool.parquet").to_pylist()
-    for label, (name, count) in CLASSES.items():
-        place = folder / "images" / name
-        place.mkdir(parents=True)
-        for number, row in enumerate([row for row in table if row["label"] == label][:count]):
-            (place / f"{number}.png").write_bytes(row["image"]["bytes"])
+    Pictures().write(folder / "images", CLASSES)
     return folder
 
 

@@ -62,7 +62,7 @@ def demo(recipe: str, folder: Path | None) -> None:
     folder = folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo"
     project.create(folder, choices)
     click.echo(f"running in {folder}", err=True)
-    if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=_environment()).returncode:
+    if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=project.environment()).returncode:
         raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
     subprocess.run([sys.executable, "-m", "mdpr", "summary"], cwd=folder, check=True)
 
@@ -74,18 +74,12 @@ def repro(arguments: tuple[str, ...]) -> None:
 
     Example: .venv/bin/mdpr repro evaluate
     """
+    from mdpr import project
     from mdpr.errors import MdprError
-    from mdpr.project import DVC
 
     if util.find_spec("dvc") is None:
         raise MdprError("mdpr repro needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
-    os.execve(DVC[0], [*DVC, "repro", *arguments], _environment())  # noqa: S606 - no shell
-
-
-def _environment() -> dict[str, str]:
-    """With the scripts of this Python on the path, where the stages' command is."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path}
+    os.execve(project.DVC[0], [*project.DVC, "repro", *arguments], project.environment())  # noqa: S606 - no shell
 
 
 @click.group("recipe")

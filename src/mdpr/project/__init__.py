@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -56,6 +57,13 @@ class Update:
     current: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
     differences: dict[str, str] = field(default_factory=dict)
+
+
+def environment() -> dict[str, str]:
+    """The variables of this process with the scripts of its Python first on the path: DVC starts `mdpr` by name."""
+    return os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    }
 
 
 def packaged(name: str) -> Path:
