@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,7 +227,7 @@ def _grouped(name: str) -> str:
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def add_results(
+def queue_results(
     run: TrackedRun,
     tracking: TrackingParams,
     metrics: Mapping[str, float],
@@ -235,10 +235,11 @@ def add_results(
     *,
     datasets: Sequence[DatasetInput] = (),
     tags: Mapping[str, str] | None = None,
-) -> None:
-    """Add `metrics`, `files` (artifact path -> file), `datasets` and `tags` to `run`, or to its mirror in this store.
+) -> Callable[[], None]:
+    """Put `metrics`, `files` (artifact path -> file), `datasets` and `tags` of `run` into the outbox.
 
-    Never raises `TrackingError`: the results are on the disk, and a later stage publishes what is left.
+    The function that is returned publishes them: in `run`, or in its mirror in this store. Neither raises
+    `TrackingError`: the results are on the disk, and a later stage publishes what is left.
     """
     outbox = in_project(Path(tracking.outbox))
     item = Item(
@@ -248,12 +249,27 @@ def add_results(
         tags=dict(tags or {}),
         datasets=list(datasets),
     )
+
+    def warn(error: TrackingError) -> None:
+        logger.warning("%s; results of run %s are not in MLflow yet (%s)", error, run.run_id, outbox)
+
+    def publish_queued() -> None:
+        try:
+            publish_outbox(connect(), outbox)
+        except TrackingError as error:
+            warn(error)
+
     try:
         with open_box(outbox, item, f"results-{time.time_ns()}", files):
-            pass
-        publish_outbox(connect(), outbox)
+            return publish_queued
     except TrackingError as error:
-        logger.warning("%s; results of run %s are not in MLflow yet (%s)", error, run.run_id, outbox)
+        warn(error)
+        return lambda: None
+
+
+def add_results(run: TrackedRun, tracking: TrackingParams, *results: Any, **more: Any) -> None:
+    """`queue_results`, and publish them at once."""
+    queue_results(run, tracking, *results, **more)()
 
 
 def publish_waiting(store: Store, tracking: TrackingParams) -> None:

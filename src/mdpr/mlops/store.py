@@ -38,9 +38,12 @@ DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # files of kilobytes
 }
+HTTP_LIMITS = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")
 BACKOFF_S = 10.0  # what MLflow's pauses between its tries add up to
+CHECK_LIMIT_S = 15.0  # for the first request, unless the user has set one of `HTTP_LIMITS`
 TRANSFER_LIMIT_S = 900.0  # a call that moves files
 TRANSFERS = ("log_artifact", "log_artifacts", "log_dict", "log_model_artifacts", "download_artifacts")
+NO_ANSWER = "no whole answer"
 LOCK_WAIT_S = 15.0  # for another process that holds the sqlite file; MLflow waits about 30 s per write
 
 # MLflow's codes for "this request will never be accepted", and for "not with this login".
@@ -194,7 +197,7 @@ def within(limit_s: float, call: Callable[[], Any]) -> Any:
     if "error" in outcome:
         raise outcome["error"]
     if "value" not in outcome:
-        raise TimeoutError(f"no whole answer within {limit_s:.0f} s")
+        raise TimeoutError(f"{NO_ANSWER} within {limit_s:.0f} s")
     return outcome["value"]
 
 
@@ -241,6 +244,8 @@ def explain(uri: str, message: str, status: int | None = None) -> str:
         return f"{store} answered with status {status}: {fix}"
     if message.startswith("API request to"):
         return f"{store} cannot be reached: {fix}"
+    if message.startswith(NO_ANSWER):
+        return f"{store} gives {message}: {fix}"
     if "database is locked" in message:
         return f"{store} is locked by another process: let it finish"
     return f"{store}: {' '.join(message.split())[:300] or 'failed without a message'}"
@@ -263,8 +268,9 @@ def _check_server(uri: str) -> None:
     from mlflow.utils.rest_utils import http_request
 
     request = partial(http_request, get_default_host_creds(uri), UNKNOWN_EXPERIMENT, "GET", raise_on_status=False)
+    own_limits = any(os.environ.get(name) != DEFAULTS[name] for name in HTTP_LIMITS)
     with translate_errors(uri):
-        answer = within(answer_limit_s(), request)
+        answer = within(answer_limit_s() if own_limits else CHECK_LIMIT_S, request)
     if answer.status_code in (401, 403):
         raise StoreError(explain(uri, "", answer.status_code))
     if answer.status_code == 429 or answer.status_code >= 500:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mdpr.params import EvaluateParams, TrackingParams
-from mdpr.stages.stage import In, Out
+from mdpr.stages.stage import In, Made, Out
 
 
 def evaluate(
@@ -17,8 +17,8 @@ def evaluate(
     *,
     params: EvaluateParams,
     tracking: TrackingParams,
-) -> str:
-    """Write metrics, the per-class table, predictions and the report; add them to the run that tune opened.
+) -> Made:
+    """Write metrics, the per-class table, predictions and the report; then add them to the run that tune opened.
 
     `scores` holds the accuracies in percent, one file per shot group. Raises `ArtifactError` if the model was tuned for
     other classes or on another backbone than the probe's.
@@ -33,7 +33,7 @@ def evaluate(
     from mdpr.evaluation.scoring import evaluate_splits
     from mdpr.evaluation.tables import Results
     from mdpr.mlops.lineage import lineage_tags, split_inputs
-    from mdpr.mlops.runs import add_results, result_metrics
+    from mdpr.mlops.runs import queue_results, result_metrics
     from mdpr.model.inference import Classifier
     from mdpr.monitoring.recording import ReferenceRecorder, log_source
     from mdpr.probe.baselines import read_baselines
@@ -69,7 +69,7 @@ def evaluate(
 
     files = {f"evaluation/{path.relative_to(evaluation)}": path for path in evaluation.rglob("*") if path.is_file()}
     files |= {f"knowledge/{path.name}": path for path in knowledge.glob("*.json")}
-    add_results(
+    publish = queue_results(
         run,
         tracking,
         result_metrics(results.scores),
@@ -83,6 +83,7 @@ def evaluate(
         for group in artifacts.SHOT_GROUPS
         if group in results.scores[branch]
     )
-    return (
+    line = (
         f"evaluated: {len(results.predictions):,} test images, {branch} {results.scores[branch]['all']:.1%} ({groups})"
     )
+    return Made(line, then=publish)

@@ -5,7 +5,7 @@
 
 Positional arguments are ports: `In` exists when the stage starts, `Out` is made by it. Keyword-only arguments are
 sections of params.yaml: `params` is the section named like the stage, any other is a section named like the
-argument. It returns what it made, in one line.
+argument. It returns what it made, in one line; or a `Made`, if there is more to do once its outputs stand.
 
 A stage that takes long may take a `Checkpoint` as well: a folder of its own beside its first output, which outlives a
 run that was killed and is removed by one that succeeds. It is not a port: no driver knows of it.
@@ -53,6 +53,14 @@ class Direction(Enum):
     CHECKPOINT = "checkpoint"
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a stage made, in one line, and what it does once its outputs stand: a kill then costs none of them."""
+
+    line: str
+    then: Callable[[], None]
+
+
 In = Annotated[Path, Direction.IN]
 Out = Annotated[Path, Direction.OUT]
 Checkpoint = Annotated[Path, Direction.CHECKPOINT]
@@ -89,7 +97,7 @@ MEMORY_MB: dict[str, tuple[int, int]] = {
 class Interface:
     """A function and what it takes, in order of declaration."""
 
-    function: Callable[..., str | None]
+    function: Callable[..., str | Made | None]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sections: Mapping[str, str]  # keyword argument -> section of params.yaml
@@ -124,7 +132,7 @@ def load_stage(name: str) -> Stage:
     return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise, checkpoint)
 
 
-def _interface(stage: str, function: Callable[..., str | None]) -> Interface:
+def _interface(stage: str, function: Callable[..., str | Made | None]) -> Interface:
     sections = {
         parameter.name: stage if parameter.name == "params" else parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -133,7 +141,7 @@ def _interface(stage: str, function: Callable[..., str | None]) -> Interface:
     return Interface(function, _ports(function, Direction.IN), _ports(function, Direction.OUT), sections)
 
 
-def _ports(function: Callable[..., str | None], direction: Direction) -> tuple[str, ...]:
+def _ports(function: Callable[..., str | Made | None], direction: Direction) -> tuple[str, ...]:
     """The positional arguments that are annotated with `direction`."""
     hints = get_type_hints(function, include_extras=True)
     return tuple(
@@ -171,9 +179,11 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
         writing = dropped(len(outputs))
     with writing as partial:
         made = _call(stage, stage, arguments | dict(zip(outputs, partial, strict=True)))
+    if isinstance(made, Made):
+        made.then()
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
     if made:
-        logger.info("%s", made)
+        logger.info("%s", made.line if isinstance(made, Made) else made)
 
 
 def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Params) -> None:
@@ -203,7 +213,7 @@ def _check_memory(stage: Stage) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> str | None:
+def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> str | Made | None:
     try:
         return interface.function(**arguments)
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError

@@ -291,6 +291,20 @@ def test_a_server_in_trouble_is_one_line_and_costs_nobody_a_result(
     assert len(list((tmp_path / tracking.outbox).iterdir())) == 1
 
 
+def test_the_first_request_ends_soon_unless_the_user_has_set_limits(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(hang)
+    monkeypatch.setattr(store_module, "CHECK_LIMIT_S", 1.0)
+    with pytest.raises(Unreachable, match="cannot be reached: start the server"):
+        connect()
+    for name in store_module.HTTP_LIMITS:
+        monkeypatch.delenv(name)
+    for _ in range(2):  # by the second time the process has MLflow's limits in its environment
+        with pytest.raises(Unreachable, match="no whole answer within 1 s: start the server"):
+            connect()
+
+
 def test_a_login_that_is_refused_ends_before_the_work(serve: Serve, tracking: TrackingParams) -> None:
     serve(answer(401, b""))
     worked = False

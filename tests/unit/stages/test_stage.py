@@ -14,10 +14,10 @@ import pytest
 from mdpr.errors import ArtifactError, CheckFailed, ConfigError, MdprError
 from mdpr.params import Params, TuneParams, parse_params
 from mdpr.stages.outputs import MARKER
-from mdpr.stages.stage import STAGES, Stage, load_stage, run_stage
+from mdpr.stages.stage import STAGES, Made, Stage, load_stage, run_stage
 
 
-def stage(function: Callable[..., str | None]) -> Stage:
+def stage(function: Callable[..., str | Made | None]) -> Stage:
     return Stage(function, ("source",), ("made",), {"params": "tune"}, "tune", {})
 
 
@@ -53,6 +53,33 @@ def test_the_last_line_says_what_was_made(
     with caplog.at_level("INFO", "mdpr"):
         run_stage(stage(says), paths, params)
     assert caplog.messages[-1] == "made: one file"
+
+
+def test_what_a_stage_leaves_for_later_finds_its_outputs_in_place(
+    paths: dict[str, Path], params: Params, caplog: pytest.LogCaptureFixture
+) -> None:
+    found: list[str] = []
+
+    def publishes(source: Path, made: Path, params: TuneParams) -> Made:
+        write(source, made, params)
+        return Made("made: one file", then=lambda: found.append((paths["made"] / "file").read_text()))
+
+    with caplog.at_level("INFO", "mdpr"):
+        run_stage(stage(publishes), paths, params)
+    assert found == ["in"]
+    assert caplog.messages[-1] == "made: one file"
+
+    def is_killed(source: Path, made: Path, params: TuneParams) -> Made:
+        def stop() -> None:
+            raise KeyboardInterrupt
+
+        made.mkdir()
+        (made / "file").write_text("second")
+        return Made("made: one file", then=stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage(is_killed), paths, params)
+    assert (paths["made"] / "file").read_text() == "second"
 
 
 def test_a_second_run_replaces_the_whole_output(paths: dict[str, Path], params: Params) -> None:
