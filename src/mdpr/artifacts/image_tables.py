@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +42,7 @@ def write_images(path: Path, images: Sequence[bytes], image_paths: Sequence[str]
 
 
 def write_image_records(path: Path, records: Iterable[ImageRecord]) -> int:
-    """One split, streamed: never more than a row group is held in memory. Returns the number of images.
+    """One split, streamed: a row group is written while the next one is taken. Returns the number of images.
 
     The same records give the same bytes.
     """
@@ -51,16 +52,25 @@ def write_image_records(path: Path, records: Iterable[ImageRecord]) -> int:
     features = {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image_type), ("label", pa.int64())], {"huggingface": json.dumps({"info": features})})
+
+    def write(group: list[ImageRecord]) -> int:
+        images, paths, labels = zip(*group, strict=True)
+        image = pa.StructArray.from_arrays(
+            [pa.array(images, pa.binary()), pa.array(paths, pa.string())], fields=list(image_type)
+        )
+        writer.write_table(pa.Table.from_arrays([image, pa.array(labels, pa.int64())], schema=schema))
+        return len(group)
+
     written = 0
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+    with (
+        pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        before: Future[int] | None = None
         for group in _row_groups(records):
-            images, paths, labels = zip(*group, strict=True)
-            image = pa.StructArray.from_arrays(
-                [pa.array(images, pa.binary()), pa.array(paths, pa.string())], fields=list(image_type)
-            )
-            writer.write_table(pa.Table.from_arrays([image, pa.array(labels, pa.int64())], schema=schema))
-            written += len(group)
-    return written
+            written += before.result() if before else 0
+            before = thread.submit(write, group)
+        return written + (before.result() if before else 0)
 
 
 def _row_groups(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:

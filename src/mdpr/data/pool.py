@@ -20,6 +20,7 @@ from mdpr.images.decoding import Note, decode_image, is_plain, pixel_digest, qui
 from mdpr.params import PrepareParams
 
 HASHED_TOGETHER = 16  # a hash by itself costs as much as decoding a tiny image
+HELD_BYTES = 256 * 2**20  # of images that wait in memory; more of them wait on disk
 
 
 class Picture(NamedTuple):
@@ -73,7 +74,7 @@ def read_pictures_of(split: SourceSplit, rows: np.ndarray, params: PrepareParams
 
 
 class Pool:
-    """Images that wait for their split: their bytes in one unnamed file in `folder`, all else in memory.
+    """Images that wait for their split: the first `HELD_BYTES` in memory, the others in one unnamed file in `folder`.
 
     rows_P    rows of the source that could be read, increasing
     pictures  what tells them apart
@@ -82,12 +83,13 @@ class Pool:
     def __init__(self, pictures: Iterable[Picture], folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 # closed with the object
         self._kept: list[Picture] = []
-        ends = [0]
+        self._ends = [0]
+        held_bytes = 0
         for picture in pictures:
-            self._file.write(picture.record.image)
-            ends.append(ends[-1] + len(picture.record.image))
-            self._kept.append(picture._replace(record=picture.record._replace(image=b"")))
-        self._ends = ends
+            held_bytes += len(picture.record.image)
+            written = self._file.write(picture.record.image) if held_bytes > HELD_BYTES else 0
+            self._ends.append(self._ends[-1] + written)
+            self._kept.append(_without_image(picture) if written else picture)
         self.rows_P = np.array([picture.row for picture in self._kept], np.int64)
         self.pictures = pictures_of(self._kept)
 
@@ -95,9 +97,15 @@ class Pool:
         """The pictures at `places` with their labels of `labels_P`."""
         for place in places.tolist():
             picture, start = self._kept[place], self._ends[place]
-            self._file.seek(start)
-            data = self._file.read(self._ends[place + 1] - start)
+            data = picture.record.image
+            if not data:
+                self._file.seek(start)
+                data = self._file.read(self._ends[place + 1] - start)
             yield picture._replace(record=ImageRecord(data, picture.record.path, int(labels_P[place])))
+
+
+def _without_image(picture: Picture) -> Picture:
+    return picture._replace(record=picture.record._replace(image=b""))
 
 
 def pictures_of(kept: Iterable[Picture]) -> Pictures:
@@ -127,7 +135,7 @@ def write_split(file: Path, pictures: Iterable[Picture], seen: set[str], log: In
             if picture.pixels is not None:
                 seen.add(picture.pixels)
             count[picture.record.label] += 1
-            kept.append(picture._replace(record=picture.record._replace(image=b"")))
+            kept.append(_without_image(picture))
             yield picture.record
 
     write_image_records(file, records())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,9 +104,12 @@ def write_prepared(
     else:
         parts = parts_by_order(arranged, params, log)
     arranged, source, names = parts.arranged, parts.arranged.source, parts.arranged.names
-    written, seen = {}, set[str]()
-    for name in reversed(SPLITS) if params.drop_duplicates else SPLITS:  # what is dropped is never of the test set
-        written[name] = write_split(prepared / f"{name}.parquet", parts.pictures[name], seen, log)
+    written, digests, seen = {}, {}, set[str]()
+    with ThreadPoolExecutor(1) as thread:
+        for name in reversed(SPLITS) if params.drop_duplicates else SPLITS:  # what is dropped is never of the test set
+            file = prepared / f"{name}.parquet"
+            written[name] = write_split(file, parts.pictures[name], seen, log)
+            digests[file.name] = thread.submit(sha256, file)
     counts_C = {name: count_classes(written[name].count_of_class, names, name, arranged.train_only) for name in SPLITS}
     pictures = {name: written[name].pictures for name in SPLITS}
     write_pictures(prepared, pictures)
@@ -119,7 +123,7 @@ def write_prepared(
         test="source" if source.test is not None else "share",
         images={name: sum(counts_C[name]) for name in SPLITS},
         images_per_class={name: tuple(counts_C[name]) for name in SPLITS},
-        sha256={f"{name}.parquet": sha256(prepared / f"{name}.parquet") for name in SPLITS},
+        sha256={f"{name}.parquet": digests[f"{name}.parquet"].result() for name in SPLITS},
         left_out=tuple(log.left_out),
         passed_over=log.passed_over,
         interpreted=log.interpreted,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mdpr.artifacts import NO_HASH, image_digest, read_images
@@ -38,7 +39,11 @@ def test_each_picture_has_its_row_digest_and_hash(tmp_path: Path, png: Png) -> N
     assert found[3].hash == NO_HASH
 
 
-def test_the_pool_gives_back_what_it_was_given_with_other_labels(tmp_path: Path, png: Png) -> None:
+@pytest.mark.parametrize("held_bytes", [0, 5000, 2**20], ids=["on disk", "some in memory", "in memory"])
+def test_the_pool_gives_back_what_it_was_given_with_other_labels(
+    tmp_path: Path, png: Png, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr("mdpr.data.pool.HELD_BYTES", held_bytes)
     (tmp_path / "source").mkdir()
     split, log = split_of(tmp_path / "source", png), IntakeLog(tmp_path, skip_bad=True)
     found = list(read_pictures_of(split, np.arange(5), PrepareParams(), log))
