@@ -71,7 +71,7 @@ def configure(
         base_loss: Loss of the base branch: ce, logit_adjusted, balanced_softmax, ldam, focal or class_balanced (tune.base_loss).
         epochs: Passes over the training set (tune.epochs).
         batch_size: Images of an optimiser step, over all processes (tune.batch_size).
-        learning_rate: AdamW, start of the cosine (tune.learning_rate).
+        learning_rate: Start of the cosine (tune.learning_rate).
         seed: Seed of initial weights, order of images, augmentation and dropout; the cut has prepare.seed (tune.seed).
         margin_points: Points over all classes by which a model must beat the champion, beyond the policy's own margin (promote.margin_points).
         architecture: Open_clip model name, or the path of a model configuration (.json) (backbone.architecture).

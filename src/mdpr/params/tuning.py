@@ -145,7 +145,8 @@ class TuneParams(Section):
     sampling: Literal["instance", "class_balanced"] = Field(
         "instance", description="instance: every image once an epoch; class_balanced: every class equally often"
     )
-    learning_rate: Positive = Field(1e-3, description="AdamW, start of the cosine", json_schema_extra=offered())
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with momentum 0.9, as in LIFT")
+    learning_rate: Positive = Field(1e-3, description="start of the cosine", json_schema_extra=offered())
     warmup_epochs: NonNegative = Field(
         0, description="epochs over which the learning rate rises to its start, a step at a time"
     )
@@ -153,7 +154,7 @@ class TuneParams(Section):
         "step", description="when the learning rate moves along its curve: every step, or every epoch as published"
     )
     min_learning_rate: NonNegative = Field(1e-6, description="end of the cosine")
-    weight_decay: NonNegative = Field(1e-4, description="AdamW")
+    weight_decay: NonNegative = Field(1e-4, description="of the optimizer")
     augment: Literal["none", "flip", "crop_flip", "wide_crop_flip", "pad_crop_flip"] = Field(
         "flip",
         description="flip: mirror at random; crop_flip: random resized crop of half the area or more, then flip; "

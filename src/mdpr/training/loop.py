@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 EVAL_BATCH_FACTOR, EVAL_CELLS = 4, 2**20  # validation keeps no gradients: a larger batch fits, of so many logits
 CHECK_EVERY_STEPS = 20  # reading a loss value makes the host wait for the GPU, so not after every step
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": partial(SGD, momentum=0.9)}
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 runs without autocast
 
 Row = dict[str, float]
@@ -202,7 +204,7 @@ class TrainingState:
     """
 
     model: MDPR
-    optimizer: AdamW
+    optimizer: Optimizer
     schedule: LRScheduler
     precision: Precision
     epoch: int = 0
@@ -217,7 +219,8 @@ class TrainingState:
     def at_start(cls, model: MDPR, steps_per_epoch: int) -> TrainingState:
         params = model.params
         check_precision(params.precision, model.backbone.device)
-        optimizer = AdamW(learning_parameters(model), lr=params.learning_rate, weight_decay=params.weight_decay)
+        rates = {"lr": params.learning_rate, "weight_decay": params.weight_decay}
+        optimizer = OPTIMIZERS[params.optimizer](learning_parameters(model), **rates)
         schedule = make_schedule(optimizer, params, steps_per_epoch)
         precision = Precision(params.precision, model.backbone.device)
         return cls(model, optimizer, schedule, precision, learning_rate=float(schedule.get_last_lr()[0]))
@@ -380,7 +383,7 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
         [part.indices for step in steps for part in step],
         epoch=epoch,
         workers=params.workers,
-        pin_memory=_is_cuda(state),
+        pin_memory=model.backbone.device.type == "cuda",
     )
     batches = iter(loader)  # of the whole epoch; each step below takes its own micro-batches
     title = f"tune, epoch {epoch + 1}/{params.epochs}"
@@ -414,7 +417,8 @@ def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext
     size = min((params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR, EVAL_CELLS // len(data.shots))
     start, stop = shard(len(data.val), distributed.rank, distributed.world)
     batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
-    loader = make_loader(data.val, batches, workers=params.workers, pin_memory=_is_cuda(state))
+    pin_memory = state.model.backbone.device.type == "cuda"
+    loader = make_loader(data.val, batches, workers=params.workers, pin_memory=pin_memory)
     accuracy = validate(state.model, loader, data.shots, distributed, choose_fusion=True)
     terms = mean_terms(state.terms, state.term_names, len(data.train), params.batch_size)
     row = make_row(epoch, state.learning_rate, terms, accuracy)
@@ -444,7 +448,3 @@ def _leave(state: TrainingState, context: TrainContext) -> None:
     raise Interrupted(
         f"stopped by SIGTERM after step {state.step} of epoch {state.epoch + 1}: the same command goes on from there"
     )
-
-
-def _is_cuda(state: TrainingState) -> bool:
-    return state.model.backbone.device.type == "cuda"

@@ -93,11 +93,12 @@ def random_outputs(objective: Any) -> tuple[Outputs, Tensor]:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.02)])
+@pytest.mark.parametrize(("prompting", "head"), [("maple", "text"), ("adaptformer", "cosine"), ("lora", "cosine")])
 def test_half_precision_stays_close_and_keeps_what_is_learned_in_float32(
-    bench: Any, precision: str, tolerance: float
+    bench: Any, prompting: str, head: str, precision: str, tolerance: float
 ) -> None:
-    exact, reference = gradients(bench, 5)
-    terms, found = gradients(bench, 5, precision)
+    exact, reference = gradients(bench, 5, prompting=prompting, head=head)
+    terms, found = gradients(bench, 5, precision, prompting=prompting, head=head)
     assert {value.dtype for value in (*terms.values(), *found.values())} == {torch.float32}
     for name, term in terms.items():
         assert term.item() == pytest.approx(exact[name].item(), rel=tolerance, abs=tolerance * 0.1)
