@@ -148,6 +148,20 @@ def read_biases(evaluation: Path) -> Biases:
     return parse(path, Biases, read_json(path))
 
 
+class PictureSizes(Format):
+    """pictures.json: the median short side of the test pictures as prepared, and the side of the backbone's input."""
+
+    format: Literal["mdpr-pictures/1"] = "mdpr-pictures/1"
+    short_side_px: float
+    input_px: int
+
+
+def read_picture_sizes(evaluation: Path) -> PictureSizes | None:
+    """None for an evaluation of an earlier version, which has no such file."""
+    path = evaluation / "pictures.json"
+    return parse(path, PictureSizes, read_json(path)) if path.exists() else None
+
+
 def read_table(evaluation: Path, name: str) -> pd.DataFrame:
     """A CSV table of evaluation/, its columns checked."""
     return read_csv(evaluation / name, "evaluate", TABLES[name], may_be_empty=name == "variants.csv")

@@ -13,6 +13,7 @@ from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.score_table import BASELINES, BRANCHES, points, signed_points
 from mdpr.evaluation.tables import Results
 
+FAR_LARGER = 4  # times the backbone's input: of a detail's 4 x 4 pixels the model sees one
 NOTHING = 0.01  # a fraction: an interval around 0 that is wider than this shows nothing either way
 SHUFFLED = "shuffled_sentences"
 
@@ -32,6 +33,13 @@ def diagnose(results: Results) -> list[str]:
     loss_to_branch = scores[best]["all"] - scores["fused"]["all"]
     if "routed" in scores and loss_to_branch > 0 and not _overlap(results, best):
         lines.append(f"The final answer is {points(loss_to_branch)} points below its own branch {BRANCHES[best]}.")
+    pictures = results.pictures
+    if pictures and pictures.short_side_px > FAR_LARGER * pictures.input_px:
+        lines.append(
+            f"The pictures are far larger than what the model sees: a short side of {pictures.short_side_px:,.0f} px "
+            f"(median), the backbone's input {pictures.input_px} px. Fine detail is lost: cut them to what matters, or "
+            "use a backbone with a larger input."
+        )
     if (line := sentences_line(results)) and not _sentences_count(results):
         lines.append(line)
     return lines

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdpr.artifacts import ImageFile, LinearHead, Probe, Split, image_digests, read_split
+from mdpr.artifacts import ImageFile, LinearHead, PictureSizes, Probe, Split, image_digests, read_split
 from mdpr.errors import ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
@@ -30,12 +30,15 @@ from mdpr.evaluation.ablations import (
 )
 from mdpr.evaluation.metrics import ClasswiseCalibration
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions, top_classes
+from mdpr.images.decoding import short_side_px
 from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader
 from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import GeneralizedLogitAdjustment
 from mdpr.model.inference import Classifier
 from mdpr.params import EvaluateParams
 from mdpr.progress import track
+
+MEASURED_PICTURES = 500
 
 Recorder = Callable[[Tensor, Outputs], None]  # labels (B,) and outputs of a batch
 
@@ -152,6 +155,13 @@ def evaluate_splits(
         predicted = replace(predicted, variants=table, kinds=predicted.kinds | {name: "robust"})
     image_N = image_digests(read_split(prepared, "test"))
     return replace(predicted, predictions=predicted.predictions.assign(image=image_N))
+
+
+def measure_pictures(images: ImageFile, input_px: int) -> PictureSizes:
+    """How large pictures are beside the backbone's input, from at most `MEASURED_PICTURES` spread over the split."""
+    rows = range(0, len(images), -(-len(images) // MEASURED_PICTURES))
+    sides_px = [short_side_px(images.image(row)) for row in rows]
+    return PictureSizes(short_side_px=float(np.median(sides_px)), input_px=input_px)
 
 
 @torch.inference_mode()

@@ -19,10 +19,12 @@ from mdpr.artifacts import (
     Biases,
     ClassInfo,
     Intervals,
+    PictureSizes,
     display_names,
     read_biases,
     read_intervals,
     read_metrics,
+    read_picture_sizes,
     read_predictions,
     read_table,
     write_csv,
@@ -52,6 +54,7 @@ class Results:
     reliability: pd.DataFrame
     routing: RoutingCheck
     variants: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
+    pictures: PictureSizes | None = None
 
     @classmethod
     def of(
@@ -62,6 +65,7 @@ class Results:
         log_prior_C: np.ndarray,
         resamplings: int = RESAMPLINGS,
         truth: Truth | None = None,
+        pictures: PictureSizes | None = None,
     ) -> Results:
         """Score what one pass gave. `rival_C` is the class each class is most confused with by the frozen model,
         `log_prior_C` the log of its estimated pre-training prior, `truth` is known of drawn pictures only.
@@ -81,6 +85,7 @@ class Results:
             per_class=per_class_table(predictions, classes, rival_C),
             reliability=reliability_table(predictions),
             routing=check_routing(predictions, variants, shots, truth),
+            pictures=pictures,
             **({} if variants is None else {"variants": variant_table(predictions, variants, predicted.kinds, shots)}),
         )
 
@@ -90,6 +95,8 @@ class Results:
         write_json(evaluation / "intervals.json", self.intervals)
         write_json(evaluation / "biases.json", self.biases)
         write_json(evaluation / "routing.json", self.routing)
+        if self.pictures:
+            write_json(evaluation / "pictures.json", self.pictures)
         write_predictions(evaluation, self.predictions)
         tables = {
             "per_class": self.per_class,
@@ -118,6 +125,7 @@ class Results:
             reliability=read_table(evaluation, "reliability.csv"),
             routing=read_routing_check(evaluation),
             variants=read_table(evaluation, "variants.csv"),
+            pictures=read_picture_sizes(evaluation),
         )
 
 

@@ -147,6 +147,11 @@ def decode(
     raise DataError(f"{size} {MAX_SIDE_PX:,} on a side: cut or scale it down")
 
 
+def short_side_px(data: bytes) -> int:
+    """The shorter side of the picture in `data`, which `prepare` has checked. Only its header is read."""
+    return min(Image.open(io.BytesIO(data), formats=FORMATS).size)
+
+
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Any picture of Pillow's as RGB and upright, as `decode_image` gives it.
 

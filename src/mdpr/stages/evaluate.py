@@ -30,7 +30,7 @@ def evaluate(
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.report.document import Folders, write_report
     from mdpr.evaluation.score_table import write_scores
-    from mdpr.evaluation.scoring import evaluate_splits
+    from mdpr.evaluation.scoring import evaluate_splits, measure_pictures
     from mdpr.evaluation.tables import Results
     from mdpr.mlops.lineage import lineage_tags, split_inputs
     from mdpr.mlops.runs import queue_results, result_metrics
@@ -51,7 +51,8 @@ def evaluate(
     baselines = read_baselines(probe, frozen)
     predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params, reference.add, baselines)
     truth = read_truth(prepared)
-    results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, truth=truth)
+    pictures = measure_pictures(artifacts.read_split(prepared, "test"), classifier.image_size_px)
+    results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, truth=truth, pictures=pictures)
 
     evaluation.mkdir()
     results.write(evaluation)
