@@ -54,7 +54,7 @@ PREPARE_AND_TELL = """
 from pathlib import Path
 from mdpr.params import load_params
 from mdpr.stages.stage import load_stage, run_stage
-run_stage(load_stage("prepare"), {"prepared": Path("prepared")}, load_params(Path("params.yaml")))
+run_stage(load_stage("prepare"), {"prepared": Path("../prepared-many")}, load_params(Path("params.yaml")))
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 

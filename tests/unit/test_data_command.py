@@ -77,10 +77,16 @@ def test_look_says_why_prepare_would_stop_and_takes_settings(tmp_path: Path, mon
     deep = looked(".", "--class-depth", "2", "--classes", "1", "--set", "prepare.profile=natural")
     assert "and 2 more: --classes 3 shows all" in deep
     assert "3 classes" in deep
+    assert "a {y} of cat, cat" in looked(".", "--class-depth", "2", "--set", "probe.templates=['a {y} of {}, {}']")
     small = looked(".", "--class-depth", "2", "--set", "prepare.min_images_per_class=2")
     assert "prepare would stop: class 2 (fox) has 1 images" in small
     dropped = looked(".", "--class-depth", "2", "--set", "prepare.small_classes=drop")
     assert "dropped 1 small classes, with images: fox (1)" in dropped
+    (tmp_path / "wild/owl").mkdir()
+    (tmp_path / "wild/owl/0.heic").touch()
+    without = looked("wild")
+    assert ".heic: convert them to JPEG" in without
+    assert "prepare would stop: train: class 1 (owl) has no image" in without
 
 
 @pytest.mark.parametrize(

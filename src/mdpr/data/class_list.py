@@ -102,7 +102,7 @@ def name_labels(
     own list there; otherwise from the labels by `style`. Labels are NFC. Raises `DataError` if two labels differ only
     in case or spaces, or get the same name.
     """
-    _distinct(labels, where, "classes")
+    _distinct(labels, labels, where, "classes")
     given = given_names(labels, names_in) if names_in else None
     if given is None and names_in and (listed := synset_names(labels, names_in)):
         uses = Counter(listed.values())
@@ -111,7 +111,7 @@ def name_labels(
             for index, (label, name) in enumerate(listed.items())
         )
     names = [given[label] if given else styled(label, style) for label in labels]
-    _distinct(names, where, "class names")
+    _distinct(names, labels, where, "class names")
     return tuple(
         ClassName(index=index, name=name, label=label if label != name else None)
         for index, (label, name) in enumerate(zip(labels, names, strict=True))
@@ -235,18 +235,22 @@ def _is_forbidden(letter: str) -> bool:
     return no_character or unicodedata.category(letter) in FORBIDDEN_CATEGORIES
 
 
-def _distinct(names: Sequence[str], where: Path, what: str) -> None:
-    """Raises `DataError` if two names are the same but for upper and lower case, spaces and forms of a letter."""
+def _distinct(names: Sequence[str], labels: Sequence[str], where: Path, what: str) -> None:
+    """Raises `DataError` if two names are the same but for upper and lower case, spaces and forms of a letter.
+
+    `labels`: what the source calls the class of each name; shown if it is another word.
+    """
     seen: dict[str, str] = {}
-    for name in names:
+    for name, label in zip(names, labels, strict=True):
+        shown = f"{name!a}" if name == label else f"{name!a} ({label!a})"
         visible = "".join(letter for letter in name.casefold() if unicodedata.category(letter) != "Cf")
         key = " ".join(unicodedata.normalize("NFC", visible).split())
         if key in seen:
             raise DataError(
-                f"{where}: the {what} {seen[key]!a} and {name!a} differ by case, spaces, accents or "
+                f"{where}: the {what} {seen[key]} and {shown} differ by case, spaces, accents or "
                 "invisible characters only: rename one"
             )
-        seen[key] = name
+        seen[key] = shown
 
 
 class LabelReader:

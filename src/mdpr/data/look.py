@@ -79,7 +79,8 @@ def _classes(source: Source, template: str, most_classes: int) -> Iterator[str]:
     yield f"  index  {'label':{width}}  {''.join(f'{name:>8}' for name in splits)}  text"
     for item, label in zip(shown, labels, strict=True):
         counts = "".join(f"{count_C[item.index]:8,}" for count_C in count_SC)
-        yield f"  {item.index:5}  {label:{width}}  {counts}  {printable(template.format(item.name))}"
+        text = printable(template.replace("{}", item.name))
+        yield f"  {item.index:5}  {label:{width}}  {counts}  {text}"
     if len(source.classes) > most_classes:
         yield f"  and {len(source.classes) - most_classes:,} more: --classes {len(source.classes)} shows all"
     yield ""

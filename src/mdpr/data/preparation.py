@@ -136,7 +136,7 @@ def write_prepared(
     write_json(prepared / "card.json", card)
     if source.truth is not None:
         write_truth(prepared, source.truth(parts.chosen))
-    for line in [*log.report(), *arranged.report()]:
+    for line in arranged.report():
         logger.warning("%s", line)
     if card.since:
         logger.info("%s", card.since.in_words())
@@ -212,6 +212,12 @@ def arrange(source: Source, params: PrepareParams, different_C: Sequence[int] | 
         source = replace(source, test=None)
     pool_C, small = _counts(source.pool, source), _small_classes(source, params, different_C)
     if params.small_classes == "refuse":
+        own: dict[Split, SourceSplit | None] = {"train": source.pool, "val": source.val, "test": source.test}
+        for name, split in own.items():
+            if split is not None:
+                count_classes(
+                    Counter(split.labels_N[split.labels_N >= 0].tolist()), [item.name for item in source.classes], name
+                )
         for index in small:
             if pool_C[index] < params.min_images_per_class:
                 raise DataError(

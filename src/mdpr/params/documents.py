@@ -107,6 +107,8 @@ def parse_yaml(text: str, name: str, error: type[MdprError] = ConfigError) -> An
 def read_yaml(path: Path, error: type[MdprError] = ConfigError) -> dict[str, Any]:
     """A YAML file whose top level is a mapping."""
     content = parse_yaml(read_text(path, error), str(path), error)
+    if content is None:
+        raise error(f"{path} is empty: write sections (`tune:` and so on), or restore it")
     if not isinstance(content, dict):
         raise error(f"{path} must hold sections (`tune:` and so on), not a {type(content).__name__}")
     return content

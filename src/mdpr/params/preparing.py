@@ -36,6 +36,7 @@ class PrepareParams(Section):
     )
     root: InputPath = Field(
         "data/embedded/fashion-mnist",
+        min_length=1,
         description="folder of the source (huggingface, cifar: keeps the download)",
         json_schema_extra=offered(text="Folder of the source, as the containers see it; not used if data_repo is set"),
     )
