@@ -6,12 +6,13 @@ Prompt tuners keep the text head; adapters, and `none`, get the cosine head (`tu
 the set's recipe. Every seed cuts its own long tail and trains its own models, each selected on validation and scored
 once on the test set; accuracy is in points, the class-balanced mean. parameters are the learned numbers,
 step_over_tower a training step's processor seconds over those of the image tower's own forward and backward pass, with
-its prompts or adapters.
+its prompts or adapters, on the first seed. Every row is printed as it comes, on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import tempfile
@@ -37,6 +38,8 @@ from mdpr.progress import track
 from mdpr.recipes import params_text, read_recipe
 from mdpr.training.losses import Objective
 
+logger = logging.getLogger("benchmarks.tuners")
+
 SETS = ("fashion-mnist-lt", "emblems-lt")
 PROMPTS = ("coop", "vpt", "ivlp", "maple")  # with the text head
 LOSSES = {"ce": "ce", "la": "logit_adjusted"}
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
     rows = [row for recipe in arguments.sets for row in run_set(recipe, arguments)]
     table = summarise(rows)
     emit("tuners", device_name(), PACKAGES, figures_of(table), rows, arguments.json, table)
@@ -72,24 +76,22 @@ def run_set(recipe: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             ground = lay_ground(Path(folder) / str(seed), params, frozen)
             models = list(product(arguments.only, arguments.routing, arguments.losses))
             for tuner, routing, loss in track(models, f"{recipe}, seed {seed}"):
-                where = {"set": recipe, "tuner": tuner, "routing": routing, "loss": loss}
-                rows.append(where | {"seed": seed} | measure(ground, tuner, routing == "on", LOSSES[loss]))
+                where = {"set": recipe, "tuner": tuner, "routing": routing, "loss": loss, "seed": seed}
+                model, figures = measure(ground, tuner, routing == "on", LOSSES[loss])
+                figures["step_over_tower"] = step_over_tower(ground, model) if seed == 0 else math.nan
+                rows.append(where | figures)
+                logger.info(json.dumps(rows[-1]))
     return rows
 
 
-def measure(ground: Ground, tuner: str, routing: bool, base_loss: str) -> dict[str, float]:
-    """The figures of one model."""
+def measure(ground: Ground, tuner: str, routing: bool, base_loss: str) -> tuple[MDPR, dict[str, float]]:
+    """A trained model, its scores and its size."""
     head = "text" if tuner in PROMPTS else "cosine"
     tune = with_settings(ground.tune, {"prompting": tuner, "head": head, "routing": routing, "base_loss": base_loss})
     model = ground.train(tune, ground.features)
     scores = ground.score_branches(model)["fused"]
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    return {
-        "all": scores["all"],
-        "few": scores["few"],
-        "parameters": learned,
-        "step_over_tower": step_over_tower(ground, model),
-    }
+    return model, {"all": scores["all"], "few": scores["few"], "parameters": learned}
 
 
 def step_over_tower(ground: Ground, model: MDPR) -> float:
@@ -125,7 +127,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         line: dict[str, Any] = dict(zip(keys, model, strict=True))
         for name in MEASURED:
             values = [row[name] for row in found]
-            line[name] = mean(values) if name != "parameters" else values[0]
+            line[name] = mean(values) if name in ("all", "few") else values[0]
             if name in ("all", "few"):
                 line[f"{name} ± 95 %"] = interval_95(values)
         table.append(line)
