@@ -78,7 +78,8 @@ def run_set(recipe: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for tuner, routing, loss in track(models, f"{recipe}, seed {seed}"):
                 where = {"set": recipe, "tuner": tuner, "routing": routing, "loss": loss, "seed": seed}
                 model, figures = measure(ground, tuner, routing == "on", LOSSES[loss])
-                figures["step_over_tower"] = step_over_tower(ground, model) if seed == 0 else math.nan
+                if seed == 0:
+                    figures["step_over_tower"] = step_over_tower(ground, model)
                 rows.append(where | figures)
                 logger.info(json.dumps(rows[-1]))
     return rows
@@ -126,7 +127,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = [row for row in rows if tuple(row[key] for key in keys) == model]
         line: dict[str, Any] = dict(zip(keys, model, strict=True))
         for name in MEASURED:
-            values = [row[name] for row in found]
+            values = [row[name] for row in found if name in row]
             line[name] = mean(values) if name in ("all", "few") else values[0]
             if name in ("all", "few"):
                 line[f"{name} ± 95 %"] = interval_95(values)

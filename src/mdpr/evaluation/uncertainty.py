@@ -148,6 +148,7 @@ SEED = 0
 
 Interval = tuple[float, float]
 Statistic = Callable[[np.ndarray], np.ndarray]  # recalls (S, C) -> S values
+Relation = dict[str, np.ndarray]  # slope and correlation, S values each
 
 
 def accuracy_intervals(
@@ -267,12 +268,15 @@ def biases(
         right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
         outcome_N = 2 * (~right_N).astype(np.int64) + (~frozen_N).astype(np.int64)
         count_C4 = outcome_counts(label_N, outcome_N, len(train_images), 4)[tested]
-        own_1C, frozen_1C = _recalls(count_C4[None])
-        drawn = [_recalls(block) for block in drawn_counts(count_C4, resamplings=resamplings, seed=SEED)]
-        own_SC, frozen_SC = (np.concatenate(part) for part in zip(*drawn, strict=True))
-        found[branch] = {name: _bias(own_1C, own_SC, x_C[None], x_C[None]) for name, x_C in fixed.items()}
-        if branch != "zero_shot":
-            found[branch]["by_zero_shot"] = _bias(own_1C, own_SC, frozen_1C, frozen_SC)
+
+        def relations(count_SC4: np.ndarray, branch: str = branch) -> dict[str, Relation]:
+            own_SC, frozen_SC = _recalls(count_SC4)
+            others = {name: x_C[None] for name, x_C in fixed.items()}
+            return _relations(own_SC, others if branch == "zero_shot" else others | {"by_zero_shot": frozen_SC})
+
+        estimate = relations(count_C4[None])
+        drawn = [relations(block) for block in drawn_counts(count_C4, resamplings=resamplings, seed=SEED)]
+        found[branch] = {name: _bias(estimate[name], [part[name] for part in drawn]) for name in estimate}
     return Biases(level=LEVEL, resamplings=resamplings, seed=SEED, branches=found)
 
 
@@ -286,8 +290,12 @@ def slopes(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
 
 def rank_correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
     """Spearman's correlation of every row, ties by mean rank; NaN where x or y has no spread."""
-    ranks = [rankdata(values, axis=1) for values in (x_SC, y_SC)]
-    x_SC, y_SC = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    return _correlations(rankdata(x_SC, axis=1), rankdata(y_SC, axis=1))
+
+
+def _correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of every row; NaN where x or y has no spread."""
+    x_SC, y_SC = (values - values.mean(axis=1, keepdims=True) for values in (x_SC, y_SC))
     norm_S = np.sqrt((x_SC**2).sum(axis=1) * (y_SC**2).sum(axis=1))
     return np.divide((x_SC * y_SC).sum(axis=1), norm_S, out=np.full(len(y_SC), np.nan), where=norm_S > 0)
 
@@ -298,11 +306,20 @@ def _recalls(count_SC4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (count_SC4[..., 0] + count_SC4[..., 1]) / image_SC, (count_SC4[..., 0] + count_SC4[..., 2]) / image_SC
 
 
-def _bias(y_1C: np.ndarray, y_SC: np.ndarray, x_1C: np.ndarray, x_SC: np.ndarray) -> Bias:
+def _relations(y_SC: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, Relation]:
+    """Slope and rank correlation of y with each of the others, S values of each."""
+    rank_SC = rankdata(y_SC, axis=1)
+    return {
+        name: {"slope": slopes(x_SC, y_SC), "correlation": _correlations(rankdata(x_SC, axis=1), rank_SC)}
+        for name, x_SC in others.items()
+    }
+
+
+def _bias(estimate: Relation, drawn: Sequence[Relation]) -> Bias:
+    """The estimate (one value each) and its intervals from the blocks of resamplings."""
     values: dict[str, float | tuple[float, float] | None] = {}
-    for name, statistic in (("slope", slopes), ("correlation", rank_correlations)):
-        value = statistic(x_1C, y_1C)[0]
-        drawn_S = statistic(x_SC, y_SC)
+    for name, (value,) in estimate.items():
+        drawn_S = np.concatenate([part[name] for part in drawn])
         known_S = drawn_S[~np.isnan(drawn_S)]
         exists = not np.isnan(value) and len(known_S)
         values[name] = float(value) if exists else None
