@@ -28,7 +28,7 @@ def lenient(project_root: Path, tmp_path: Path) -> Path:
         rules["margin_points"] = {"all": -100.0}
     policy["later_models"]["tolerance_points"] = {}
     policy["later_models"]["with_new_classes"]["tolerance_points"] = 100.0
-    policy["first_model"]["max_ece"] = policy["later_models"]["max_ece_increase"] = 1.0
+    policy["first_model"]["max_ece_percent"] = policy["later_models"]["max_ece_increase_points"] = 100.0
     policy["later_models"]["max_latency_ratio"] = 1000.0
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
     return tmp_path / "policy.yaml"

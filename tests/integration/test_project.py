@@ -118,7 +118,7 @@ def team(pictures: Path, wheel: Path, environment: dict[str, str], tmp_path_fact
                     change_params(folder, small)
                     policy = folder / "mlflow/promotion.yaml"
                     wide = re.sub(r"(all|few): -[25]\.0\b", r"\1: -90.0", policy.read_text())
-                    policy.write_text(wide.replace("max_ece: 0.25", "max_ece: 1.0"))
+                    policy.write_text(wide.replace("max_ece_percent: 25", "max_ece_percent: 100"))
                     shutil.copytree(pictures / "bag", folder / "photos")
     return folder
 

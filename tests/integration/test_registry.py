@@ -86,10 +86,10 @@ def test_from_the_first_model_to_a_rollback(
     assert [str(item.version) for item in store.client.search_model_versions("name = 'shoes'")] == ["1"]
     version = store.client.get_model_version_by_alias("shoes", "challenger")
     assert version.tags["mdpr.model_digest"] == parts.digest() == registered.model_digest
-    assert json.loads(version.tags["mdpr.test.fused"])["all"] == 0.8
+    assert json.loads(version.tags["mdpr.test.percent"])["all"] == 80
     assert "mdpr.version" in json.loads(version.tags["mdpr.origin"])
     assert len(version.tags) < 8
-    assert "| fused | 80.0 | 80.0 | - | 80.0 |" in version.description
+    assert "| fused | 80.0 | 80.0 | – | 80.0 |" in version.description
     assert "Not judged yet" in version.description
 
     # --- the first model
@@ -139,8 +139,8 @@ def test_from_the_first_model_to_a_rollback(
     # --- the table, and back
     rows = json.loads(run("registry", "list", "--json"))
     assert [(row["version"], row["aliases"], row["all"], row["gate"]) for row in rows] == [
-        ("2", ["challenger", "champion"], 0.95, "promoted"),
-        ("1", ["previous"], 0.8, "promoted"),
+        ("2", ["challenger", "champion"], 95, "promoted"),
+        ("1", ["previous"], 80, "promoted"),
     ]
     assert {"champion", "challenger", "previous"} <= set(run("registry", "list").split())
     run("promote", "--rollback")
@@ -159,7 +159,7 @@ def test_a_model_from_elsewhere_brings_its_results(
     artifacts.write_json(evaluation / "run.json", foreign)
     registered = releases.register(parts, evaluation, TRACKING, register_params)
     assert registered.run_id != foreign.run_id
-    assert store.client.get_run(registered.run_id).data.metrics["test/fused/all"] == 0.8
+    assert store.client.get_run(registered.run_id).data.metrics["test/fused/all"] == 80
     assert promote(registered, evaluation, policy).decision == "promoted"
 
 
@@ -454,9 +454,9 @@ def test_logged_models_are_ranked_by_what_they_scored(
     ranked = store.client.search_logged_models([experiment.experiment_id], order_by=order)
     assert [model.model_uri for model in ranked] == [better.source, registered_once[0].source]
     assert ranked[0].params["selected_epoch"] == "0"
-    assert {metric.key: metric.value for metric in ranked[0].metrics}["test/fused/all"] == 0.95
+    assert {metric.key: metric.value for metric in ranked[0].metrics}["test/fused/all"] == 95
     (history,) = store.client.get_metric_history(better.run_id, "test/fused/all")
-    assert history.value == 0.95  # once in the run
+    assert history.value == 95  # percent, once in the run
 
 
 def test_a_class_called_like_a_path_or_a_script_is_text(

@@ -193,7 +193,8 @@ def read_lineage(evaluation: Path) -> dict[str, str]:
 def read_metrics(evaluation: Path) -> dict[str, dict[str, float]]:
     """metrics.json: branch -> figure -> value; zero_shot, base and fused always, routed if the model routes.
 
-    Accuracies are fractions. A shot group without classes has no entry in any branch.
+    All figures but nll (nats) are fractions, as in all files of evaluation/, for programs. What people read (report,
+    scores/, MLflow, registry) is in percent. A shot group without classes has no entry in any branch.
     """
     path = evaluation / "metrics.json"
     content = read_json(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mdpr.artifacts import SHOT_GROUPS
 
-Metrics = Mapping[str, Mapping[str, float]]  # metrics.json: branch -> figure -> value, accuracies as fractions
+Metrics = Mapping[str, Mapping[str, float]]  # metrics.json: branch -> figure -> value, all but nll as fractions
 
 # Every branch there may be, in the order of tables and charts, with the name people read.
 BRANCHES = {
@@ -41,6 +41,11 @@ def points(fraction: float | None) -> str:
 def signed_points(difference: float | None) -> str:
     """A difference of fractions as percentage points with sign and one decimal; a dash for None."""
     return NO_FIGURE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
+def in_percent(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures of metrics.json as people read them: percent, and NLL in nats."""
+    return {name: value if name == "nll" else round(100 * value, 4) for name, value in figures.items()}
 
 
 @dataclass(frozen=True)

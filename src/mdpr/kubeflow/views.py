@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from mdpr.artifacts import read_metrics, read_run, read_table
 from mdpr.artifacts.prepared import CLASSES_FILE
 from mdpr.errors import TrackingError
-from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
+from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable, in_percent
 from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
 from mdpr.params import parse_params
 
@@ -29,9 +30,9 @@ class ConfusionView(Protocol):
 
 
 def show_metrics(evaluation: Artifact, view: Artifact) -> None:
-    """metrics.json, each value as branch.figure."""
+    """metrics.json, each value as branch.figure, in percent (NLL in nats)."""
     for branch, figures in read_metrics(Path(evaluation.path)).items():
-        view.metadata.update({f"{branch}.{figure}": value for figure, value in figures.items()})
+        view.metadata.update({f"{branch}.{figure}": value for figure, value in in_percent(figures).items()})
 
 
 def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
@@ -87,6 +88,10 @@ def _compare(champion: ChampionFigures | None, test_sha256: str | None) -> str:
     return "" if same else "The champion was scored on other test images: the two lines do not compare."
 
 
+def _as_fractions(figures_percent: Mapping[str, float]) -> dict[str, float]:
+    return {name: value / 100 for name, value in figures_percent.items()}
+
+
 def summary_table(metrics: Metrics, champion: ChampionFigures | None, note: str = "") -> str:
     """The score table as Markdown: accuracies in percent, gains of the model's answer in points.
 
@@ -96,7 +101,7 @@ def summary_table(metrics: Metrics, champion: ChampionFigures | None, note: str 
     references = [frozen]
     if champion:
         references.append(f"Champion, version {champion.number}")
-        table = replace(table, rows={**table.rows, references[-1]: champion.figures})
+        table = replace(table, rows={**table.rows, references[-1]: _as_fractions(champion.figures)})
     rows = [[f"**{name}**" if name == own else name, *table.cells(name)] for name in table.rows]
     rows += [[f"gain over {name}", *table.gain_cells(own, name)] for name in references]
     lines = [

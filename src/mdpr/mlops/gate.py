@@ -46,6 +46,7 @@ NAMES: dict[Opponent, str] = {
     "logistic": "logistic regression",
 }
 NEW = "new classes"
+ECE, ECE_INCREASE = "calibration error (ECE), percent", "increase of calibration error (ECE), points"
 LATENCY, LATENCY_RATIO = "latency of one image, ms", "latency over the champion's"
 NO_CLASS = -1  # of the challenger: a class that only the champion knows
 SHOWN_CLASSES = 5
@@ -183,7 +184,7 @@ def _first(challenger: Candidate, groups: Mapping[str, Sequence[int]], policy: P
             found.not_judged.append(f"{NAMES[opponent]}: not measured, run evaluate again")
         else:
             found.checks += _margins(rule.margin_points, gain, NAMES[opponent])
-    found.checks.append(_check("calibration error (ECE)", _ece(table, right_N), "at most", rule.max_ece))
+    found.checks.append(_check(ECE, _ece_percent(table, right_N), "at most", rule.max_ece_percent))
     if rule.max_latency_ms is not None and challenger.latency_R is not None:
         found.checks.append(_latency(LATENCY, challenger.latency_R, rule.max_latency_ms, policy))
     found.groups({*rule.floor_percent, *rule.margin_points}, policy.required_groups, everyone.accuracy)
@@ -228,8 +229,8 @@ def _later(challenger: Candidate, champion: Candidate, groups: Mapping[str, Sequ
         found.checks += _new_classes(rule.with_new_classes, table, new, len(challenger.classes), policy)
     if gone:
         found.remarks.append(f"classes of the champion that are gone: {_listed(gone)}")
-    worse = _ece(table[use_N], right_N[use_N]) - _ece(theirs[use_N], their_right_N[use_N])
-    found.checks.append(_check("increase of calibration error (ECE)", worse, "at most", rule.max_ece_increase))
+    worse = _ece_percent(table[use_N], right_N[use_N]) - _ece_percent(theirs[use_N], their_right_N[use_N])
+    found.checks.append(_check(ECE_INCREASE, worse, "at most", rule.max_ece_increase_points))
     mine_R, its_R = challenger.latency_R, champion.latency_R
     if rule.max_latency_ratio is not None and mine_R is not None and its_R is not None:
         found.checks.append(_latency(LATENCY_RATIO, mine_R / its_R, rule.max_latency_ratio, policy))
@@ -245,9 +246,10 @@ def _latency(name: str, values_R: np.ndarray, limit: float, policy: Policy) -> C
 
 def describe(check: Check) -> str:
     """A check in words: its figure, and the bound. Only differences have a sign."""
-    signed = AGAINST in check.name or "increase" in check.name
+    signed = AGAINST in check.name or check.name == ECE_INCREASE
     value, bound = (format(number + 0.0, "+.2f" if signed else ".2f") for number in (check.value, check.threshold))
-    required = f"the floor is {bound}" if FLOOR in check.name else f"must be {check.passes} {bound}"
+    is_floor = FLOOR in check.name and check.passes == "at least"
+    required = f"the floor is {bound}" if is_floor else f"must be {check.passes} {bound}"
     return f"{check.name}: {value}, {required}"
 
 
@@ -332,9 +334,9 @@ def _tolerances(rule: LaterModels, gain: Mapping[str, Figure]) -> Iterator[Check
             yield _check(f"{group}{AGAINST}the champion", gain[group].value, "at least", -tolerance)
 
 
-def _ece(table: pd.DataFrame, right_N: np.ndarray) -> float:
-    """Expected calibration error of the model's own answer, a fraction."""
-    return expected_calibration_error(table[f"{final_branch(table)}_probability"].to_numpy(), right_N)
+def _ece_percent(table: pd.DataFrame, right_N: np.ndarray) -> float:
+    """Expected calibration error of the model's own answer."""
+    return 100 * expected_calibration_error(table[f"{final_branch(table)}_probability"].to_numpy(), right_N)
 
 
 def _check(name: str, value: float, passes: str, threshold: float, estimate: float | None = None) -> Check:

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mdpr.artifacts import Promotion
+from mdpr.evaluation.score_table import in_percent
 from mdpr.mlops.registry import CHAMPION, Registry, Version
-from mdpr.mlops.releases import DECISION_TAG, FIGURES_TAG, TEST_SET_TAG
+from mdpr.mlops.releases import DECISION_TAG, FIGURES_TAG, FRACTIONS_TAG, TEST_SET_TAG
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FIGURES = ("all", "few", "ece")  # fractions, shown in percent
+FIGURES = ("all", "few", "ece")  # percent
 COLUMNS = ("version", "aliases", "registered", "all", "few", "ece", "gate")
 
 
@@ -24,7 +25,7 @@ def registry_rows(registry: Registry) -> list[dict[str, Any]]:
     aliases = registry.aliases()
     rows = []
     for version in registry.versions():
-        figures = _json_tag(version, FIGURES_TAG)
+        figures = _figures(version)
         rows.append(
             {
                 "version": version.number,
@@ -40,7 +41,7 @@ def registry_rows(registry: Registry) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ChampionFigures:
-    """What the champion scored: figure -> accuracy as a fraction; and the digest of the test images behind it."""
+    """What the champion scored: figure -> percent; and the digest of the test images behind it."""
 
     number: str
     figures: Mapping[str, float]
@@ -52,7 +53,12 @@ def champion_figures(registry: Registry) -> ChampionFigures | None:
     champion = registry.get_by_alias(CHAMPION)
     if champion is None:
         return None
-    return ChampionFigures(champion.number, _json_tag(champion, FIGURES_TAG), champion.tags.get(TEST_SET_TAG))
+    return ChampionFigures(champion.number, _figures(champion), champion.tags.get(TEST_SET_TAG))
+
+
+def _figures(version: Version) -> dict[str, Any]:
+    """What a version scored, in percent; an earlier release recorded fractions."""
+    return _json_tag(version, FIGURES_TAG) or in_percent(_json_tag(version, FRACTIONS_TAG))
 
 
 def _json_tag(version: Version, tag: str) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def registry_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in ("version", *FIGURES) else "left")
     for row in rows:
         style = "bold" if "champion" in row["aliases"] else None
-        table.add_row(*(Text(_text(row[column], 100 if column in FIGURES else 1)) for column in COLUMNS), style=style)
+        table.add_row(*(Text(_text(row[column])) for column in COLUMNS), style=style)
     return table
 
 
@@ -86,11 +92,11 @@ def checks_table(promotion: Promotion) -> Table:
         table.add_column(column, justify="left" if column in ("check", "must be") else "right")
     for check in promotion.checks:
         bound = f"{check.passes} {check.threshold:g}"
-        table.add_row(check.name, f"{check.estimate:.3f}", f"{check.value:.3f}", bound, "yes" if check.passed else "no")
+        table.add_row(check.name, f"{check.estimate:.2f}", f"{check.value:.2f}", bound, "yes" if check.passed else "no")
     return table
 
 
-def _text(value: Any, scale: int) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(value)
-    return "-" if value is None else f"{scale * value:.1f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mdpr.artifacts.prediction_log import REFERENCE_FILE
 from mdpr.errors import ArtifactError, TrackingError
+from mdpr.evaluation.score_table import in_percent
 from mdpr.mlops.registry import Registry
 from mdpr.mlops.runs import RESULTS_FOLDER, add_results, open_run
 from mdpr.mlops.store import connect
@@ -60,15 +61,15 @@ def publish_monitoring(content: Monitoring, files: Mapping[str, Path], tracking:
 
 
 def monitoring_metrics(content: Monitoring) -> dict[str, float]:
-    """The figures by their names in MLflow: accuracies and shares are fractions, as in every run."""
+    """The figures by their names in MLflow: accuracies and shares of classes in percent, as in every run."""
     accuracy = content.accuracy
+    accuracies = {"reference": accuracy.reference, "expected": accuracy.expected, "with_prior": accuracy.with_prior}
+    shares = {group: share.estimated for group, share in content.groups.items()}
     metrics = {
         "monitor/images": content.images,
         "monitor/label_shift": content.label_shift,
-        "monitor/accuracy_reference": accuracy.reference,
-        "monitor/accuracy_expected": accuracy.expected,
-        "monitor/accuracy_with_prior": accuracy.with_prior,
         "monitor/retrain": float(content.advice == "retrain"),
-        **{f"monitor/share/{group}": share.estimated for group, share in content.groups.items()},
+        **{f"monitor/accuracy_{name}": value for name, value in in_percent(accuracies).items()},
+        **{f"monitor/share/{group}": value for group, value in in_percent(shares).items()},
     }
     return metrics | ({"monitor/drift_auc": content.drift.auc} if content.drift else {})

@@ -26,7 +26,7 @@ class FirstModel(Frozen):
     floor_percent: dict[Group, Percent]
     opponents: tuple[Opponent, ...]
     margin_points: dict[Group, Margin]
-    max_ece: float = Field(gt=0, le=1)
+    max_ece_percent: float = Field(gt=0, le=100)
     max_latency_ms: float | None = Field(gt=0)  # None: latency is not measured
 
 
@@ -44,7 +44,7 @@ class LaterModels(Frozen):
     margin_points: dict[Group, Margin]
     tolerance_points: dict[Group, Percent]
     with_new_classes: NewClasses
-    max_ece_increase: float = Field(ge=0, le=1)
+    max_ece_increase_points: Percent
     max_latency_ratio: float | None = Field(gt=0)
 
     @model_validator(mode="after")

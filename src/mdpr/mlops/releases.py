@@ -20,7 +20,7 @@ from mdpr.artifacts import (
     sha256,
 )
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.score_table import GROUPS, ROWS
+from mdpr.evaluation.score_table import GROUPS, ROWS, in_percent, points
 from mdpr.mlops.lineage import CONTEXTS, lineage_tags
 from mdpr.mlops.publishing import mirror_run
 from mdpr.mlops.registry import Registry, Version
@@ -34,9 +34,11 @@ TEST_SET_TAG = "mdpr.test_sha256"
 GATE_INPUTS_TAG = "mdpr.gate.inputs"  # JSON: file -> sha256
 DECISION_TAG = "mdpr.gate.decision"
 RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the files that the gate reads
-FIGURES_TAG = "mdpr.test.fused"  # JSON: figure -> value
+FIGURES_TAG = "mdpr.test.percent"  # JSON: figure of the model's answer -> percent (nll: nats)
+FRACTIONS_TAG = "mdpr.test.fused"  # the same as fractions: of versions that an earlier release registered
 GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
 OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made have none
+RANKING = "test/fused/all"
 # Split and branch of the metrics that a logged model has, too.
 RANKED_BY = {("test", "fused"), ("val", "base"), ("val", "routed"), ("val", "fused")}
 
@@ -61,7 +63,7 @@ def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], 
         "Training images": f"{sum(config.train_images)} in {classes} classes, {smallest} to {largest} each",
         "Test images": str(test_images),
     }
-    rows = [(row, *(_points(metrics[row].get(group)) for group in GROUPS)) for row in ROWS if row in metrics]
+    rows = [(row, *(points(metrics[row].get(group)) for group in GROUPS)) for row in ROWS if row in metrics]
     parts = [
         "## Results\n",
         "Class-balanced accuracy on the test images, percent.\n",
@@ -85,10 +87,6 @@ def gate_of(card: str) -> str:
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def _points(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def gate_inputs(evaluation: Path) -> dict[str, str]:
@@ -141,7 +139,7 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
             RESULTS_RUN_TAG: here.run_id,
             GATE_INPUTS_TAG: gate_tag,
             TEST_SET_TAG: run.test_sha256 or "not recorded",
-            FIGURES_TAG: json.dumps({key: round(value, 4) for key, value in metrics["fused"].items()}),
+            FIGURES_TAG: json.dumps(in_percent(metrics["fused"])),
         }
         card = model_card(config, metrics, test_images=len(predictions))
         registry.annotate(version.number, results, with_gate(card, gate_of(version.card)))
@@ -188,11 +186,15 @@ def _ensure_results(
     metrics: Mapping[str, Mapping[str, float]],
     tracking: TrackingParams,
 ) -> None:
-    """The results in the run, if neither evaluate nor the outbox brought them: they were made beside another store."""
-    if "test/fused/all" in store.client.get_run(here.run_id).data.metrics:
+    """The results in the run, if neither evaluate nor the outbox brought them: they were made beside another store.
+
+    Figures that an earlier release logged as fractions are logged again in percent.
+    """
+    figures, known = result_metrics(metrics), store.client.get_run(here.run_id).data.metrics
+    if known.get(RANKING) == figures[RANKING]:
         return
     files = {f"{RESULTS_FOLDER}/{path.name}": path for path in evaluation.iterdir() if path.is_file()}
-    add_results(here, tracking, result_metrics(metrics), files, tags=run.digests)
+    add_results(here, tracking, figures, files, tags=run.digests)
 
 
 def _score_model(store: Store, version: Version, config: ModelConfig) -> None:
@@ -210,7 +212,8 @@ def _score_model(store: Store, version: Version, config: ModelConfig) -> None:
         split, _, figure = name.partition("/")
         if (split, figure.partition("/")[0]) not in RANKED_BY:
             continue
-        steps = {item.step: item for item in store.client.get_metric_history(version.run_id, name)}
+        history = sorted(store.client.get_metric_history(version.run_id, name), key=lambda item: item.timestamp)
+        steps = {item.step: item for item in history}
         found = steps.get(config.selected_epoch if split == "val" else max(steps))
         if found is None or (name, found.step, found.value) in known:
             continue

@@ -19,6 +19,7 @@ from typing import Any
 
 from mdpr.artifacts import SEEN_FILE, TrackedRun
 from mdpr.errors import ArtifactError, Interrupted, TrackingError
+from mdpr.evaluation.score_table import in_percent
 from mdpr.launch import in_project
 from mdpr.mlops.lineage import describe_data, flatten, lineage_tags, run_name, settings_before, split_inputs
 from mdpr.mlops.publishing import (
@@ -81,11 +82,11 @@ class OpenRun:
         if epoch in self._logged:
             return
         self._logged.add(epoch)
-        self._log({_grouped(name): value for name, value in metrics.items()}, epoch)
+        self._log(dict(_as_metric(name, value) for name, value in metrics.items()), epoch)
 
     def log_selected(self, epoch: int, val_accuracy: Mapping[str, float]) -> None:
         """The epoch whose weights were kept, and its validation accuracy by branch."""
-        scores = {f"selected/val_{branch}": value for branch, value in val_accuracy.items()}
+        scores = {f"selected/val_{branch}": value for branch, value in in_percent(val_accuracy).items()}
         self._log({"selected/epoch": epoch, **scores}, epoch)
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -219,9 +220,11 @@ def _steps(store: Store, run_id: str) -> set[int]:
     return {item.step for item in store.client.get_metric_history(run_id, LOSS)}
 
 
-def _grouped(name: str) -> str:
-    """A column of history.csv as MLflow's pages group it: train/loss, val/fused/all."""
-    return f"val/{name.removeprefix('val_').replace('_', '/', 1)}" if name.startswith("val_") else f"train/{name}"
+def _as_metric(name: str, value: float) -> tuple[str, float]:
+    """A column of history.csv as MLflow's pages group it: train/loss, and val/fused/all in percent."""
+    if not name.startswith("val_"):
+        return f"train/{name}", value
+    return f"val/{name.removeprefix('val_').replace('_', '/', 1)}", in_percent({name: value})[name]
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -311,8 +314,9 @@ def fail_open_runs(tag: str, value: str) -> list[str]:
 
 
 def result_metrics(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The figures of metrics.json by their names in MLflow: test/fused/all ..."""
-    return {f"test/{branch}/{name}": value for branch, figures in scores.items() for name, value in figures.items()}
+    """The figures of metrics.json by their names in MLflow, in percent (NLL in nats): test/fused/all ..."""
+    percent = {branch: in_percent(figures) for branch, figures in scores.items()}
+    return {f"test/{branch}/{name}": value for branch, figures in percent.items() for name, value in figures.items()}
 
 
 def as_metrics(metrics: Mapping[str, float], step: int) -> list[MetricValue]:

@@ -130,7 +130,7 @@ def test_metrics_are_flat_numbers(tmp_path: Path) -> None:
     )
     view = Port("")
     show_metrics(Port(str(tmp_path)), view)
-    assert view.metadata == {"zero_shot.all": 0.7, "base.all": 0.75, "fused.all": 0.8, "fused.few": 0.6}
+    assert view.metadata == {"zero_shot.all": 70, "base.all": 75, "fused.all": 80, "fused.few": 60}
 
 
 def test_confusion_counts_pairs_with_rows_actual(tmp_path: Path) -> None:

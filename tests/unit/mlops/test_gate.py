@@ -26,14 +26,14 @@ POLICY = Policy.model_validate(
             "floor_percent": {"all": 60, "few": 50, "worst_quartile": 30},
             "opponents": ["zero_shot"],
             "margin_points": {"all": -2.0, "few": -5.0},
-            "max_ece": 0.2,
+            "max_ece_percent": 20,
             "max_latency_ms": 100,
         },
         "later_models": {
             "margin_points": {"all": 0.0, "few": -2.0, "worst_quartile": -5.0},
             "tolerance_points": {"many": 2.0, "few": 1.0},
             "with_new_classes": {"margin_points": {"all": -5.0}, "floor_percent": 20.0, "tolerance_points": 5.0},
-            "max_ece_increase": 0.05,
+            "max_ece_increase_points": 5,
             "max_latency_ratio": 1.5,
         },
     }
@@ -135,7 +135,7 @@ def test_the_same_answers_do_not_replace_the_champion() -> None:
     right_N = right_with(0.8, 0)
     decision = should_promote(candidate(right_N), candidate(right_N), GROUPS, POLICY)
     assert not decision.promote
-    checks = [check for check in decision.checks if "points" in check.name]
+    checks = [check for check in decision.checks if "against" in check.name]
     assert [check.estimate for check in checks] == [0.0] * 5
     assert all(-1 < check.value <= 0 for check in checks)
     assert failed(candidate(right_N), candidate(right_N)) == {"all, points against the champion, lower bound"}
@@ -167,9 +167,9 @@ def test_one_class_that_collapses_is_seen_in_the_worst_quartile() -> None:
 @pytest.mark.parametrize(
     ("challenger", "champion", "name"),
     [
-        ({"ece": 0.11}, {"ece": 0.05}, "increase of calibration error (ECE)"),
+        ({"ece": 0.11}, {"ece": 0.05}, "increase of calibration error (ECE), points"),
         ({"latency_R": noisy_ms(16)}, {"latency_R": noisy_ms(10)}, "latency over the champion's, lower bound"),
-        ({"ece": 0.21}, None, "calibration error (ECE)"),
+        ({"ece": 0.21}, None, "calibration error (ECE), percent"),
         ({"latency_R": noisy_ms(110)}, None, "latency of one image, ms, lower bound"),
     ],
 )
@@ -431,7 +431,7 @@ def test_the_shipped_policy_is_valid() -> None:
         ("later_models", {"margin_points": {"few": 1}}, "later_models: .*must name the group all"),
         ("later_models", {"margin_points": {"all": 1, "tail": 1}}, "later_models.margin_points.tail"),
         ("later_models", {"max_latency_ratio": 0}, "later_models.max_latency_ratio"),
-        ("first_model", {"max_ece": 2}, "first_model.max_ece"),
+        ("first_model", {"max_ece_percent": 200}, "first_model.max_ece_percent"),
         ("first_model", {"floor_percent": {"all": 101}}, "first_model.floor_percent.all"),
     ],
 )

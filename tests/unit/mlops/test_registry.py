@@ -7,6 +7,7 @@ import pytest
 
 from mdpr.errors import ConfigError, TrackingError
 from mdpr.mlops import registry as registry_module
+from mdpr.mlops.listing import champion_figures, registry_rows
 from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry
 from mdpr.mlops.store import Store
@@ -107,6 +108,18 @@ def test_tags_and_card_are_kept(registry: Registry) -> None:
     assert version.card == "# Card"
     assert version.tags["mdpr.test.fused.all"] == "0.8"
     assert version.tags["n"] == "0"
+
+
+def test_figures_of_earlier_releases_are_shown_in_percent_too(registry: Registry) -> None:
+    first, second = make_versions(registry, 2)
+    registry.annotate(first, {"mdpr.test.fused": '{"all": 0.8, "few": 0.7, "ece": 0.021, "nll": 0.5}'}, "")
+    registry.annotate(second, {"mdpr.test.fused": '{"all": 0.8}', "mdpr.test.percent": '{"all": 81.5}'}, "")
+    shown = [[row["all"], row["few"], row["ece"]] for row in registry_rows(registry)]
+    assert shown == [[81.5, None, None], [80, 70, 2.1]]
+    registry.set_alias(CHAMPION, first)
+    champion = champion_figures(registry)
+    assert champion is not None
+    assert champion.figures == {"all": 80, "few": 70, "ece": 2.1, "nll": 0.5}
 
 
 @pytest.mark.parametrize("name", ["team/mdpr", "a:b", "it's", 'a "b"', "x\ny", "", " ", "..", "a" * 10_000])

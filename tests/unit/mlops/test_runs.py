@@ -30,7 +30,7 @@ def test_a_finished_run_holds_what_was_logged(store: Store, tracking: TrackingPa
     assert seen.data.params == {key: str(value) for key, value in params.items()}
     history = store.client.get_metric_history(run.run_id, "train/loss")
     assert [(item.step, item.value) for item in history] == [(1, 2.0), (2, 1.0)]
-    assert seen.data.metrics["val/fused_all_"] == 0.7
+    assert seen.data.metrics["val/fused_all_"] == 70  # percent
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])

@@ -125,6 +125,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
         ("confidence: 0.95", "confidence: .inf", "confidence = inf"),
         ("confidence: 0.95", "confidense: 0.95", "confidense is not a setting; did you mean confidence"),
         ("confidence: 0.95", "confidence: 00", "00 may be octal"),
+        ("max_ece_percent: 25", "max_ece: 0.25", "max_ece is not a setting; did you mean max_ece_percent"),
     ],
 )
 def test_the_policy_of_the_gate_is_read_by_the_same_rules(
