@@ -9,7 +9,7 @@ __all__ = ["Classifier", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`mdpr.Classifier`, loaded when asked for: `import mdpr` alone must not wait for torch."""
+    """`mdpr.Classifier`, loaded on first use: `import mdpr` must not wait for torch."""
     if name == "Classifier":
         from mdpr.model.inference import Classifier
 

@@ -16,9 +16,9 @@ LOG_EVERY_S = 10.0
 def track(
     items: Iterable[ItemT], description: str, total: int | None = None, status: Callable[[], str] | None = None
 ) -> Iterator[ItemT]:
-    """Yield `items`, showing how far they are; `total` where the iterable does not know its length.
+    """Yield `items`, showing how far they are; `total` is for iterables without a length.
 
-    `status` is asked for what else there is to say (tokens, cost) and shown behind the count.
+    `status` gives text to show after the count (tokens, cost).
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

@@ -125,7 +125,7 @@ def read_intervals(evaluation: Path) -> Intervals:
 
 
 class Bias(Format):
-    """How a class's accuracy goes with something: slope and Spearman's correlation; None where there is none."""
+    """How a class's accuracy goes with something: slope and Spearman's correlation; None if it does not exist."""
 
     slope: float | None
     slope_interval: tuple[float, float] | None

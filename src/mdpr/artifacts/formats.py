@@ -1,4 +1,4 @@
-"""What the text files between stages are made of: JSON with a schema, CSV tables with typed columns, digests."""
+"""The text files between stages: JSON with a schema, CSV tables with typed columns, digests."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Parquet, one row per image, without the image:
     class               string        the answer, a deployment prior included
     classes             list<int32>   the K most probable classes by index, best first, without a deployment prior
     log_probabilities   list<float32> of `classes`, without a deployment prior
-    embedding           list<float16> d image features of unit length, or null; a column only if it is asked for
+    embedding           list<float16> d image features of unit length, or null; the column is optional
     label               int64         the image's class; only in reference.parquet
 
 The metadata of each file names the format, the digest of the model, its classes, and the deployment prior.
@@ -47,7 +47,7 @@ LOG_PROBABILITY_SLACK = 1e-3  # rounding may lift a probability above 1
 
 
 class LogSource(Format):
-    """What a log file belongs to. `dropped`: answers that its process could not write until then."""
+    """The model that a log file belongs to. `dropped`: answers that its process could not write until then."""
 
     format: Literal["mdpr-prediction-log/1"] = "mdpr-prediction-log/1"
     model: str
@@ -228,7 +228,7 @@ def _answers(batch: pa.RecordBatch, source: LogSource, embeddings: bool) -> Answ
 
 
 def _embeddings(batch: pa.RecordBatch) -> np.ndarray:
-    """(N, d) float32, NaN where there is none."""
+    """(N, d) float32, NaN where an image has none."""
     there_N = batch["embedding"].is_valid().to_numpy(zero_copy_only=False)
     found_nd = _matrix(batch.filter(batch["embedding"].is_valid()), "embedding").astype(np.float32)
     if not np.isfinite(found_nd).all():

@@ -176,7 +176,7 @@ class DataCard(Format):
 
 
 class Pictures(NamedTuple):
-    """What tells the pictures of a split from others, in order of its rows.
+    """The marks by which pictures of a split are known again, in order of its rows.
 
     image_N   int64, `image_digest` of each
     hash_N    uint64, perceptual hash (`mdpr.data.near_duplicates`) or `NO_HASH`

@@ -71,8 +71,10 @@ class Check(Format):
 
 
 class Promotion(Format):
-    """What the gate decided about a version (None: the model was not registered), and the versions behind the alias
-    `champion` before and after (None: no champion)."""
+    """The gate's decision about a version (None: the model was not registered).
+
+    `champion_before` and `champion_after` are the versions with the alias `champion`; None: there was no champion.
+    """
 
     format: Literal["mdpr-promotion/1"] = "mdpr-promotion/1"
     decision: Literal["promoted", "kept"]

@@ -1,6 +1,6 @@
 """prepared/truth.parquet and truth.json: what is known about drawn pictures. Real data has neither.
 
-Evaluation alone may read them: no module that tune needs imports this one (import-linter holds it), and training on a
+Only evaluation may read them: no module that tune needs imports this one (import-linter holds it), and training on a
 folder without them gives the same model.
 """
 

@@ -24,7 +24,7 @@ ALIGNMENT_WIDTH = 128  # of g, the map in which knowledge alignment compares (pu
 
 @dataclass(frozen=True)
 class Constants:
-    """What no image changes: computed once per step while training, once for all batches in evaluation.
+    """Everything that no image changes: computed once per step while training, once for all batches in evaluation.
 
     text_Cd   unit-length class features of the base branch
     table     of the router, if there is one
@@ -190,7 +190,7 @@ class MDPR(nn.Module):
 
     @property
     def base_scale(self) -> Tensor:
-        """What the cosines of the base branch are multiplied by: `logit_scale`, or `tune.head_scale`."""
+        """The factor of the base branch's cosines: `logit_scale`, or `tune.head_scale`."""
         own = self.logit_scale
         return own if self.params.head_scale is None else torch.full_like(own, self.params.head_scale)
 

@@ -137,7 +137,7 @@ def _through(module: nn.Module, x: Tensor, adapter: BlockAdapter | None, name: s
 
 
 def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, adapter: BlockAdapter | None = None) -> Tensor:
-    """What is left of a block after the heads: output projection, both residual sums, the MLP. All (..., w)."""
+    """The rest of a block after the heads: output projection, both residual sums, the MLP. All (..., w)."""
     x = x + block.ls_1(_through(block.attn.out_proj, attended, adapter, "out_proj"))
     if adapter is None:
         return x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -278,7 +278,7 @@ class PromptedText(nn.Module):
     def forward(self, context: Sequence[Tensor], checkpoint_blocks: bool = False) -> Tensor:
         """Unit-length features (C, d), float32.
 
-        `context[i]`, shape (n, w) shared by the classes or (C, n, w) one a class, stands in places 1..n while block i
+        `context[i]`, shape (n, w) shared by the classes or (C, n, w) one per class, stands in places 1..n while block i
         runs, for i < J = len(context). More than `WHOLE_CLASSES` classes go through the tower in blocks of
         `BLOCK_CLASSES`; what a block computes is made again in the backward pass.
         """

@@ -20,7 +20,7 @@ class BackboneParams(Section):
     weights: InputPath = Field(
         "openai", description="open_clip pretrained tag, or the path of a weights file", json_schema_extra=offered()
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
 
 
 class LossParams(Section):
@@ -90,7 +90,7 @@ class TuneParams(Section):
     head_scale: Positive | None = Field(
         None, description="what the cosines of head = cosine are multiplied by; empty: CLIP's own scale"
     )
-    context_tokens: Count = Field(4, description="n, learned context tokens a layer")
+    context_tokens: Count = Field(4, description="n, learned context tokens per layer")
     prompt_depth: Count = Field(3, description="J, layers that get prompts of their own")
     context_init: str = Field("a photo of a", description="words the text context starts from; empty: random")
     context_scope: Literal["shared", "class"] = Field(
@@ -148,7 +148,7 @@ class TuneParams(Section):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with momentum 0.9, as in LIFT")
     learning_rate: Positive = Field(1e-3, description="start of the cosine", json_schema_extra=offered())
     warmup_epochs: NonNegative = Field(
-        0, description="epochs over which the learning rate rises to its start, a step at a time"
+        0, description="epochs over which the learning rate rises to its start, step by step"
     )
     schedule: Literal["step", "epoch"] = Field(
         "step", description="when the learning rate moves along its curve: every step, or every epoch as published"
@@ -161,7 +161,8 @@ class TuneParams(Section):
         "wide_crop_flip: of 0.08 of the area or more; pad_crop_flip: shifted by up to 4 pixels, then flip",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="autocast of the towers; learned weights, logits and losses stay float32; fp16: GPU alone"
+        "fp32",
+        description="autocast of the towers; learned weights, logits and losses stay float32; fp16: on a GPU only",
     )
     checkpoint_blocks: bool = Field(
         False, description="keep no activations of the towers' blocks, compute them again: less memory, more time"
@@ -177,7 +178,7 @@ class TuneParams(Section):
         None, description="stop after this many epochs without a better one on validation; empty: never"
     )
     checkpoint_every_steps: Count | None = Field(
-        200, description="save what a killed run needs to go on; always at the end of an epoch; empty: then alone"
+        200, description="save what a killed run needs to go on; always at the end of an epoch; empty: only then"
     )
     workers: int = Field(0, ge=0, le=1024, description="processes that decode images; 0: the one that trains")
     seed: Seed = Field(

@@ -26,7 +26,7 @@ def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams)
 
 
 def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:
-    """Print the number of calls, how many are answered already, and the cost of the others; nothing is asked."""
+    """Print the number of calls, how many are answered already, and the cost of the others; no call is made."""
     from mdpr.artifacts import read_classes, read_probe
     from mdpr.knowledge.bases import plan_generation
 

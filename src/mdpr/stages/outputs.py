@@ -220,7 +220,7 @@ def _is_folder_of(path: Path, *patterns: str) -> bool:
 
 
 def _foreign(place: Place, path: Path) -> str | None:
-    """What shows that `path` is not of the port of `place`; None if the port wrote it, or if nothing is there."""
+    """Why `path` does not belong to the port of `place`; None if the port wrote it, or if nothing is there."""
     if not os.path.lexists(path):
         return None
     if path.is_symlink() and not path.is_file():

@@ -65,6 +65,4 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
     write_probe(probe, content, names)
     if head:
         write_logistic(probe, head)
-    return (
-        f"probed: {len(names):,} classes, {content.zero_shot_C.mean():.1%} of their training images right by name alone"
-    )
+    return f"probed: {len(names):,} classes, {content.zero_shot_C.mean():.1%} of their training images right by name"

@@ -1,4 +1,4 @@
-"""What a stage is, read from its function's signature: the one definition behind the CLI, DVC and Kubeflow.
+"""A stage as its function's signature defines it: the one definition behind the CLI, DVC and Kubeflow.
 
     def tune(prepared: In, features: In, probe: In, model: Out, *, params: TuneParams,
              backbone: BackboneParams) -> str
@@ -55,7 +55,7 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage made, in one line, and what it does once its outputs stand: a kill then costs none of them."""
+    """A stage's result in one line, and what is left to do once its outputs stand: a kill then costs none of them."""
 
     line: str
     then: Callable[[], None]

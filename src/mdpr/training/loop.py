@@ -328,7 +328,7 @@ class FitResult:
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What a run is embedded in. The defaults are one process that is never interrupted.
+    """The surroundings of a run. The defaults are one process that is never interrupted.
 
     distributed  the processes that train together; `on_epoch` and `save` are called in the main one only
     on_epoch     gets each new row of the history and its epoch
