@@ -44,7 +44,7 @@ def compiled() -> dict[str, Any]:
 def dvc_ports(stage: dict[str, Any]) -> dict[str, str]:
     """Port -> path, from the options of a stage's command."""
     program, _, *options = shlex.split(stage["cmd"])
-    assert program == "mdpr"
+    assert program == "${mdpr}"
     return dict(zip((name.removeprefix("--") for name in options[::2]), options[1::2], strict=True))
 
 
@@ -71,6 +71,11 @@ def test_command_takes_exactly_the_ports(name: str) -> None:
 
 
 # --- DVC --------------------------------------------------------------------------------------------------
+
+
+def test_dvc_starts_mdpr_by_name_from_any_machine() -> None:
+    (variables,) = yaml.safe_load((PROJECT / "dvc.yaml").read_text("utf-8"))["vars"]
+    assert variables == {"mdpr": 'PATH="$PATH:$DVC_ROOT/.venv/bin" mdpr'}
 
 
 def test_dvc_has_the_stages_in_order(dvc: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -93,8 +94,25 @@ def versions(clone: Path) -> list[str]:
         return [str(version) for (version,) in store.execute("select version from model_versions order by version")]
 
 
-def test_a_fresh_clone_ends_with_a_champion(clone: Path, run: Run) -> None:
-    output = run("bash", "-c", "dvc repro 2>&1")  # stages say what they made on stderr
+def test_a_fresh_clone_ends_with_a_champion_without_an_activated_environment(
+    clone: Path, environment: dict[str, str]
+) -> None:
+    scripts = Path(sys.executable).parent
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / ".venv/bin/mdpr").symlink_to(scripts / "mdpr")
+    path = os.pathsep.join(part for part in environment["PATH"].split(os.pathsep) if Path(part) != scripts)
+    assert shutil.which("mdpr", path=path) is None
+    done = subprocess.run(
+        [scripts / "dvc", "repro"],
+        cwd=clone,
+        env={**environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # where stages say what they made
+        text=True,
+        timeout=600,
+    )
+    output = done.stdout
+    assert done.returncode == 0, output
     ran = stages_run(output)
     assert sorted(ran) == sorted(STAGES)
     assert ran.index("validate") < ran.index("probe")

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -112,7 +113,7 @@ def predict(
     from mdpr.errors import DataError
     from mdpr.progress import track
 
-    paths = [path for name in images for path in _paths(name)]
+    paths = list(chain.from_iterable(map(_paths, images)))
     if not paths:
         raise DataError(f"no image in {', '.join(images)}: name image files, or a folder that holds some")
     from mdpr.mlops.store import connect  # seconds to load: a mistake in the names is told before
@@ -133,11 +134,9 @@ def predict(
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         bad = 0
-        starts = range(0, len(paths), BATCH_IMAGES)
-        for start in track(starts, "images, in batches"):
-            for row in _rows(classifier, paths[start : start + BATCH_IMAGES], top_k, routing):
-                bad += "error" in row
-                writer.writerow({name: escape_cell(str(cell)) for name, cell in row.items()})
+        for row in track(_rows(classifier, paths, top_k, routing), "images", total=len(paths)):
+            bad += "error" in row
+            writer.writerow({name: escape_cell(str(cell)) for name, cell in row.items()})
         if bad == len(paths):
             raise DataError(f"none of the {bad} images could be read; the first: {row['error']}")
     where = "" if str(out) == "-" else f", written to {out}"
@@ -162,13 +161,19 @@ def _recording(classifier: Classifier, address: str, folder: Path, embeddings: b
 
 
 def _paths(name: str) -> list[Path]:
-    """The images that an argument names, in a stable order."""
+    """The images that an argument names, in a stable order; says how many other files a folder holds."""
     from mdpr.errors import DataError
     from mdpr.images.decoding import IMAGE_SUFFIXES
 
     path = Path(name)
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        if images and len(files) > len(images):
+            other = next(file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES)
+            rest = len(files) - len(images)
+            click.echo(f"passed over: {rest} files without the suffix of an image, for example {other}", err=True)
+        return images
     if not path.exists():
         raise DataError(f"{name} does not exist: name image files, a folder or a CSV file with a column path")
     if path.suffix.lower() == ".csv":
@@ -187,7 +192,7 @@ def _listed(table: Path) -> list[Path]:
         raise DataError(f"{table} cannot be read as CSV: {error}") from None
     if rows and "path" not in rows[0]:
         raise DataError(f"{table} has no column path")
-    return [table.parent / unescape_cell(row["path"]) for row in rows]
+    return [table.parent / unescape_cell(row["path"] or "") for row in rows]
 
 
 def _columns(top_k: int, routing: bool) -> list[str]:
@@ -198,21 +203,27 @@ def _columns(top_k: int, routing: bool) -> list[str]:
 
 
 def _rows(classifier: Classifier, paths: list[Path], top_k: int, routing: bool) -> Iterator[dict[str, Any]]:
-    """A row per image, in order; one that cannot be read costs only itself."""
-    from mdpr.errors import DataError
+    """A row per image, in order; one that cannot be read costs only itself. A few batches are in memory at a time."""
+    from torch import Tensor
 
-    tensors, errors = {}, {}
-    for path in paths:
+    from mdpr.data.intake import map_in_order
+    from mdpr.errors import DataError
+    from mdpr.images.decoding import quiet_pillow
+
+    def load(path: Path) -> tuple[Path, Tensor | str]:
         try:
-            tensors[path] = classifier.preprocess(path)
+            return path, classifier.preprocess(path)
         except DataError as error:
-            errors[path] = str(error)
-    predictions = dict(zip(tensors, classifier.predict(list(tensors.values()), top_k=top_k), strict=True))
-    for path in paths:
-        if path in errors:
-            yield {"path": str(path), "error": errors[path]}
-        else:
-            yield {"path": str(path), **_answer(predictions[path], routing)}
+            return path, str(error)
+
+    with quiet_pillow():
+        loaded = map_in_order(load, paths)
+        while batch := list(islice(loaded, BATCH_IMAGES)):
+            tensors = [image for _, image in batch if isinstance(image, Tensor)]
+            predictions = iter(classifier.predict(tensors, top_k=top_k))
+            for path, image in batch:
+                answer = {"error": image} if isinstance(image, str) else _answer(next(predictions), routing)
+                yield {"path": str(path), **answer}
 
 
 def _answer(prediction: Prediction, routing: bool) -> dict[str, Any]:
@@ -246,7 +257,7 @@ def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
             raise DataError(f"{out} exists and was not written by mdpr predict: name another file with --out")
     if not out.parent.is_dir():
         raise DataError(f"{out.parent} does not exist: make it, or name another file with --out")
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as stream:
             yield stream

@@ -20,7 +20,7 @@ from mdpr.images.decoding import Note, decode_image, is_plain, pixel_digest, qui
 from mdpr.params import PrepareParams
 
 HASHED_TOGETHER = 16  # a hash by itself costs as much as decoding a tiny image
-HELD_BYTES = 256 * 2**20  # of images that wait in memory; more of them wait on disk
+HELD_BYTES = 128 * 2**20  # of images that wait in memory; more of them wait on disk
 
 
 class Picture(NamedTuple):

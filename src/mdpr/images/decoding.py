@@ -71,7 +71,9 @@ class Verified(NamedTuple):
 
 
 def utf8_name(name: str, where: str) -> str:
-    """`name`, or `DataError` if its bytes are not UTF-8 (prepared files hold text)."""
+    """`name`, or `DataError` if its bytes are not UTF-8 (prepared files hold text), or if it holds a zero byte."""
+    if "\0" in name:
+        raise DataError(f"{printable(where)}: the name holds a zero byte, which no file has: correct the list")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

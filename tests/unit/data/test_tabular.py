@@ -333,6 +333,7 @@ def test_inat2018_takes_the_names_of_the_set_and_its_val_as_test(tmp_path: Path)
         ("../b.jpg 3", r"line 2: path '\.\./b\.jpg' leads out of"),
         ("/etc/b.jpg 3", r"line 2: path '/etc/b\.jpg' leads out of"),
         ("x/../../b.jpg 3", "leads out of"),
+        ("b\0.jpg 3", "line 2: the name holds a zero byte"),
     ],
 )
 def test_mistakes_in_a_list_are_named_or_skipped_and_listed(line: str, message: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mdpr.data.class_list import CLASS_LIST, ClassName, LabelReader, has_indices
 from mdpr.data.intake import read_list
 from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source
 from mdpr.errors import DataError, printable
+from mdpr.images.decoding import utf8_name
 from mdpr.params import parse_json
 
 COLUMNS = ("path", "label")
@@ -93,9 +94,10 @@ def listed_split(place: Place, rows: Sequence[ListedImage], split: str, reader: 
 
 
 def inside(path: str, root: Path, where: str) -> None:
-    """Raises `DataError` for an empty path and for one that leads out of `root`."""
+    """Raises `DataError` for an empty path, one that no file can have, and one that leads out of `root`."""
     if not path:
         raise DataError(f"{where}: the path is empty")
+    utf8_name(path, where)
     steps = os.path.normpath(path).split(os.sep)
     if os.path.isabs(path) or steps[0] == os.pardir:
         raise DataError(f"{where}: path '{printable(path)}' leads out of {root}: write it from there")
