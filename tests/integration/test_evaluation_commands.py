@@ -12,10 +12,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mdpr.artifacts import read_metrics, read_predictions, read_seen, write_json
+from mdpr.artifacts import read_metrics, read_model_config, read_predictions, read_seen, read_split, write_json
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.evaluation.ablations import ABLATION_NAMES
+from mdpr.model.inference import Classifier
 from mdpr.params import Params, TrackingParams
 from mdpr.stages.stage import load_stage, run_stage
 
@@ -40,6 +41,41 @@ def data(tmp_path: Path, encoded: Mapping[str, Path], small_params: Params, monk
     sections = {"tracking": tracking.model_dump(), "evaluate": {"gallery_images": 4}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     return folder
+
+
+def test_what_validation_chose_is_served_as_it_was_evaluated(
+    encoded: Mapping[str, Path], small_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model on plain cross entropy, adjusted afterwards: evaluate, predict and the registry's metrics agree."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    changes = {"epochs": 1, "base_loss": "ce", "routing": False, "post_hoc": "validated"}
+    params = replace(
+        small_params,
+        tune=small_params.tune.model_copy(update=changes),
+        evaluate=small_params.evaluate.model_copy(update={"gallery_images": 1}),
+        tracking=TrackingParams(system_metrics=False),
+    )
+    paths = dict(encoded) | {name: tmp_path / name for name in ("model", "evaluation", "scores")}
+    for name in ("tune", "evaluate"):
+        run_stage(load_stage(name), paths, params)
+    config = read_model_config(paths["model"])
+    assert config.tau > 0
+    assert config.val_accuracy["fused"] > config.val_accuracy["base"]
+
+    predictions = read_predictions(paths["evaluation"])
+    assert (predictions["fused_top1"] != predictions["base_top1"]).any()
+    images = read_split(paths["prepared"], "test")
+    served = Classifier.load(paths["model"], paths["features"]).predict([images.image(row) for row in range(40)])
+    assert [item.class_index for item in served] == predictions["fused_top1"][:40].tolist()
+    assert [item.probability for item in served] == pytest.approx(predictions["fused_probability"][:40].tolist())
+    variants = pd.read_csv(paths["evaluation"] / "variants.csv").set_index("variant")
+    scores = read_metrics(paths["evaluation"])
+    assert variants.loc["without_logit_adjustment", "all"] == pytest.approx(scores["base"]["all"], abs=1e-6)
+    assert scores["fused"]["all"] != scores["base"]["all"]
+    report = (paths["evaluation"] / "report.html").read_text(encoding="utf-8")
+    assert "Without the logit adjustment" in report
+    assert "Fused (final answer)" in report
 
 
 def test_the_folder_its_report_and_its_run(data: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class ModelConfig(Format):
     knowledge_digest: str
     background: str = "white"  # what transparent images are laid on, as in the training data
     selected_epoch: int
+    tau: float = 0.0  # every answer is adjusted by tau log(share of the training images) (`tune.post_hoc`)
     val_accuracy: dict[str, float]  # class-balanced, of the selected epoch: base, routed, fused
 
 

@@ -30,7 +30,7 @@ from mdpr.evaluation.score_table import GROUPS
 from mdpr.evaluation.uncertainty import gain_intervals
 from mdpr.images.loading import ImageTransform
 from mdpr.model.classifier import Outputs
-from mdpr.model.fusion import Validated, weigh
+from mdpr.model.fusion import TAUS, RecallCounter, Validated, adjust, log_shares, weigh
 from mdpr.model.inference import Classifier
 from mdpr.model.routing import RouterTable
 from mdpr.params import DIMENSIONS
@@ -179,7 +179,7 @@ class RoutingAblations:
         assert outputs.routed_BC is not None
 
         def fuse(routed_BC: Tensor) -> Tensor:
-            return self._model.fusion(outputs.base_BC, routed_BC, batch.expert_BC)
+            return self._model.answer(outputs.base_BC, routed_BC, batch.expert_BC)
 
         found = {name: fuse(outputs.routed_BC[:, source_C]) for name, source_C in self._source.items()}
         if self._shared:
@@ -205,32 +205,6 @@ def _without(dimension_B: Tensor, found: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(rows))
 
 
-class RecallCounter:
-    """The recall of each class by several answers to the same images, batch by batch. Scores are not kept."""
-
-    def __init__(self, classes: int) -> None:
-        self.images_C = torch.zeros(classes, dtype=torch.int64)
-        self.hits_KC = torch.zeros(0, classes, dtype=torch.int64)
-
-    def add(self, label_B: Tensor, scores: Iterable[Tensor]) -> None:
-        """One (B, C) tensor per answer, the same answers in every batch."""
-        label_B, classes = label_B.cpu(), len(self.images_C)
-        self.images_C += torch.bincount(label_B, minlength=classes)
-        correct = (label_B[scores_BC.argmax(dim=-1).cpu() == label_B] for scores_BC in scores)
-        hits_KC = torch.stack([torch.bincount(hit_B, minlength=classes) for hit_B in correct])
-        self.hits_KC = hits_KC if len(self.hits_KC) == 0 else self.hits_KC + hits_KC
-
-    def recall_KC(self) -> np.ndarray:
-        """NaN where a class has no image."""
-        images_C, hits_KC = self.images_C.numpy(), self.hits_KC.numpy()
-        return np.divide(hits_KC, images_C, out=np.full(hits_KC.shape, np.nan), where=images_C > 0)
-
-    def balanced_accuracy(self) -> np.ndarray:
-        """The mean over the classes that have images, (K,)."""
-        return np.nanmean(self.recall_KC(), axis=1)
-
-
-TAUS = np.linspace(0, 2, 21)  # 0: no adjustment
 FIVE_CROP_RESIZE = 8 / 7  # 256 to 224, as for ImageNet
 LIFT_RESIZE = 1 + 24 / 224  # 248 to 224 (Shi et al., LIFT, ICML 2024)
 
@@ -250,44 +224,39 @@ class Flipped:
 
 
 class PostHoc:
-    """Logit adjustment log p - tau log pi, and w base + (1 - w) routed, with tau and w chosen on validation.
+    """Logit adjustment with tau, and w base + (1 - w) routed, tau and w chosen on validation.
 
-    Sources: Menon et al., ICLR 2021, equation 9 (pi: share of the training images, counts + 1).
+    For a model that is adjusted already (`tune.post_hoc`), the first is the answer without the adjustment.
     """
 
     kind = "robust"
 
     def __init__(self, classifier: Classifier, val_batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        count_C = torch.tensor(classifier.config.train_images, dtype=torch.float32, device=classifier.device) + 1
-        self._log_share_C = (count_C / count_C.sum()).log()
-        adjusted, weighed = (RecallCounter(len(count_C)) for _ in range(2))
+        self._model = classifier.model
+        self._log_share_C = log_shares(classifier.config.train_images).to(classifier.device)
+        self._applied = classifier.config.tune.post_hoc == "validated"
+        adjusted, weighed = (RecallCounter(len(self._log_share_C)) for _ in range(2))
         for image_B3HW, label_B in val_batches:
             outputs = classifier(image_B3HW)
-            adjusted.add(label_B, (self._adjust(outputs.fused_BC, tau) for tau in TAUS))
+            if not self._applied:
+                adjusted.add(label_B, (adjust(outputs.fused_BC, tau, self._log_share_C) for tau in TAUS))
             if outputs.routed_BC is not None:
-                candidates = (weigh(outputs.base_BC, outputs.routed_BC, weight) for weight in Validated.CANDIDATES)
-                weighed.add(label_B, candidates)
-        self.tau = choose(TAUS, adjusted.balanced_accuracy(), least=0.0)
+                weighed.add(label_B, (self._weigh(outputs, weight) for weight in Validated.CANDIDATES))
+        self.tau = -classifier.config.tau if self._applied else adjusted.best(TAUS, least=0.0)[0]
         self.base_weight: float | None = None
         if classifier.model.router is not None:
-            self.base_weight = choose(np.array(Validated.CANDIDATES), weighed.balanced_accuracy(), least=0.5)
+            self.base_weight = weighed.best(np.array(Validated.CANDIDATES), least=0.5)[0]
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         outputs = batch.outputs
-        answers = {f"logit_adjusted (tau {self.tau:.1f})": self._adjust(outputs.fused_BC, self.tau)}
-        if self.base_weight is not None and outputs.routed_BC is not None:
-            name = f"fusion_weight (base {self.base_weight:.2f})"
-            answers[name] = weigh(outputs.base_BC, outputs.routed_BC, self.base_weight)
+        name = "without_logit_adjustment" if self._applied else f"logit_adjusted (tau {self.tau:.1f})"
+        answers = {name: adjust(outputs.fused_BC, self.tau, self._log_share_C)}
+        if self.base_weight is not None:
+            answers[f"fusion_weight (base {self.base_weight:.2f})"] = self._weigh(outputs, self.base_weight)
         return answers
 
-    def _adjust(self, log_probability_NC: Tensor, tau: float) -> Tensor:
-        return F.log_softmax(log_probability_NC - tau * self._log_share_C, dim=-1)
-
-
-def choose(values: np.ndarray, accuracies: np.ndarray, least: float) -> float:
-    """The value of the best accuracy; of equally good ones the nearest to `least`."""
-    best = values[np.isclose(accuracies, np.max(accuracies), rtol=0, atol=1e-12)]
-    return float(best[np.abs(best - least).argmin()])
+    def _weigh(self, outputs: Outputs, base_weight: float) -> Tensor:
+        return self._model.adjusted(weigh(outputs.base_BC, outputs.routed_BC, base_weight))
 
 
 def mean_probability(log_probability_WBC: Tensor) -> Tensor:

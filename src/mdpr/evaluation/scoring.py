@@ -74,7 +74,10 @@ def predict(
         logits = {"zero_shot": probe.logit_scale * frozen_Bd @ text_Cd.T, "base": outputs.base_BC}
         routing_BV: dict[str, Tensor] = {}
         if outputs.routed_BC is not None:
-            logits |= {"routed": outputs.routed_BC, "fused": outputs.fused_BC}
+            logits["routed"] = outputs.routed_BC
+        if not classifier.model.answers_as_base:
+            logits["fused"] = outputs.fused_BC
+        if outputs.routed_BC is not None:
             class_B = {"routing": outputs.fused_BC.argmax(dim=-1), "true_routing": label_B.to(classifier.device)}
             routing_BV = {name: classifier.consult(outputs, indices_B) for name, indices_B in class_B.items()}
         scores = {branch: F.log_softmax(logits_BC.float(), dim=-1) for branch, logits_BC in logits.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mdpr.artifacts import Features, Probe
 from mdpr.errors import ArtifactError
 from mdpr.model.backbone import LOGIT_SCALE_MAX, Backbone
-from mdpr.model.fusion import GeneralizedLogitAdjustment, build_fusion
+from mdpr.model.fusion import GeneralizedLogitAdjustment, adjust, build_fusion, log_shares
 from mdpr.model.routing import ROUTERS, Router, RouterTable
 from mdpr.model.towers import PromptedText, class_tokens, image_features, prompted_image_features
 from mdpr.model.tuners import Prompts, build_tuner, linear_map
@@ -113,6 +113,7 @@ class MDPR(nn.Module):
         if params.logit_scale == "trained":
             self.log_scale = nn.Parameter(backbone.logit_scale.detach().log())
         self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone, params.base_loss)
+        self._tau, self._log_share_C = 0.0, torch.zeros(len(class_names))
         # Held as plain functions, compiled or not, so the learned weights keep their names.
         compiled = torch.compile if params.compile else _as_it_is
         self._image_features = compiled(prompted_image_features)
@@ -170,13 +171,30 @@ class MDPR(nn.Module):
             frozen_Bd = self.backbone.encode_image(image_B3HW) if prompts.change_images else image_Bd
             expert_BC = self.fusion.expert(frozen_Bd, self.backbone.logit_scale)
         if self.router is None:
-            return Outputs(image_Bd, base_BC, self.fusion(base_BC, None, expert_BC), expert_BC=expert_BC)
+            return Outputs(image_Bd, base_BC, self.answer(base_BC, None, expert_BC), expert_BC=expert_BC)
         assert constants.table is not None
         routed = self.router(image_Bd, constants.table, label_B)
         routed_BC = scale * routed.similarity_BC
         # Detached: the fused answer trains only its own weight, never the branches.
-        fused_BC = self.fusion(base_BC.detach(), routed_BC.detach(), expert_BC)
+        fused_BC = self.answer(base_BC.detach(), routed_BC.detach(), expert_BC)
         return Outputs(image_Bd, base_BC, fused_BC, routed_BC, routed.weights_BCV, routed.true_Bd, expert_BC)
+
+    def adjust_by(self, tau: float, train_images: Sequence[int]) -> None:
+        """From now on, adjust every answer by tau log(share of the training images) (`tune.post_hoc`)."""
+        self._tau, self._log_share_C = tau, log_shares(train_images).to(self.backbone.device)
+
+    def adjusted(self, log_probability_BC: Tensor) -> Tensor:
+        """Log-probabilities with the adjustment of `adjust_by`; as they are without one."""
+        return adjust(log_probability_BC, self._tau, self._log_share_C) if self._tau else log_probability_BC
+
+    def answer(self, base_BC: Tensor, routed_BC: Tensor | None, expert_BC: Tensor | None = None) -> Tensor:
+        """The model's answer to a batch from its branches: fused, then adjusted, as log-probabilities (B, C)."""
+        return self.adjusted(self.fusion(base_BC, routed_BC, expert_BC))
+
+    @property
+    def answers_as_base(self) -> bool:
+        """Whether the answer is base's own: nothing is fused with it and nothing adjusted."""
+        return self.router is None and not self._tau and not isinstance(self.fusion, GeneralizedLogitAdjustment)
 
     @property
     def logit_scale(self) -> Tensor:

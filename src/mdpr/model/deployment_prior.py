@@ -71,6 +71,7 @@ def assumed_prior(config: ModelConfig) -> Tensor:
     tau = tune.loss.tau if tune.base_loss == "logit_adjusted" else float(tune.base_loss in BALANCED_LOSSES)
     if tune.sampling == "class_balanced" or tune.fusion == "gla":  # gla takes the training prior out itself
         tau = 1.0
+    tau += config.tau
     count_C = torch.tensor(config.train_images, dtype=torch.float64).clamp(min=1)
     share_C = count_C ** (1 - tau)
     return share_C / share_C.sum()

@@ -9,6 +9,11 @@
                NeurIPS 2023)
 
 Every fusion gives log-probabilities (B, C). Without a router the answer is base's (for gla: with the expert).
+
+`tune.post_hoc` adjusts that answer by the shares of the training images, with a strength tau that is chosen on the
+validation images once the weights are final.
+
+Shapes: B images in a batch, C classes, K answers to the same images.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,7 +130,7 @@ class GeneralizedLogitAdjustment(Mean):
         log_prior_C = torch.zeros(classes) if probe is None else torch.as_tensor(probe.log_prior_C)
         log_train_C = torch.zeros(classes)
         if probe is not None and base_loss in UNCOMPENSATED:
-            log_train_C = F.log_softmax((torch.as_tensor(probe.train_images_C) + 1).float().log(), dim=0)
+            log_train_C = log_shares(probe.train_images_C.tolist())
         self.register_buffer("text_Cd", text_Cd.float())
         self.register_buffer("log_prior_C", log_prior_C.float())
         self.register_buffer("log_train_C", log_train_C)
@@ -160,6 +166,53 @@ class GeneralizedLogitAdjustment(Mean):
             if logits is not None
         ]
         return F.log_softmax(torch.stack(weighed).sum(dim=0), dim=-1)
+
+
+TAUS = np.linspace(0, 2, 21)  # 0: no adjustment
+
+
+def log_shares(train_images: Sequence[int]) -> Tensor:
+    """log pi (C,): each class's share of the training images, counts + 1."""
+    return F.log_softmax((torch.tensor(train_images, dtype=torch.float32) + 1).log(), dim=0)
+
+
+def adjust(log_probability_BC: Tensor, tau: float, log_share_C: Tensor) -> Tensor:
+    """log p - tau log pi, as log-probabilities (post-hoc logit adjustment: Menon et al., ICLR 2021, equation 9)."""
+    return F.log_softmax(log_probability_BC - tau * log_share_C, dim=-1)
+
+
+class RecallCounter:
+    """The recall of each class by several answers to the same images, batch by batch. Scores are not kept."""
+
+    def __init__(self, classes: int) -> None:
+        self.images_C = torch.zeros(classes, dtype=torch.int64)
+        self.hits_KC = torch.zeros(0, classes, dtype=torch.int64)
+
+    def add(self, label_B: Tensor, scores: Iterable[Tensor]) -> None:
+        """One (B, C) tensor per answer, the same answers in every batch."""
+        label_B, classes = label_B.cpu(), len(self.images_C)
+        self.images_C += torch.bincount(label_B, minlength=classes)
+        correct = (label_B[scores_BC.argmax(dim=-1).cpu() == label_B] for scores_BC in scores)
+        hits_KC = torch.stack([torch.bincount(hit_B, minlength=classes) for hit_B in correct])
+        self.hits_KC = hits_KC if len(self.hits_KC) == 0 else self.hits_KC + hits_KC
+
+    def recall_KC(self) -> np.ndarray:
+        """NaN where a class has no image."""
+        images_C, hits_KC = self.images_C.numpy(), self.hits_KC.numpy()
+        return np.divide(hits_KC, images_C, out=np.full(hits_KC.shape, np.nan), where=images_C > 0)
+
+    def balanced_accuracy(self) -> np.ndarray:
+        """The mean over the classes that have images, (K,)."""
+        return np.nanmean(self.recall_KC(), axis=1)
+
+    def best(self, values: np.ndarray, least: float) -> tuple[float, float]:
+        """The value (K of them, in order of the answers) with the best balanced accuracy, and that accuracy.
+
+        Of equally good ones the nearest to `least`, which changes the model least.
+        """
+        accuracy_K = self.balanced_accuracy()
+        best_k = values[np.isclose(accuracy_K, accuracy_K.max(), rtol=0, atol=1e-12)]
+        return float(best_k[np.abs(best_k - least).argmin()]), float(accuracy_K.max())
 
 
 FUSIONS: dict[str, Callable[[Probe | None, int, Backbone, str], Mean]] = {

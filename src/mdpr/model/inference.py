@@ -57,6 +57,7 @@ class Classifier:
 
     def __init__(self, model: MDPR, config: ModelConfig, digest: str = "") -> None:
         self.model = model.eval()
+        self.model.adjust_by(config.tau, config.train_images)
         self.config = config
         self.digest = digest
         self.prior: DeploymentPrior | None = None

@@ -40,7 +40,9 @@ class EvaluateParams(Section):
         "averaged logits of five crops at 248 / 224, the others average probabilities",
     )
     post_hoc: bool = Field(
-        True, description="logit adjustment and fusion weight, chosen on validation, as rows of their own"
+        True,
+        description="logit adjustment and fusion weight, chosen on validation, as rows of their own; tune.post_hoc and "
+        "tune.fusion apply them",
     )
 
 

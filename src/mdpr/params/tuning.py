@@ -123,6 +123,11 @@ class TuneParams(Section):
         description="how the branches become one answer; validated: their weight is chosen on validation; "
         "gla adds the debiased zero-shot expert",
     )
+    post_hoc: Literal["none", "validated"] = Field(
+        "none",
+        description="validated: every answer is adjusted by tau log(share of the training images), tau chosen on "
+        "validation after training",
+    )
     base_loss: Literal["ce", "logit_adjusted", "balanced_softmax", "ldam", "focal", "class_balanced"] = Field(
         "logit_adjusted",
         description="loss of the base branch",

@@ -8,9 +8,7 @@ from mdpr.params import BackboneParams, TrackingParams, TuneParams
 from mdpr.stages.stage import Checkpoint, In, Out
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mdpr.artifacts import Features
+    from mdpr.artifacts import Features, ModelConfig
     from mdpr.model.classifier import MDPR
     from mdpr.training.loop import FitResult, TrainingData
 
@@ -30,7 +28,7 @@ def tune(
     from mdpr import artifacts
     from mdpr.errors import Diverged
     from mdpr.mlops.runs import open_tuning_run
-    from mdpr.model.backbone import Backbone
+    from mdpr.model.backbone import Backbone, save_weights
     from mdpr.model.classifier import MDPR
     from mdpr.training.checkpoint import Checkpoints, listen_for_sigterm, run_identity, seed_everything
     from mdpr.training.distributed import join
@@ -62,27 +60,32 @@ def tune(
             except Diverged:
                 checkpoints.discard()  # to resume it would end in the same way again
                 raise
-            run.log_selected(result.epoch, result.val_accuracy)
             background = artifacts.read_card(prepared).background
-            _write(model, tuned, data, encoded, backbone, result, background)
+            config = _configure(tuned, data, encoded, backbone, result, background)
+            run.log_selected(result.epoch, config.val_accuracy)
+            model.mkdir()
+            save_weights(model / "model.safetensors", result.state)
+            artifacts.write_model(model, config, result.history)
             seen = [artifacts.image_digests(artifacts.read_split(prepared, split)) for split in ("train", "val")]
             artifacts.write_seen(model, train_N=seen[0], val_N=seen[1])
             artifacts.write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
-    right = ", ".join(f"{branch} {accuracy:.1%}" for branch, accuracy in result.val_accuracy.items())
+    right = ", ".join(f"{branch} {accuracy:.1%}" for branch, accuracy in config.val_accuracy.items())
     return f"tuned: epoch {result.epoch} of {params.epochs} is the best on validation: {right}"
 
 
-def _write(
-    model: Path,
+def _configure(
     tuned: MDPR,
     data: TrainingData,
     encoded: Features,
     backbone: BackboneParams,
     result: FitResult,
     background: str,
-) -> None:
+) -> ModelConfig:
+    """The configuration of the trained model; tau of `tune.post_hoc` is chosen here, on the validation images."""
     from mdpr import artifacts
-    from mdpr.model.backbone import save_weights
+    from mdpr.images.loading import make_loader
+    from mdpr.model.fusion import TAUS, RecallCounter, adjust, log_shares
+    from mdpr.model.inference import Classifier
 
     config = artifacts.ModelConfig(
         backbone=backbone,
@@ -95,6 +98,13 @@ def _write(
         selected_epoch=result.epoch,
         val_accuracy=result.val_accuracy,
     )
-    model.mkdir()
-    save_weights(model / "model.safetensors", result.state)
-    artifacts.write_model(model, config, result.history)
+    if tuned.params.post_hoc == "none":
+        return config
+    tuned.load_learned_state(result.state)
+    classifier, log_share_C = Classifier(tuned, config), log_shares(data.counts).to(tuned.backbone.device)
+    counter = RecallCounter(len(data.counts))
+    for image_B3HW, label_B in make_loader(data.val, tuned.params.batch_size):
+        answer_BC = classifier(image_B3HW).fused_BC
+        counter.add(label_B, (adjust(answer_BC, tau, log_share_C) for tau in TAUS))
+    tau, accuracy = counter.best(TAUS, least=0.0)
+    return config.model_copy(update={"tau": tau, "val_accuracy": result.val_accuracy | {"fused": accuracy}})

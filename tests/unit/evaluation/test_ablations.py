@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,16 +26,14 @@ from mdpr.evaluation.ablations import (
     NAMES_ONLY,
     VIEWS,
     BatchOutputs,
-    RecallCounter,
+    PostHoc,
     RoutingAblations,
-    choose,
     five_crop_transform,
     mean_logits,
     mean_probability,
     prior_only,
     shuffled,
     uniform,
-    weigh,
 )
 from mdpr.evaluation.predictions import Predictions
 from mdpr.evaluation.scoring import ablation_names, evaluate_splits
@@ -42,6 +41,8 @@ from mdpr.evaluation.tables import Results, check_label_set
 from mdpr.evaluation.uncertainty import biases, rank_correlations, slopes
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
+from mdpr.model.deployment_prior import assumed_prior
+from mdpr.model.fusion import RecallCounter, weigh
 from mdpr.model.inference import Classifier
 from mdpr.model.routing import ROUTERS, AttentionRouter
 from mdpr.params import DIMENSIONS, EvaluateParams, Params
@@ -198,20 +199,50 @@ def test_what_is_equally_good_changes_the_model_least() -> None:
     right, wrong = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     values = np.array([0.0, 0.5, 1.0])
 
-    def accuracies(*answers: Tensor) -> np.ndarray:
+    def counted(*answers: Tensor) -> RecallCounter:
         counter = RecallCounter(2)
         for rows in ([0], [1]):
             counter.add(torch.tensor(label_N[rows]), (scores_BC[rows] for scores_BC in answers))
-        return counter.balanced_accuracy()
+        return counter
 
-    assert accuracies(right, wrong).tolist() == [1, 0.5]
-    assert choose(values, accuracies(right, right, right), least=0.5) == 0.5
-    assert choose(values, accuracies(right, wrong, right), least=0.5) == 0
-    assert choose(values, accuracies(wrong, wrong, right), least=0.0) == 1
+    assert counted(right, wrong).balanced_accuracy().tolist() == [1, 0.5]
+    assert counted(right, right, right).best(values, least=0.5) == (0.5, 1)
+    assert counted(right, wrong, right).best(values, least=0.5) == (0, 1)
+    assert counted(wrong, wrong, right).best(values, least=0.0) == (1, 1)
+    assert counted(wrong, wrong, wrong).best(values, least=0.0) == (0, 0.5)
     base, routed = torch.randn(3, 4), torch.randn(3, 4)
     torch.testing.assert_close(weigh(base, routed, 0.5), ((base + routed) / 2).log_softmax(-1))
     views = torch.randn(5, 3, 4).log_softmax(-1)
     torch.testing.assert_close(mean_probability(views).exp(), views.exp().mean(0))
+
+
+def test_an_adjusted_model_answers_so_in_every_branch_that_is_its_answer(classifier: Classifier) -> None:
+    """tau log(share) is taken off the fused answer and that of every ablation; the row beside it has it back."""
+    changed = classifier.config.model_copy(
+        update={"tau": 0.7, "tune": classifier.config.tune.model_copy(update={"post_hoc": "validated"})}
+    )
+    adjusted = Classifier(copy.copy(classifier.model), changed)
+    image = torch.randn(4, 3, classifier.image_size_px, classifier.image_size_px)
+    count_C = torch.tensor(changed.train_images) + 1
+    log_share_C = (count_C / count_C.sum()).log()
+    before, after = classifier(image), adjusted(image)
+    expected = (before.fused_BC - 0.7 * log_share_C).log_softmax(dim=-1)
+    torch.testing.assert_close(after.fused_BC, expected)
+    torch.testing.assert_close(after.base_BC, before.base_BC)
+    assert not torch.equal(after.fused_BC, before.fused_BC)
+    served = adjusted.predict(list(image), top_k=1)
+    assert [item.class_index for item in served] == expected.argmax(dim=-1).tolist()
+    assert [item.probability for item in served] == pytest.approx(expected.exp().max(dim=-1).values.tolist())
+
+    rows = PostHoc(adjusted, [(image, torch.arange(4))]).log_probabilities(BatchOutputs(image, after, None))
+    name, weighed = rows
+    assert name == "without_logit_adjustment"
+    torch.testing.assert_close(rows[name], before.fused_BC)
+    weight = float(weighed.removesuffix(")").rpartition(" ")[2])
+    assert before.routed_BC is not None
+    by_weight = weigh(before.base_BC, before.routed_BC, weight) - 0.7 * log_share_C
+    torch.testing.assert_close(rows[weighed], by_weight.log_softmax(dim=-1))
+    assert assumed_prior(changed)[0] < assumed_prior(classifier.config)[0]
 
 
 def test_five_crops_are_corners_and_centre(classifier: Classifier) -> None:

@@ -87,8 +87,9 @@ def summary_sentence(results: Results) -> str:
 
 
 def shown_branches(scores: Mapping[str, Any]) -> list[str]:
-    """Branches with a row of their own: without routing `fused` only repeats `base`."""
-    return [branch for branch in BRANCHES if branch in scores and (branch != "fused" or "routed" in scores)]
+    """Branches with a row of their own: of a model that answers as its base, `fused` only repeats `base`."""
+    repeats = "routed" not in scores and scores["fused"] == scores["base"]
+    return [branch for branch in BRANCHES if branch in scores and not (repeats and branch == "fused")]
 
 
 def class_sizes(classes: Sequence[ClassInfo]) -> dict[str, int]:

@@ -313,6 +313,7 @@ TITLES = {
     "uniform_routing": "Uniform routing",
     "prior_only": "Prior only",
     "shuffled_sentences": "Shuffled sentences",
+    "without_logit_adjustment": "Without the logit adjustment",
     "flip_ensemble": "Flip ensemble",
     "five_crop_ensemble": "Five-crop ensemble",
     "five_crop_flip_ensemble": "Five crops, flipped too",
