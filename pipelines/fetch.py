@@ -30,12 +30,12 @@ import click
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from scmrepo.exceptions import SCMError
 
 from mdpr.artifacts import read_model_config
 from mdpr.data.intake import map_in_order
-from mdpr.errors import ArtifactError, ConfigError, MdprError
+from mdpr.data.object_store import open_address, store_errors
+from mdpr.errors import ArtifactError, ConfigError
 from mdpr.params import Params, dump_yaml, load_params
 from mdpr.progress import track
 from mdpr.stages.outputs import whole_or_not_at_all
@@ -68,18 +68,11 @@ class RunFolder:
     def open(cls, address: str) -> RunFolder:
         """Of a path or an fsspec address; raises `ArtifactError` if nothing is there."""
         plain = urlsplit(address)._replace(query="").geturl() if "://" in address else address
-        # What Kubeflow calls minio:// is any store that speaks S3; its address is AWS_ENDPOINT_URL.
-        plain = plain.replace("minio://", "s3://", 1) if plain.startswith("minio://") else plain
-        try:
-            files, path = url_to_fs(plain, use_listings_cache=False) if "://" in plain else url_to_fs(plain)
-        except ImportError as error:
-            raise MdprError(f"{address}: {error}; for s3:// and minio://, pip install 'mdpr[s3]'") from None
-        except ValueError as error:
-            raise ArtifactError(f"{address}: {error}") from None
-        with store_errors(address):
+        files, path = open_address(plain)
+        with store_errors(address, ArtifactError):
             if not files.isdir(path):
                 raise ArtifactError(f"{address}: there is no such folder: name that of one run")
-        return cls(files, path.rstrip("/"), address)
+        return cls(files, path, address)
 
     @property
     def name(self) -> str:
@@ -88,7 +81,7 @@ class RunFolder:
 
     def find(self, task: str, artifact: str) -> str | None:
         """Path of an artifact, None if the run has none; raises `ArtifactError` if it has several."""
-        with store_errors(self.address):
+        with store_errors(self.address, ArtifactError):
             direct = posixpath.join(self.path, task, artifact)
             if self.files.exists(direct):
                 return direct
@@ -128,7 +121,7 @@ class RunFolder:
 
     def copy(self, copies: Mapping[str, Path]) -> None:
         """Copy files or folders, path here -> path on this disk; raises `ArtifactError` for a file cut short."""
-        with store_errors(self.address):
+        with store_errors(self.address, ArtifactError):
             plan = [item for source, target in copies.items() for item in self._plan(source, target)]
             for _ in track(map_in_order(self._copy_file, plan), "fetch", total=len(plan)):
                 pass
@@ -144,25 +137,6 @@ class RunFolder:
         self.files.get_file(name, str(target))
         if target.stat().st_size != size:
             raise ArtifactError(f"{name} was cut short ({target.stat().st_size} of {size} bytes): try again")
-
-
-@contextmanager
-def store_errors(address: str) -> Iterator[None]:
-    """An error of a store as one `ArtifactError`."""
-    kinds: tuple[type[Exception], ...] = (OSError,)
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        kinds = (OSError, BotoCoreError, ClientError)
-    except ModuleNotFoundError:
-        pass  # without the extra s3 there is no store but this disk
-    try:
-        yield
-    except kinds as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(
-            f"{address} cannot be read ({reason}): check the address, AWS_ENDPOINT_URL and the keys of its store"
-        ) from None
 
 
 # --- the DVC workspace ----------------------------------------------------------------------------------------
@@ -272,7 +246,7 @@ def find_run(connection: Connection, run_id: str, default_root: str) -> str:
         run = connection.connect().client.get_run(run_id)
     config = run.runtime_config
     root = RunFolder.open((config.pipeline_root if config else None) or default_root)
-    with store_errors(root.address):
+    with store_errors(root.address, ArtifactError):
         found = [path for path in root.files.glob(f"{root.path}/*/{run_id}") if root.files.isdir(path)]
     if len(found) != 1:
         raise ArtifactError(f"{root.address} has no folder of run {run_id}: name the cluster's pipeline root by --root")

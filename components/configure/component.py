@@ -58,7 +58,7 @@ def configure(
         base: params.yaml as it was when the pipeline was compiled.
         recipe: Known benchmark to start from instead; then only what differs from base counts below.
         source: Embedded: the shipped Fashion-MNIST pool; parquet: pool.parquet and test.parquet with classes.json; folder: one folder per class, inside train/ and test/ (val/) if there are splits; csv: images.csv with the columns path, label and, if there are splits, split; cifar10, cifar100: the original python archive, fetched if missing; imagenet_lt, places_lt, inat2018: their list files; huggingface: hub_name; emblems: pictures drawn from `seed`, whose truth is known (root: any folder) (prepare.source).
-        root: Folder of the source, as the containers see it; not used if data_repo is set (prepare.root).
+        root: Folder of the source, as the containers see it, or its address in an object store (s3://...); not used if data_repo is set (prepare.root).
         data_repo: Git repository whose DVC tracks the source, without a login: that is in the Kubernetes secret mdpr-data (prepare.repo).
         data_rev: Commit, tag or branch of repo or hub_name; empty: its default branch as it is now (prepare.rev).
         data_path: Folder in repo that DVC tracks (prepare.path).

@@ -175,18 +175,24 @@ def test_the_workspace_goes_with_a_run_that_succeeded(trained: Trained) -> None:
     assert not trained.run.workspace.exists()
 
 
-def test_what_a_failed_check_found_is_in_the_store(new_cluster: NewCluster, claim: Path, tmp_path: Path) -> None:
+def test_what_a_failed_check_found_is_in_the_store_and_pictures_out_of_a_store_need_no_claim(
+    new_cluster: NewCluster, claim: Path, s3: str, tmp_path: Path
+) -> None:
     cluster = new_cluster()
-    cluster.claims["images"] = claim
+    for file in (claim / "images").rglob("*.*"):
+        cluster.client.upload_file(str(file), cluster.bucket, f"sets/{file.relative_to(claim / 'images')}")
     cluster.secrets["mdpr-mlflow"] = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    compile_pipeline(tmp_path / "training.yaml", ClusterProfile(data_claim="images"))
-    overrides = {**OVERRIDES, "validate": {"min_side_px": 64}}
+    cluster.secrets["mdpr-data"] = {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word"}
+    compile_pipeline(tmp_path / "training.yaml", ClusterProfile())
+    root = f"s3://{cluster.bucket}/sets"
+    overrides = lay_over(OVERRIDES, {"validate": {"min_side_px": 64}, "prepare": {"root": root}})
     run = cluster.run(tmp_path / "training.yaml", overrides=yaml.safe_dump(overrides))
     states = {name.rpartition("/")[2]: task.state for name, task in run.tasks.items()}
     assert not run.succeeded
-    assert (states["validate"], states["require"]) == ("COMPLETE", "FAILED")
+    assert (states["prepare"], states["validate"], states["require"]) == ("COMPLETE", "COMPLETE", "FAILED")
     assert "probe" not in states
     failed = Trained(cluster, run, "", Stub(usual(0.0)))
+    assert json.loads(failed.files("prepare", "prepared")["card.json"])["origin"]["address"] == root
     assert b"64" in failed.files("validate", "validation")["index.html"]
     assert failed.files("validate", "docs")
     last = run.tasks["exit-handler-1/require"].log.strip().splitlines()[-1]

@@ -1,4 +1,7 @@
-"""DVC's data through a real S3 server: pushed from one clone, pulled in another, imported into a third project."""
+"""DVC's data through a real S3 server: pushed from one clone, pulled in another, imported into a third project.
+
+And a source that lies in the store itself, as `prepare.root`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from mdpr.artifacts import ImageRecord, sha256, write_image_records
+from mdpr.data.sources.source import encode_png
 
 pytestmark = [
     pytest.mark.integration,
@@ -187,3 +193,97 @@ def start_project(folder: Path, run: Run) -> None:
     for name in (".gitignore", ".dvc/config", ".dvc/.gitignore"):
         shutil.copy(PROJECT / name, folder / name)
     run(folder, "git", "init", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def pictures(s3: str, environment: dict[str, str]) -> str:
+    """The address of a folder per class in the store."""
+    return upload(s3, environment, "pictures", {"bag": 12, "shirt": 12})
+
+
+def upload(s3: str, environment: dict[str, str], folder: str, counts: dict[str, int]) -> str:
+    """Pictures of classes as objects of the bucket below `folder`; returns the address."""
+    boto3 = pytest.importorskip("boto3")
+    login = {"aws_access_key_id": environment["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": "secret"}
+    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", **login)
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            pixels = np.random.default_rng(1000 * label + number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            client.put_object(Bucket=BUCKET, Key=f"{folder}/{name}/{number}.png", Body=encode_png(pixels))
+    return f"s3://{BUCKET}/{folder}"
+
+
+SETTINGS = ("--set", "prepare.source=folder", "--set", "prepare.profile=natural")
+
+
+def test_prepare_reads_pictures_out_of_s3(
+    pictures: str, s3: str, environment: dict[str, str], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("mdpr", "prepare", "--prepared", "prepared", *SETTINGS, "--set", f"prepare.root={pictures}")
+    (tmp_path / "params.yaml").write_text("prepare: {}\n")
+    monkeypatch.setitem(environment, "AWS_ENDPOINT_URL", s3)
+    monkeypatch.setitem(environment, "MDPR_CACHE", str(tmp_path / "cache"))
+    run(tmp_path, *command)
+    first = json.loads((tmp_path / "prepared/card.json").read_text())
+    assert sum(first["images"].values()) == 24
+    assert (first["origin"]["address"], first["origin"]["objects"]) == (pictures, 24)
+    kept = {file.name for file in (tmp_path / "cache").rglob("*")}
+    upload(s3, environment, "pictures", {"bag": 13})  # as before, and one more
+    run(tmp_path, *command)
+    second = json.loads((tmp_path / "prepared/card.json").read_text())
+    assert second["origin"]["objects"] == 25
+    assert second["origin"]["listing"] != first["origin"]["listing"]
+    assert len({file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()} - kept) == 1
+
+
+@pytest.mark.parametrize(
+    ("root", "variables", "reason"),
+    [
+        (f"s3://{BUCKET}/nothing", {}, "holds no object"),
+        ("s3://no-such-bucket/set", {}, "s3://no-such-bucket/set"),
+        (f"s3://{BUCKET}/pictures", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS_ENDPOINT_URL"),
+    ],
+)
+def test_a_store_that_has_it_not_is_named_in_one_line(
+    root: str,
+    variables: dict[str, str],
+    reason: str,
+    pictures: str,
+    s3: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "params.yaml").write_text("prepare: {}\n")
+    quick = {"AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": s3, "MDPR_CACHE": str(tmp_path / "cache")}
+    for name, value in (quick | variables).items():
+        monkeypatch.setitem(environment, name, value)
+    said = run(tmp_path, "mdpr", "prepare", "--prepared", "out", *SETTINGS, "--set", f"prepare.root={root}", code=2)
+    assert reason in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_dvc_sees_that_a_bucket_changed(
+    s3: str, environment: dict[str, str], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dependency ${prepare.root} of the project's own dvc.yaml, an address."""
+    address = upload(s3, environment, "watched", {"bag": 8, "shirt": 8})
+    for name, value in {"AWS_ENDPOINT_URL": s3, "MDPR_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setitem(environment, name, value)
+    project = consumer(tmp_path, run)
+    prepare = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["prepare"]
+    assert "${prepare.root}" in prepare["deps"]
+    prepare["deps"] = ["${prepare.root}"]
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"prepare": prepare}}))
+    (project / "params.yaml").write_text(
+        yaml.safe_dump({"prepare": {"source": "folder", "profile": "natural", "root": address}})
+    )
+    run(project, "dvc", "repro")
+    assert run(project, "dvc", "status").startswith("Data and pipelines are up to date")
+    upload(s3, environment, "watched", {"bag": 9})
+    assert address in run(project, "dvc", "status")
+    run(project, "dvc", "repro")
+    card = json.loads((project / "data/prepared/card.json").read_text())
+    assert card["origin"]["objects"] == 17

@@ -86,6 +86,15 @@ class Origin(Format):
     md5: str
 
 
+class StoreOrigin(Format):
+    """A data set in an object store: `listing` is a digest of the paths, sizes and fingerprints that the store told."""
+
+    address: str
+    objects: int
+    bytes: int
+    listing: str
+
+
 class Tally(Format):
     """How many things of a source have something in common, and the names of the first of them."""
 
@@ -126,8 +135,8 @@ class DataCard(Format):
     left_out: images and rows of the source that could not be used, a line each. passed_over: files and folders that are
     no images, by reason. interpreted: images used, by what had to be interpreted in their files. dropped_classes: the
     images of each class that was too small. train_only: classes without an image in val and test. origin: where the
-    source lies in DVC, if it came from there. cut_by: what decided which split an image of the pool is in. alike: the
-    groups of the pool that share a split. since: the changes since `prepare.previous`.
+    source lies in DVC or in an object store, if it came from there. cut_by: what decided which split an image of the
+    pool is in. alike: the groups of the pool that share a split. since: the changes since `prepare.previous`.
     """
 
     format: Literal["mdpr-card/1"] = "mdpr-card/1"
@@ -170,7 +179,7 @@ class DataCard(Format):
     interpreted: dict[str, Tally] = Field(default_factory=dict)
     dropped_classes: dict[str, int] = Field(default_factory=dict)
     train_only: tuple[str, ...] = ()
-    origin: Origin | None = None
+    origin: Origin | StoreOrigin | None = None
     alike: Alike | None = None
     since: Since | None = None
 
@@ -238,7 +247,7 @@ def read_split(prepared: Path, split: Split) -> ImageFile:
 
 
 def data_digests(prepared: Path) -> dict[str, str]:
-    """Of a prepared data set: one digest of its splits, and where its source lies in DVC, if it came from there."""
+    """Of a prepared data set: one digest of its splits, and where its source lies, if it came from DVC or a store."""
     card = read_card(prepared)
     splits = "".join(f"{name}\0{digest}\n" for name, digest in sorted(card.sha256.items()))
     origin = card.origin.model_dump() if card.origin else {}

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdpr.artifacts import Origin
+from mdpr.artifacts import Origin, StoreOrigin
 from mdpr.data.intake import map_in_order
+from mdpr.data.object_store import copied
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
+from mdpr.params.section import is_address
 from mdpr.progress import track
 
 if TYPE_CHECKING:
@@ -31,22 +33,29 @@ DIGESTS = ("md5", "md5-dos2unix")  # of DVC 3, and of what DVC 2 wrote
 
 
 @contextmanager
-def located(params: PrepareParams) -> Iterator[tuple[Path, Origin | None]]:
-    """The folder of the source: `root`, or the version that repo, rev and path name, pulled for as long as this lasts.
+def located(params: PrepareParams) -> Iterator[tuple[Path, Origin | StoreOrigin | None]]:
+    """The folder of the source: `root`, or what lies in an object store, or the version that repo, rev and path name.
 
-    Raises `DataError` in one line for a repository, a revision, a path or a store that is not there or does not answer,
-    and for a file whose content is not what DVC recorded.
+    The last two are a temporary folder, for as long as this lasts. Raises `DataError` in one line for a repository, a
+    revision, a path or a store that is not there or does not answer, and for a file whose content is not what DVC
+    recorded.
     """
-    if not params.repo:
+    if not params.repo and not is_address(params.root):
         yield Path(params.root), None
         return
-    with tempfile.TemporaryDirectory(prefix="mdpr-source-") as name:
-        root = Path(name) / posixpath.basename(params.path.rstrip("/"))
-        origin = pull(params, root)
+    with _pulled(params) if params.repo else copied(params.root) as (root, origin):
         try:
             yield root, origin
-        except DataError as error:  # what is wrong lies in the repository, not in a folder that is gone in a moment
-            raise DataError(str(error).replace(str(root), f"{params.path} of {params.repo}")) from None
+        except DataError as error:  # what is wrong lies in its origin, not in a folder that is gone in a moment
+            where = f"{params.path} of {params.repo}" if params.repo else params.root
+            raise DataError(str(error).replace(str(root), where)) from None
+
+
+@contextmanager
+def _pulled(params: PrepareParams) -> Iterator[tuple[Path, Origin]]:
+    with tempfile.TemporaryDirectory(prefix="mdpr-source-") as name:
+        root = Path(name) / posixpath.basename(params.path.rstrip("/"))
+        yield root, pull(params, root)
 
 
 def pull(params: PrepareParams, target: Path) -> Origin:

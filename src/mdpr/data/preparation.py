@@ -22,6 +22,7 @@ from mdpr.artifacts import (
     DataCard,
     Origin,
     Split,
+    StoreOrigin,
     Validation,
     sha256,
     write_classes,
@@ -89,7 +90,7 @@ def write_prepared(
     source: Source,
     params: PrepareParams,
     log: IntakeLog,
-    origin: Origin | None = None,
+    origin: Origin | StoreOrigin | None = None,
     previous: Previous | None = None,
 ) -> DataCard:
     """Write train, val and test, classes.json, pictures.parquet and card.json into `prepared`; same input, same bytes.
@@ -115,7 +116,7 @@ def write_prepared(
     write_pictures(prepared, pictures)
     write_classes(prepared, class_infos(source, counts_C["train"], params))
     card = DataCard(
-        # where it lay does not change what it is; of what DVC tracks, `origin` has the commit and the digest as well
+        # where it lay does not change what it is; of what DVC tracks or a store keeps, `origin` has a digest as well
         **params.model_dump(exclude={"root", "image_root", "repo", "rev", "path", "previous", "cut_by"}),
         hub_rev=source.revision,
         cut_by="content" if by_content else "order",

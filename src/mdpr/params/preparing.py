@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mdpr.params.section import Count, CountOrZero, Fraction, InputPath, Positive, Section, Seed, offered
+from mdpr.params.section import Count, CountOrZero, Fraction, InputPath, Positive, Section, Seed, is_address, offered
+
+# How an address is written in a setting, and where its login belongs.
+PLACES = {
+    "repo": ("https://HOST/NAME.git", "MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD"),
+    "root": ("s3://BUCKET/FOLDER", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or those of your store,"),
+}
 
 
 class PrepareParams(Section):
@@ -37,8 +43,12 @@ class PrepareParams(Section):
     root: InputPath = Field(
         "data/embedded/fashion-mnist",
         min_length=1,
-        description="folder of the source (huggingface, cifar: keeps the download)",
-        json_schema_extra=offered(text="Folder of the source, as the containers see it; not used if data_repo is set"),
+        description="folder of the source, or its address in an object store, such as s3://bucket/folder, which is "
+        "copied into a cache first (huggingface, cifar: keeps the download)",
+        json_schema_extra=offered(
+            text="Folder of the source, as the containers see it, or its address in an object store (s3://...); not "
+            "used if data_repo is set"
+        ),
     )
     image_root: str = Field("", description="folder that paths in list files start from; empty: root")
     repo: str = Field(
@@ -143,20 +153,20 @@ class PrepareParams(Section):
     )
     seed: Seed = Field(0, description="seed of the cut")
 
-    @field_validator("repo")
+    @field_validator("repo", "root")
     @classmethod
-    def _no_login(cls, repo: str) -> str:
+    def _no_login(cls, place: str, info: ValidationInfo) -> str:
         """Settings are written down everywhere: in params.yaml, dvc.lock, MLflow, Kubeflow."""
+        named, variables = PLACES[str(info.field_name)]
         try:
-            address = urlsplit(repo)
+            address = urlsplit(place)
         except ValueError:
-            raise ValueError("must be an address, https://HOST/NAME.git, or a folder") from None
+            raise ValueError(f"must be an address, {named}, or a folder") from None
         if address.password or (address.username and address.scheme.startswith("http")):
             raise ValueError(
-                "must not hold a login, which would be recorded with the settings: "
-                "set MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD in the environment"
+                f"must not hold a login, which would be recorded with the settings: set {variables} in the environment"
             )
-        return repo
+        return place
 
     @model_validator(mode="after")
     def _settings_agree(self) -> PrepareParams:
@@ -172,6 +182,10 @@ class PrepareParams(Section):
             raise ValueError("rev is a revision of repo or of hub_name: set repo and path, or source = huggingface")
         if self.repo and self.source in ("embedded", "huggingface", "emblems"):
             raise ValueError(f"source = {self.source} does not come from a repository: leave repo empty")
+        if is_address(self.root) and self.source in ("huggingface", "emblems"):
+            raise ValueError(f"source = {self.source} does not come from an object store: root must be a folder")
+        if is_address(self.image_root):
+            raise ValueError("image_root must be a folder: in an object store images lie below root")
         return self
 
 

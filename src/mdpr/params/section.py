@@ -83,7 +83,12 @@ def input_paths(section: Section) -> dict[str, Path]:
     """The files and folders that the settings of `section` name for reading, by key."""
     fields = type(section).model_fields.items()
     named = {key: getattr(section, key) for key, field in fields if any(isinstance(m, _Reads) for m in field.metadata)}
-    return {key: Path(value) for key, value in named.items() if value}
+    return {key: Path(value) for key, value in named.items() if value and not is_address(value)}
+
+
+def is_address(text: str) -> bool:
+    """Whether a path is an address of an object store, such as s3://bucket/folder."""
+    return "://" in text
 
 
 def _texts(value: Any) -> Iterable[str]:
