@@ -1,5 +1,5 @@
 # make setup  a .venv from pyproject.toml and constraints.txt; does nothing when it is current
-# make demo   the whole chain on the embedded data: dvc repro, then the table, the champion and the report
+# make demo   the whole chain on embedded data in build/demo, then the table, the champion and the report
 # make test   the test suite
 # make check  what CI runs beside the tests: lint, types, import rules, generated files
 # make docs         the documentation site, in build/site
@@ -32,8 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	PATH="$(abspath $(BIN)):$$PATH" dvc repro
-	$(BIN)/mdpr summary
+	$(BIN)/mdpr demo --folder build/demo
 
 test: setup
 	# Two workers, a file each: most tests wait for processes of their own. More torch threads than cores would only wait.

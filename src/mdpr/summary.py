@@ -1,4 +1,4 @@
-"""What `make demo` ends with: the scores, the registry's champion, the gate's word and where the report lies."""
+"""The end of `make demo` and `mdpr summary`: scores, gains, what the sentences are worth, champion, gate, report."""
 
 from __future__ import annotations
 
@@ -6,35 +6,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdpr.artifacts import Promotion, read_metrics, read_promotion
+from mdpr.artifacts import Intervals, Promotion, read_intervals, read_metrics, read_promotion, read_table
 from mdpr.errors import ArtifactError, printable
-from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable
+from mdpr.evaluation.diagnosis import SHUFFLED, faithfulness_line, sentences_line, with_interval
+from mdpr.evaluation.faithfulness import RoutingCheck, read_routing_check
+from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable, points
 from mdpr.params import TrackingParams
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import RenderableType
 
+OTHER_SENTENCES = "Fused, sentences of other classes"
+COMPARED = {"zero_shot": "the frozen model", "base": "its own base"}
 VERDICTS = {"promoted": "promoted", "kept": "not promoted"}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of the flow. `scores` is what metrics.json holds; `champion` is None where no version has the alias."""
+    """The end of the flow: figures of evaluation/, and the registry. `champion` is None if no version has the alias.
+
+    `variants` is variants.csv, without rows if only the model itself was scored.
+    """
 
     scores: Metrics
+    intervals: Intervals
+    variants: pd.DataFrame
+    routing: RoutingCheck
     promotion: Promotion
     champion: str | None
     report: Path
 
 
 def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) -> Summary:
-    """Gather the summary; raises `ArtifactError` where the flow has not run to its end."""
+    """Gather the summary; raises `ArtifactError` if the flow has not run to its end."""
     report = evaluation / "report.html"
     for path in (evaluation / "metrics.json", report, promotion):
         if not path.is_file():
             raise ArtifactError(f"{path} is missing: run `dvc repro` first")
-    scores, decision = read_metrics(evaluation), read_promotion(promotion)
-    return Summary(scores, decision, champion_version(tracking.model_name), report)
+    return Summary(
+        read_metrics(evaluation),
+        read_intervals(evaluation),
+        read_table(evaluation, "variants.csv"),
+        read_routing_check(evaluation),
+        read_promotion(promotion),
+        champion_version(tracking.model_name),
+        report,
+    )
 
 
 def champion_version(model_name: str) -> str | None:
@@ -47,7 +65,7 @@ def champion_version(model_name: str) -> str | None:
 
 
 def render(summary: Summary) -> RenderableType:
-    """The summary for a terminal: one table, then a line each for champion, gate and report."""
+    """The summary for a terminal: one table, then a line each for gains, sentences, champion, gate and report."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -60,6 +78,8 @@ def render(summary: Summary) -> RenderableType:
     for name in scores.rows:
         style = "bold" if name == BRANCHES["fused"] else None
         table.add_row(name, *scores.cells(name), style=style, end_section=name == BRANCHES["zero_shot"])
+    for row in summary.variants[summary.variants["variant"] == SHUFFLED].to_dict("records"):
+        table.add_row(OTHER_SENTENCES, *(points(row[group]) for group in scores.groups))
     decision = summary.promotion
     champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
     facts = {
@@ -67,4 +87,17 @@ def render(summary: Summary) -> RenderableType:
         "gate": f"version {decision.version or 'none'} {VERDICTS[decision.decision]}: {decision.reason}",
         "report": str(summary.report),
     }
-    return Group(table, *(Text(printable(f"{key}: {fact}"), overflow="fold") for key, fact in facts.items()))
+    found = [*gains(summary), sentences_line(summary.variants), faithfulness_line(summary.routing)]
+    lines = [*filter(None, found), *(f"{key}: {fact}" for key, fact in facts.items())]
+    return Group(table, *(Text(printable(line), overflow="fold") for line in lines))
+
+
+def gains(summary: Summary) -> list[str]:
+    """The gain of the final answer over the frozen model and, of a model that routes, over its own base."""
+    final = summary.scores["fused"]["all"]
+    return [
+        f"Gain over {name}: "
+        f"{with_interval(final - summary.scores[branch]['all'], *summary.intervals.gain_of_fused[branch]['all'])}."
+        for branch, name in COMPARED.items()
+        if branch in summary.intervals.gain_of_fused and (branch != "base" or "routed" in summary.scores)
+    ]

@@ -219,6 +219,11 @@ def test_init_refuses_where_something_is(tmp_path: Path, run: Run) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path / "other"], check=True)
     assert "lies in the repository" in run(tmp_path, "mdpr", "init", "other/inner", code=2)
     assert not (tmp_path / "other/inner").exists()
+    (tmp_path / "other/.gitignore").write_text("build/\n")
+    run(tmp_path, "mdpr", "init", "other/build/inner")
+    assert (tmp_path / "other/build/inner/params.yaml").is_file()
+    assert "of the recipe own-data" in run(tmp_path, "mdpr", "demo", "--folder", "other/build/inner", code=2)
+    assert "do not come with the package" in run(tmp_path, "mdpr", "demo", "imagenet-lt", code=2)
     assert "there is no recipe" in run(tmp_path, "mdpr", "init", "new", "--recipe", "nothing", code=2)
     assert not (tmp_path / "new").exists()
 

@@ -39,17 +39,21 @@ def init(folder: Path, recipe: str, images: str, with_pipeline: bool, update: bo
     click.echo(f"next: cd {folder}; read README.md; dvc repro", err=True)
 
 
-DEFAULT = "fashion-mnist-lt"
+DEFAULT = "emblems-lt"
 
 
 @click.command("demo")
 @click.argument("recipe", default=DEFAULT)
-@click.option("--folder", type=click.Path(path_type=Path), help="new folder to run in  [default: a temporary one]")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="new folder, or that of an earlier demo  [default: a temporary one]",
+)
 def demo(recipe: str, folder: Path | None) -> None:
     """Run the whole chain on the embedded data: no network, no key, no GPU.
 
-    RECIPE is fashion-mnist-lt (default) or another one whose data come with the package. The folder stays: look at the
-    report, change a setting in params.yaml, run `dvc repro` again.
+    RECIPE is emblems-lt (default), fashion-mnist-lt, or another one whose data come with the package. The folder stays:
+    look at the report, change a setting in params.yaml, run `dvc repro` or the demo again.
 
     Example: mdpr demo --folder demo
     """
@@ -59,12 +63,17 @@ def demo(recipe: str, folder: Path | None) -> None:
     choices = project.Choices(recipe)
     if not choices.embedded:
         raise ConfigError(f"the data of the recipe {recipe} do not come with the package: mdpr demo {DEFAULT}")
-    folder = folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo"
-    project.create(folder, choices)
+    folder = (folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo").absolute()
+    if not (folder / project.RECORD).exists():
+        project.create(folder, choices)
+    elif (made := project.read_record(folder)[0]) != choices:
+        raise ConfigError(f"{folder} is a project of the recipe {made.recipe}: name another folder")
     click.echo(f"running in {folder}", err=True)
     if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=project.environment()).returncode:
         raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
-    subprocess.run([sys.executable, "-m", "mdpr", "summary"], cwd=folder, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "mdpr", "summary", "--evaluation", folder / "data/evaluation"], cwd=folder, check=True
+    )
 
 
 @click.command("repro", context_settings={"ignore_unknown_options": True})

@@ -1,6 +1,6 @@
 """Plain lines about a result: what is wrong with a model, and what its routing is worth.
 
-The report shows them; nothing is computed here that another file of evaluation/ does not hold.
+The report and `mdpr summary` show them; nothing is computed here that another file of evaluation/ does not hold.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
+import pandas as pd
+
 from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY
+from mdpr.evaluation.faithfulness import RoutingCheck
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.score_table import BASELINES, BRANCHES, points, signed_points
 from mdpr.evaluation.tables import Results
@@ -40,7 +43,7 @@ def diagnose(results: Results) -> list[str]:
             f"(median), the backbone's input {pictures.input_px} px. Fine detail is lost: cut them to what matters, or "
             "use a backbone with a larger input."
         )
-    if (line := sentences_line(results)) and not _sentences_count(results):
+    if (line := sentences_line(results.variants)) and not _sentences_count(results.variants):
         lines.append(line)
     return lines
 
@@ -48,24 +51,21 @@ def diagnose(results: Results) -> list[str]:
 def routing_lines(results: Results) -> list[str]:
     """What the sentences and their routing weights are worth; empty for a model without a router."""
     check, lines = results.routing, []
-    if line := sentences_line(results):
+    if line := sentences_line(results.variants):
         lines.append(line)
-    costs = {name: _gain(results, name) for name in (NAMES_ONLY, MOST, LEAST)}
+    costs = {name: _gain(results.variants, name) for name in (NAMES_ONLY, MOST, LEAST)}
     if names := costs[NAMES_ONLY]:
-        lines.append(f"With the class name in place of each sentence: {_with_interval(*names)}.")
+        lines.append(f"With the class name in place of each sentence: {with_interval(*names)}.")
     if (most := costs[MOST]) and (least := costs[LEAST]) and check.deletion is not None and check.deletion_interval:
         low, high = check.deletion_interval
         shown = "so the weights say which sentence matters" if low > 0 else "so the weights do not show what matters"
         lines.append(
             f"Leaving out the sentence with the largest weight changes accuracy by {signed_points(most[0])} points, "
             f"the one with the smallest weight by {signed_points(least[0])}: a difference of "
-            f"{_with_interval(check.deletion, low, high)}, {shown}."
+            f"{with_interval(check.deletion, low, high)}, {shown}."
         )
-    if check.faithfulness:
-        lines.append(
-            f"Routing weights tell the pictures that show a dimension from the others with an AUC of "
-            f"{mean(check.faithfulness.values()):.2f} (mean over dimensions; 0.5 is chance, 1 is never wrong)."
-        )
+    if line := faithfulness_line(check):
+        lines.append(line)
     if check.oracle:
         lines.append(
             f"An answer that knows what each picture really shows would reach {points(check.oracle['all'])} %."
@@ -73,13 +73,23 @@ def routing_lines(results: Results) -> list[str]:
     return lines
 
 
-def sentences_line(results: Results) -> str | None:
-    """What the sentences of other classes cost; None if that was not measured."""
-    shuffled = _gain(results, SHUFFLED)
+def faithfulness_line(check: RoutingCheck) -> str | None:
+    """How well the routing weights follow the pictures; None if it is not known what these show."""
+    if not check.faithfulness:
+        return None
+    return (
+        f"Routing weights tell the pictures that show a dimension from the others with an AUC of "
+        f"{mean(check.faithfulness.values()):.2f} (mean over dimensions; 0.5 is chance, 1 is never wrong)."
+    )
+
+
+def sentences_line(variants: pd.DataFrame) -> str | None:
+    """What the sentences of other classes cost, from variants.csv; None if that was not measured."""
+    shuffled = _gain(variants, SHUFFLED)
     if shuffled is None:
         return None
-    measured = f"with the sentences of other classes accuracy changes by {_with_interval(*shuffled)}"
-    if _sentences_count(results):
+    measured = f"with the sentences of other classes accuracy changes by {with_interval(*shuffled)}"
+    if _sentences_count(variants):
         return f"The sentences count: {measured}."
     _, low, high = shuffled
     if low > -NOTHING and high < NOTHING:
@@ -87,14 +97,14 @@ def sentences_line(results: Results) -> str | None:
     return f"It is not shown that the sentences count: {measured}."
 
 
-def _sentences_count(results: Results) -> bool:
-    shuffled = _gain(results, SHUFFLED)
+def _sentences_count(variants: pd.DataFrame) -> bool:
+    shuffled = _gain(variants, SHUFFLED)
     return shuffled is not None and shuffled[2] < 0
 
 
-def _gain(results: Results, variant: str) -> tuple[float, float, float] | None:
+def _gain(variants: pd.DataFrame, name: str) -> tuple[float, float, float] | None:
     """Gain of a variant over the model and its interval."""
-    rows = results.variants[results.variants["variant"] == variant]
+    rows = variants[variants["variant"] == name]
     if rows.empty:
         return None
     gain, low, high = rows[["gain", "gain_low", "gain_high"]].to_numpy(dtype=float)[0].tolist()
@@ -107,7 +117,7 @@ def _overlap(results: Results, branch: str) -> bool:
     return low < high
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
+def with_interval(value: float, low: float, high: float) -> str:
     return f"{signed_points(value)} points (95 % interval {signed_points(low)} to {signed_points(high)})"
 
 

@@ -77,16 +77,18 @@ def packaged(name: str) -> Path:
 def create(folder: Path, choices: Choices) -> list[str]:
     """Make a project in `folder`, with Git and DVC; returns the files written.
 
-    Raises `ConfigError` if the folder holds anything or lies in another repository, and `MdprError` if Git or DVC is
-    not installed. Nothing is left behind then.
+    Raises `ConfigError` if the folder holds anything, or lies in another repository that does not ignore it, and
+    `MdprError` if Git or DVC is not installed. Nothing is left behind then.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty: name a new folder; --update shows what a new version would change")
-    above = next((parent for parent in folder.absolute().parents if (parent / ".git").exists()), None)
-    if above:
-        raise ConfigError(f"{folder} lies in the repository {above}: name a folder outside of it")
     if shutil.which("git") is None:
         raise MdprError("git is not on the path: install it")
+    above = next((parent for parent in folder.absolute().parents if (parent / ".git").exists()), None)
+    if above and not _is_ignored(folder.absolute(), above):
+        raise ConfigError(
+            f"{folder} lies in the repository {above}: name a folder outside of it, or one that it ignores"
+        )
     if util.find_spec("dvc") is None:
         raise MdprError("mdpr init needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
     files = dict(project_files(choices))
@@ -110,18 +112,26 @@ def create(folder: Path, choices: Choices) -> list[str]:
     return sorted([*files, RECORD])
 
 
+def read_record(folder: Path) -> tuple[Choices, dict[str, str]]:
+    """What a project was made from, and the digest of each file as it was written.
+
+    Raises `ConfigError` if `create` did not make it.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return Choices(**record["choices"]), dict(record["files"])
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no {RECORD}: it was not made by mdpr init") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{folder / RECORD} is damaged: restore it from Git") from None
+
+
 def update(folder: Path) -> Update:
     """Bring the files of a project to this version; a file that the team has changed is never touched.
 
     Raises `ConfigError` if the folder is not a project that `create` made.
     """
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        choices, digests = Choices(**record["choices"]), dict(record["files"])
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no {RECORD}: it was not made by mdpr init") from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{folder / RECORD} is damaged: restore it from Git") from None
+    choices, digests = read_record(folder)
     report, written = Update(), {}
     for name, text in project_files(choices):
         path = folder / name
@@ -195,6 +205,11 @@ def _remember(
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_ignored(folder: Path, repository: Path) -> bool:
+    command = ("git", "-C", str(repository), "check-ignore", "--quiet", str(folder))
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _run(folder: Path, *command: str) -> None:

@@ -80,9 +80,13 @@ def test_a_terminal_gets_no_control_character(evil: ReportContent, tmp_path: Pat
         decision="kept", reason="".join(HOSTILE), model_name="\x1b[31m", version="1", champion_before=None,
         champion_after=None, checks=(),
     )  # fmt: skip
+    found = evil.results
+    summary = Summary(
+        found.scores, found.intervals, found.variants, found.routing, promotion, None, tmp_path / "\x07.html"
+    )
     for text in (
         shown(comparison_tables(runs, compare(runs))),
-        shown(render_summary(Summary(evil.results.scores, promotion, None, tmp_path / "\x07.html"))),
+        shown(render_summary(summary)),
     ):
         assert all(letter.isprintable() or letter == "\n" for letter in text)
     assert "[bold]" in text

@@ -119,11 +119,27 @@ def test_ids_are_unique_on_the_page(html: str) -> None:
 def test_without_routing_and_gallery_their_parts_are_gone(
     content: Callable[..., ReportContent], html_of: Render, html: str
 ) -> None:
-    parts = ("Which knowledge was consulted", "Fused (final answer)", "Test images of the tail", "over base")
+    parts = (
+        *("Which knowledge was consulted", "Fused (final answer)", "Test images of the tail", "over base"),
+        "Two pictures of one class",
+    )
     assert all(part in html for part in parts)
     plain = html_of(content(10, 20, routing=False, gallery_images=0))
     assert not any(part in plain for part in parts)
     assert "over zero-shot" in plain
+
+
+def test_the_first_pictures_are_of_one_class_and_routed_differently(
+    made: ReportContent, html: str, content: Callable[..., ReportContent], html_of: Render
+) -> None:
+    first, second = made.gallery[:2]
+    assert html.index(f"image {first.index}<") < html.index(f"image {second.index}<") < html.index('id="branches"')
+    assert all(html.count(f"image {item.index}<") == 1 for item in made.gallery)
+    assert (first.actual, first.sentences) == (second.actual, second.sentences)
+    assert np.abs(np.subtract(first.routing, second.routing)).max() > 0.05
+    one = html_of(content(10, 50, gallery_images=1))
+    assert "Two pictures of one class" not in one
+    assert "Test images of the tail" in one
 
 
 def test_tooltips_are_text_and_name_the_class(content: Callable[..., ReportContent], html_of: Render) -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 from mdpr.artifacts import ClassInfo, display_names, read_intervals, read_metrics, read_predictions
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.report.document import ReportContent
-from mdpr.evaluation.report.gallery import THUMBNAIL_SIDE_PX, pick_tail_images, thumbnail_uri
+from mdpr.evaluation.report.gallery import THUMBNAIL_SIDE_PX, most_unlike, pick_tail_images, thumbnail_uri
 from mdpr.evaluation.tables import Results, confusion_block, mean_routing
 
 
@@ -102,6 +102,20 @@ def test_gallery_takes_tail_images_right_and_wrong_from_every_class(
     assert 1 <= (~correct).sum() <= 4
     assert picked.equals(pick_tail_images(table, ten, 8))
     assert pick_tail_images(table, ten, 0).empty
+
+
+def test_gallery_begins_with_two_images_of_a_class_whose_routing_differs_most(
+    predictions: Callable[..., pd.DataFrame], classes: Callable[..., list[ClassInfo]]
+) -> None:
+    table, ten = predictions(10, 60), classes(10)
+    first, second = pick_tail_images(table, ten, 8).head(2).to_dict("records")
+    assert first["label"] == second["label"] == first["fused_top1"] == second["fused_top1"]
+    apart = np.abs(first["routing"] - second["routing"]).sum()
+    assert apart > 0.1
+    right = table[table["fused_top1"] == table["label"]]
+    same = np.stack(list(right.loc[right["label"] == first["label"], "routing"]))
+    assert apart == pytest.approx(np.abs(same - first["routing"]).sum(axis=1).max())
+    assert most_unlike(right.groupby("label").head(1)).empty  # no class has two images
 
 
 def test_gallery_falls_back_to_the_rarest_group_there_is(predictions: Callable[..., pd.DataFrame]) -> None:

@@ -43,7 +43,7 @@ from mdpr.evaluation.report.charts import (
     whole,
 )
 from mdpr.evaluation.report.figure import Figure, draw, write_figures
-from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images
+from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images, routing_pair
 from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
 from mdpr.evaluation.score_table import BASELINES, BRANCHES, GROUPS, points
 from mdpr.evaluation.tables import (
@@ -165,6 +165,7 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
     results = content.results
     groups = [group for group in GROUPS if group in results.scores["fused"]]
     branches = shown_branches(results.scores)
+    pair = routing_pair(content.gallery)
     return render_page(
         "mdpr.evaluation.report",
         "report.html.j2",
@@ -177,6 +178,8 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
         diagnosis=diagnose(results),
         routing_lines=routing_lines(results),
         auc_rows=auc_rows(results),
+        pair=pair,
+        rest=content.gallery[len(pair) :],
         cards=[make_card(results, group) for group in groups],
         branches={branch: BRANCHES[branch] for branch in branches},
         baseline_rows=[

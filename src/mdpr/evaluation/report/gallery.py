@@ -53,17 +53,37 @@ def tail_group(classes: Sequence[ClassInfo], predictions: pd.DataFrame) -> ShotG
 def pick_tail_images(
     predictions: pd.DataFrame, classes: Sequence[ClassInfo], images: int, seed: int = 0
 ) -> pd.DataFrame:
-    """At most `images` rows of the tail group, half of them wrong where there are enough.
+    """At most `images` rows of the tail group, half of them wrong if there are enough.
 
-    Chosen at random, not by how good they look, and spread evenly over the classes.
+    Of a model that routes, the first two are `most_unlike`. The others are chosen at random, not by how good they look,
+    and spread evenly over the classes.
     """
     group = tail_group(classes, predictions)
     tail = predictions[predictions["label"].isin([item.index for item in classes if item.shot == group])]
     tail = tail.sample(frac=1, random_state=seed)
     correct = tail[f"{final_branch(predictions)}_top1"] == tail["label"]
     wrong, right = _one_class_after_another(tail[~correct]), _one_class_after_another(tail[correct])
+    if "routing" in predictions:
+        unlike = most_unlike(right)
+        right = pd.concat([unlike, right.drop(unlike.index)])
     wrong_images = min(len(wrong), max(images // 2, images - len(right)))
     return pd.concat([right.head(images - wrong_images), wrong.head(wrong_images)])
+
+
+def most_unlike(right: pd.DataFrame) -> pd.DataFrame:
+    """Two of the images that are right, of one class, whose routing weights differ most; no rows if no class has two.
+
+    In each class the image whose weights are furthest from the class's mean, and the one furthest from that (sum of
+    absolute differences): the same sentences, believed in another way.
+    """
+    found, largest = right.head(0), -1.0
+    for _, rows in right.groupby("label"):
+        weights_nV = np.stack(list(rows["routing"]))
+        first = int(np.abs(weights_nV - weights_nV.mean(axis=0)).sum(axis=1).argmax())
+        distance_n = np.abs(weights_nV - weights_nV[first]).sum(axis=1)
+        if len(rows) > 1 and distance_n.max() > largest:
+            found, largest = rows.iloc[[first, int(distance_n.argmax())]], float(distance_n.max())
+    return found
 
 
 def _one_class_after_another(rows: pd.DataFrame) -> pd.DataFrame:
@@ -100,6 +120,15 @@ def make_gallery(
             )
         )
     return items
+
+
+def routing_pair(gallery: Sequence[GalleryItem]) -> Sequence[GalleryItem]:
+    """The first two pictures if they show how routing differs between pictures of one class, else none."""
+    pair = gallery[:2]
+    is_pair = (
+        len(pair) == 2 and pair[0].actual == pair[1].actual and all(item.routing and item.correct for item in pair)
+    )
+    return pair if is_pair else ()
 
 
 def thumbnail_uri(image: Image.Image) -> str:
