@@ -1,6 +1,6 @@
 """How other people's pictures and folders fare: nothing may be lost in silence, nothing may stop without a line.
 
-    python -m benchmarks.intake [--json] [--exif 6000] [--files 100000] [--images 2000] [--rounds 5]
+    python -m benchmarks.intake [--json] [--exif 6000] [--files 100000] [--images 2000] [--rounds 5] [--predict 100000]
 
 exif_survived       pictures with an EXIF block damaged at random that are decoded, of --exif
 folder_cases_right  folders, tables and odd pictures that are read as they should be or refused with the word that
@@ -9,6 +9,9 @@ silent_losses       pictures of all cases that were neither used nor counted nor
 wrappers_read       of the wrappers of benchmarks/llm_wrappers.py, those that all 50 sentences are read out of
 prepare_vs_bare, load_vs_bare   as in benchmarks.data
 look_s              seconds of `mdpr data look` on a folder of --files files, the start of Python included
+predict_s           seconds of `mdpr predict` on a folder of --predict embedded pictures in files (not without it), the
+                    start of Python included
+predict_peak_mb     resident memory of that process at its peak, in MB
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,10 +37,11 @@ from PIL import Image
 from benchmarks.data import PHOTO_PX, measure_load, measure_prepare, median_ratio, photos, timed
 from benchmarks.llm_wrappers import wrappers_read
 from benchmarks.report import device_name, emit
+from benchmarks.scale import MB, MDPR
 from mdpr.artifacts import read_card, read_classes, read_images
 from mdpr.errors import MdprError
 from mdpr.images.decoding import decode, decode_image
-from mdpr.params import Params, PrepareParams
+from mdpr.params import Params, PrepareParams, TrackingParams
 from mdpr.stages.stage import load_stage, run_stage
 
 PACKAGES = ("pillow", "pyarrow", "torch", "torchvision")
@@ -250,6 +255,33 @@ def measure_look(folder: Path, files: int) -> float:
     return timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
 
+def measure_predict(folder: Path, count: int) -> dict[str, float]:
+    """Time and memory of the command on links to a thousand files, with the embedded backbone tuned for an epoch."""
+    from benchmarks.serving import tuned_model  # loads MLflow; tests take fuzzed_exif from here
+
+    tracking = TrackingParams(outbox=str(folder / "outbox"))
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+    paths, _ = tuned_model(Path("params.yaml"), folder, tracking)
+    pictures = read_images(paths["prepared"] / "test.parquet")
+    files = [folder / "pictures" / f"{number // 1000:04}" / f"{number:06}.png" for number in range(count)]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if number < 1000:
+            file.write_bytes(pictures.image(number))
+        else:
+            file.hardlink_to(files[number % 1000])
+    out = folder / "predictions.csv"
+    command = ("predict", str(folder / "pictures"), "--model", str(paths["model"]), "--out", str(out))
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", MDPR, *command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    seconds = time.perf_counter() - started
+    with out.open(encoding="utf-8") as stream:
+        assert sum(1 for _ in stream) == count + 1
+    return {"predict_s": seconds, "predict_peak_mb": int(done.stdout.rpartition("PEAK ")[2]) * 1024 / MB}
+
+
 def survived(count: int) -> int:
     """How many pictures with a damaged EXIF block are decoded."""
     alive = 0
@@ -270,6 +302,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="JPEGs that are prepared and loaded")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of preparing and loading; the median counts")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads and processes")
+    parser.add_argument("--predict", type=int, default=0, help="pictures that are classified")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -283,6 +316,7 @@ def main() -> None:
         files = photos(folder / "photos", arguments.images, PHOTO_PX)
         prepare_s = measure_prepare(folder, files, arguments.rounds, arguments.workers)
         load_s = measure_load(folder, files, arguments.rounds, arguments.workers)
+        predicted = measure_predict(folder, arguments.predict) if arguments.predict else {}
     figures = {
         "exif_survived": survived(arguments.exif),
         "folder_cases_right": sum(row["right"] for row in rows) / len(rows),
@@ -292,6 +326,7 @@ def main() -> None:
         "prepare_vs_bare": median_ratio(prepare_s),
         "load_vs_bare": median_ratio(load_s),
         "look_s": look_s,
+        **predicted,
     }
     shown = [{"figure": name, "value": value} for name, value in figures.items()]
     emit("intake", device_name(), PACKAGES, figures, rows, arguments.json, shown)

@@ -40,7 +40,7 @@ from mdpr.mlops.registry import Registry
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import connect
 from mdpr.model.inference import Classifier
-from mdpr.params import TrackingParams, load_params
+from mdpr.params import Params, TrackingParams, load_params
 from mdpr.progress import track
 from mdpr.stages.stage import load_stage, run_stage
 
@@ -77,8 +77,8 @@ def main() -> None:
 # --- the model ----------------------------------------------------------------------------------------------
 
 
-def registered_model(params_path: Path, folder: Path, tracking: TrackingParams) -> tuple[Parts, list[bytes]]:
-    """The flow on a small cut with one epoch, registered as champion; and test images, encoded."""
+def tuned_model(params_path: Path, folder: Path, tracking: TrackingParams) -> tuple[dict[str, Path], Params]:
+    """The flow on a small cut with one epoch: the outputs below `folder`, and the settings."""
     overrides = [*SMALL, "tune.epochs=1"]
     overrides += [f"tracking.{key}={value}" for key, value in tracking.model_dump().items()]
     params = load_params(params_path, overrides)
@@ -86,6 +86,12 @@ def registered_model(params_path: Path, folder: Path, tracking: TrackingParams) 
     paths = {port: folder / port for port in ports} | {"checkpoint": folder / "checkpoint"}
     for name in track(STAGES, "preparing a model"):
         run_stage(load_stage(name), paths, params)
+    return paths, params
+
+
+def registered_model(params_path: Path, folder: Path, tracking: TrackingParams) -> tuple[Parts, list[bytes]]:
+    """The flow on a small cut with one epoch, registered as champion; and test images, encoded."""
+    paths, params = tuned_model(params_path, folder, tracking)
     parts = Parts(paths["knowledge"], paths["features"], paths["model"])
     store, run = connect(), read_run(paths["model"])
     model_id = log_served_model(store, run, parts, Path(params.register.pyfunc))

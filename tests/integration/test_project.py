@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
+import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,28 +29,41 @@ from mdpr.params import DIMENSIONS
 pytestmark = pytest.mark.integration
 Run = Callable[..., str]
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
-NOT_RUN = ("pip install", "cd ", "mdpr serve")  # the wheel is unpacked; test_serving.py starts servers
+NOT_RUN = ("pip install", "cd ", "mdpr serve")  # the wheel is installed; test_serving.py starts servers
 AUTHOR = {f"GIT_{who}_{what}": "somebody@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 COUNTS = {9: 40, 6: 20, 8: 12}  # label of Fashion-MNIST -> pictures
 
 
 @pytest.fixture(scope="module")
-def wheel(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked: nothing of the checkout is on the path of what runs from it."""
+def installed(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel; its dependencies are those of the environment that runs the tests."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder]
-    subprocess.run([*command, str(project_root)], check=True, capture_output=True)
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, project_root)
+    subprocess.run([*pip, *build], check=True, capture_output=True)
     (file,) = folder.glob("mdpr-*.whl")
-    with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder / "unpacked")
-    return folder / "unpacked"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    install = ("--python", folder / "venv", "install", "--no-deps", "--no-index", "--no-compile", file)
+    subprocess.run([*pip, *install], check=True, capture_output=True)
+    # As a line of a .pth file, the folder adds its packages and not its own .pth files, which lead to the checkout.
+    (site_packages(folder / "venv") / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "venv"
+
+
+def site_packages(environment: Path) -> Path:
+    (folder,) = environment.glob("lib/python3.*/site-packages")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_", "GIT_"))}
-    scripts = Path(sys.executable).parent
-    return kept | {"PYTHONPATH": str(wheel), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+def environment(installed: Path) -> dict[str, str]:
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "DVC_", "GIT_")) and key not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
+    path = (str(installed / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
+    return kept | {"PATH": os.pathsep.join(path)}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +97,9 @@ def pictures(project_root: Path, knowledge: list[dict[str, Any]], tmp_path_facto
 
 
 @pytest.fixture(scope="module")
-def team(pictures: Path, wheel: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def team(
+    pictures: Path, installed: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The project after every command and setting of docs/tutorial.md, in their order.
 
     What a reader replaces is replaced: the folder of images, the address of the remote, the chat model (a server here).
@@ -91,7 +107,7 @@ def team(pictures: Path, wheel: Path, environment: dict[str, str], tmp_path_fact
     """
     above = tmp_path_factory.mktemp("team")
     folder = above / "shoe-project"
-    tiny = wheel / "mdpr/project/files/data/embedded/mdpr-tiny/mdpr-tiny"
+    tiny = site_packages(installed) / "mdpr/project/files/data/embedded/mdpr-tiny/mdpr-tiny"
     small = {
         "backbone": {"architecture": f"{tiny}.json", "weights": f"{tiny}.safetensors", "device": "cpu"},
         "prepare": {"val_images_per_class": 3, "short_side_px": 0},
@@ -146,10 +162,18 @@ def test_an_empty_folder_becomes_a_project_with_a_champion_by_the_tutorial(team:
     assert (team.parent / "remote").is_dir()
 
 
+def test_nothing_comes_from_the_checkout(run: Run, installed: Path, project_root: Path, tmp_path: Path) -> None:
+    shown = run(tmp_path, "python", "-c", "import mdpr, sys; print(mdpr.__file__, *sys.path, sep='\\n')").splitlines()
+    assert Path(shown[0]).is_relative_to(installed)
+    assert not [path for path in shown if Path(path) in (project_root, project_root / "src")]
+
+
 def test_predict_classifies_a_folder_and_says_what_it_could_not_read(team: Path, pictures: Path, run: Run) -> None:
     (team / "photos/broken.png").write_bytes(b"not a picture")
+    (team / "photos/notes.txt").write_text("not one either")
     printed = run(team, "mdpr", "predict", "photos", "--top-k", "2", "--routing")
     assert "13 images, 1 could not be read" in printed
+    assert "passed over: 1 files without the suffix of an image, for example photos/notes.txt" in printed
     with (team / "predictions.csv").open(encoding="utf-8") as stream:
         rows = {row["path"]: row for row in csv.DictReader(stream)}
     assert "not an image" in rows["photos/broken.png"]["error"]
@@ -159,6 +183,22 @@ def test_predict_classifies_a_folder_and_says_what_it_could_not_read(team: Path,
     assert all(0 <= float(row[dimension]) <= 1 for row in good for dimension in DIMENSIONS)
     run(team, "mdpr", "predict", "photos", "--model", "data/model", "--top-k", "2", "--routing", "--out", "local.csv")
     assert (team / "local.csv").read_text() == (team / "predictions.csv").read_text()
+
+
+def test_predict_that_is_killed_leaves_the_earlier_table(
+    team: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    picture = next((team / "photos").glob("[0-9]*.png"))
+    listed, out = tmp_path / "list.csv", tmp_path / "out.csv"
+    listed.write_text("path\n" + f"{picture}\n" * 100_000)
+    before = shutil.copy(team / "predictions.csv", out).read_bytes()
+    command = ["mdpr", "predict", str(listed), "--model", "data/model", "--out", str(out)]
+    with subprocess.Popen(command, cwd=team, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not any(path.stat().st_size for path in tmp_path.glob(".out.csv.*.partial")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -179,14 +219,15 @@ def test_predict_refuses_in_one_line(arguments: list[str], words: str, team: Pat
 
 
 def test_the_notebook_runs_in_the_project_from_top_to_bottom(
-    team: Path, environment: dict[str, str], project_root: Path
+    team: Path, installed: Path, environment: dict[str, str], project_root: Path
 ) -> None:
     notebook = nbformat.read(project_root / "examples/quickstart.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": team}}
     )
-    client.execute(env={**environment, "IPYTHONDIR": str(team.parent)})
+    packages = str(site_packages(installed))  # the kernel is that of the environment that runs the tests
+    client.execute(env={**environment, "PYTHONPATH": packages, "IPYTHONDIR": str(team.parent)})
     outputs = [output for cell in client.nb.cells for output in cell.get("outputs", ())]
     answers, bars, comparison = (out.data["text/plain"] for out in outputs if out.output_type == "execute_result")
     assert "true class" in answers

@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mdpr.images.decoding import (
     is_image,
     pixel_digest,
     quiet_pillow,
+    read_file,
     to_rgb,
     verify_image,
 )
@@ -234,6 +236,11 @@ def test_damage_is_never_another_error(kind: str) -> None:
         except DataError:
             refused += 1
     assert refused > 100
+
+
+def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="zero byte"):
+        read_file(tmp_path / "a\0b.png", "list.csv line 2", 1)
 
 
 def test_bounds_of_bytes_and_pixels_are_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
