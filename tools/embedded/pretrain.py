@@ -1,14 +1,18 @@
-"""Pre-train mdpr-tiny contrastively on images that nothing else uses, with an imbalance nobody is told about.
+"""Pre-train mdpr-tiny contrastively on images that nothing else uses, with a hidden imbalance of the classes.
 
     python -m tools.embedded.pretrain --source /usr/share/datasets/fashion-mnist
 
 The images are an exponentially imbalanced part of the first half of Fashion-MNIST's training set (see
-fashion_mnist.select): a miniature of the bias that CLIP brings along. The captions are captions.yaml's.
+fashion_mnist.select): a miniature of the bias that CLIP brings along. The captions are captions.yaml's; with
+`--captions measured` each picture has one of what it shows too, and the knowledge base of the trial lies beside the
+weights (tools/embedded/measured.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -31,13 +35,16 @@ from tools.embedded.fashion_mnist import (
     select,
 )
 from tools.embedded.files import InputError, replace_file, run, write_json
+from tools.embedded.measured import knowledge_base, measure
 from tools.embedded.training import Recipe, train
 from tools.embedded.zero_shot import (
+    KNOWLEDGE_PATH,
     MODEL_FOLDER,
     MODEL_NAME,
     load_model,
     preprocess,
     register_config,
+    sentence_cosine,
     zero_shot_table,
 )
 
@@ -50,16 +57,19 @@ def save_weights(model: open_clip.CustomTextCLIP, path: Path) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(save(state, metadata={"format": "pt"})))
 
 
-def evaluate(folder: Path, train_split: Split, test: Split, selection: Selection) -> dict[str, dict[str, float]]:
+def evaluate(
+    folder: Path, train_split: Split, test: Split, selection: Selection, knowledge: Path
+) -> dict[str, dict[str, float]]:
     """Return the zero-shot tables of the saved weights on the tuning pool and on the test set."""
     model = load_model(folder)
+    print(f"mean cosine between two sentences of a class: {sentence_cosine(model, knowledge)}", flush=True)
     chosen = {
         "pool": (train_split.pixels[selection.pool], train_split.labels[selection.pool]),
         "test": (test.pixels, test.labels),
     }
     tables = {}
     for name, (pixels, labels) in chosen.items():
-        tables[name] = zero_shot_table(model, preprocess(pixels, model), torch.from_numpy(labels))
+        tables[name] = zero_shot_table(model, preprocess(pixels, model), torch.from_numpy(labels), knowledge)
         print(f"zero-shot on {name}: {tables[name]}", flush=True)
     return tables
 
@@ -82,8 +92,11 @@ def provenance(split: Split, selection: Selection, recipe: Recipe, tables: dict[
     }
 
 
-def pretrain(source: Path, folder: Path, recipe: Recipe) -> None:
-    """Train, save the weights as fp16, and record their provenance and their own figures beside them."""
+def pretrain(source: Path, folder: Path, recipe: Recipe, measured: bool = False) -> None:
+    """Train, save the weights as fp16, and record their provenance and their own figures beside them.
+
+    If `measured`, every picture has a caption of what was measured of it too; knowledge.json says it of the classes.
+    """
     if recipe.epochs < 1:
         raise InputError(f"--epochs {recipe.epochs}: training takes at least 1")
     torch.set_num_threads(recipe.threads)
@@ -92,15 +105,26 @@ def pretrain(source: Path, folder: Path, recipe: Recipe) -> None:
     captions = load_captions()
     train_split, test = read_split(source, "train"), read_split(source, "t10k")
     selection = select(train_split, test)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        shutil.copy(MODEL_FOLDER / f"{MODEL_NAME}.json", folder)
     register_config(folder)
     model = open_clip.create_model(MODEL_NAME, force_custom_text=True)
     images_N = preprocess(train_split.pixels[selection.pretraining], model)
     labels_N = torch.from_numpy(train_split.labels[selection.pretraining])
+    value_NA, knowledge = None, KNOWLEDGE_PATH
+    if measured:
+        value_NA = measure(train_split.pixels[selection.pretraining], labels_N.numpy())
+        present, knowledge = json.loads(KNOWLEDGE_PATH.read_text(encoding="utf-8")), folder / "knowledge.json"
+        write_json(knowledge, knowledge_base(present, value_NA, labels_N.numpy()))
     print(f"{len(images_N)} images; training", flush=True)
-    train(model, images_N, labels_N, captions, recipe)
+    train(model, images_N, labels_N, captions, recipe, value_NA)
     save_weights(model, folder / f"{MODEL_NAME}.safetensors")
-    tables = evaluate(folder, train_split, test, selection)
-    write_json(folder / "pretraining.json", provenance(train_split, selection, recipe, tables))
+    tables = evaluate(folder, train_split, test, selection, knowledge)
+    record = provenance(train_split, selection, recipe, tables)
+    if measured:
+        record["captions"] = f"{record['captions']} and tools/embedded/measured.py"
+    write_json(folder / "pretraining.json", record)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,9 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=MODEL_FOLDER, help="folder of mdpr-tiny.json")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="passes over the images")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of weights, order and captions")
+    parser.add_argument("--threads", type=int, default=Recipe.threads, help="processor threads; they change the bits")
+    parser.add_argument("--captions", choices=("classes", "measured"), default="classes", help="what captions say")
     options = parser.parse_args(arguments)
-    recipe = Recipe(epochs=options.epochs, seed=options.seed)
-    return run(lambda: pretrain(options.source, options.output, recipe))
+    recipe = Recipe(epochs=options.epochs, seed=options.seed, threads=options.threads)
+    return run(lambda: pretrain(options.source, options.output, recipe, options.captions == "measured"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from mdpr.data.sources.emblems import (
 from tools.embedded.emblem_words import NOTHING, caption, knowledge_base
 from tools.embedded.files import InputError, run, write_json
 from tools.embedded.pretrain import save_weights
-from tools.embedded.training import MAX_LOG_SCALE, Recipe, encode_captions, make_optimizer
+from tools.embedded.training import MAX_LOG_SCALE, Recipe, both_ways_loss, encode_captions, make_optimizer
 
 FOLDER = Path("data/embedded/emblems")
 MODEL_NAME = "emblem-tiny"
@@ -112,14 +112,6 @@ def preprocess(pixels_NHW3: np.ndarray) -> Tensor:
     images_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (PREPROCESS_MEAN, PREPROCESS_STD))
     return (images_N3HW - mean) / std
-
-
-def both_ways_loss(logits_BB: Tensor, fits_BB: Tensor) -> Tensor:
-    """Cross entropy from pictures to captions and back, spread evenly over all that fit."""
-    target_BB = fits_BB.float()
-    to_text = -(logits_BB.log_softmax(dim=1) * target_BB).sum(dim=1) / target_BB.sum(dim=1)
-    to_image = -(logits_BB.log_softmax(dim=0) * target_BB).sum(dim=0) / target_BB.sum(dim=0)
-    return (to_text.mean() + to_image.mean()) / 2
 
 
 @torch.no_grad()

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from tools.embedded.captions import Captions, draw
 from tools.embedded.fashion_mnist import CLASS_NAMES
+from tools.embedded.measured import draw_caption, fits
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -95,10 +97,26 @@ def make_optimizer(model: open_clip.CustomTextCLIP, recipe: Recipe, steps: int) 
     return optimizer, LambdaLR(optimizer, factor)
 
 
+def both_ways_loss(logits_BB: Tensor, fits_BB: Tensor) -> Tensor:
+    """Cross entropy from pictures to captions and back, spread evenly over all that fit."""
+    target_BB = fits_BB.float()
+    to_text = -(logits_BB.log_softmax(dim=1) * target_BB).sum(dim=1) / target_BB.sum(dim=1)
+    to_image = -(logits_BB.log_softmax(dim=0) * target_BB).sum(dim=0) / target_BB.sum(dim=0)
+    return (to_text.mean() + to_image.mean()) / 2
+
+
 def train(
-    model: open_clip.CustomTextCLIP, images_N: Tensor, labels_N: Tensor, captions: Captions, recipe: Recipe
+    model: open_clip.CustomTextCLIP,
+    images_N: Tensor,
+    labels_N: Tensor,
+    captions: Captions,
+    recipe: Recipe,
+    value_NA: NDArray[np.int64] | None = None,
 ) -> None:
-    """Train `model` in place on preprocessed images (N, 3, 32, 32), printing one line an epoch."""
+    """Train `model` in place on preprocessed images (N, 3, 32, 32), printing one line an epoch.
+
+    With `value_NA`, what was measured of each picture, every picture of a batch has such a caption too.
+    """
     chance = np.random.default_rng(recipe.seed)
     shuffler = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = len(images_N) // recipe.batch
@@ -114,6 +132,12 @@ def train(
             text_Nd = encode_captions(model, tokens_NT)
             logits_BN = model.logit_scale.exp() * image_Bd @ text_Nd.T
             loss = multi_positive_loss(logits_BN, labels_N[batch], caption_labels_N)
+            if value_NA is not None:
+                value_BA, label_B = value_NA[batch.numpy()], labels_N[batch].numpy()
+                said = [draw_caption(*picture, chance) for picture in zip(value_BA, label_B.tolist(), strict=True)]
+                said_Bd = encode_captions(model, open_clip.tokenize([caption.text for caption in said]))
+                logits_BB = model.logit_scale.exp() * image_Bd @ said_Bd.T
+                loss = loss + both_ways_loss(logits_BB, fits(said, value_BA, label_B))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

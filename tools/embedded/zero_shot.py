@@ -79,6 +79,17 @@ def class_embeddings(model: open_clip.CustomTextCLIP, knowledge: dict[str, Any])
     return embeddings | {"knowledge_mean": mean} | sentences
 
 
+def sentence_cosine(model: open_clip.CustomTextCLIP, knowledge_path: Path = KNOWLEDGE_PATH) -> float:
+    """Return the mean cosine between two sentences of a class."""
+    knowledge = json.loads(knowledge_path.read_text(encoding="utf-8"))
+    embeddings = class_embeddings(model, knowledge)
+    sentences_CVd = torch.stack([embeddings[dimension] for dimension in knowledge["dimensions"]], dim=1)
+    cosine_CVV = sentences_CVd @ sentences_CVd.mT
+    size = len(knowledge["dimensions"])
+    rows, columns = torch.triu_indices(size, size, offset=1)
+    return round(cosine_CVV[:, rows, columns].mean().item(), 3)
+
+
 def zero_shot_table(
     model: open_clip.CustomTextCLIP, images_N: Tensor, labels_N: Tensor, knowledge_path: Path = KNOWLEDGE_PATH
 ) -> dict[str, float]:
