@@ -131,7 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; return the exit status."""
     parser = argparse.ArgumentParser(description="Pre-train mdpr-tiny and record what went into it.")
     parser.add_argument("--source", type=Path, default=DEFAULT_SOURCE, help="folder with the four .gz files")
-    parser.add_argument("--output", type=Path, default=MODEL_FOLDER, help="folder of mdpr-tiny.json")
+    parser.add_argument(
+        "--output", type=Path, default=MODEL_FOLDER, help="folder to write; a new one gets mdpr-tiny.json"
+    )
     parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="passes over the images")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of weights, order and captions")
     parser.add_argument("--threads", type=int, default=Recipe.threads, help="processor threads; they change the bits")

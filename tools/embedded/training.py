@@ -77,7 +77,7 @@ def encode_captions(model: open_clip.CustomTextCLIP, tokens_NT: Tensor) -> Tenso
 
 
 def make_optimizer(model: open_clip.CustomTextCLIP, recipe: Recipe, steps: int) -> tuple[AdamW, LambdaLR]:
-    """Return AdamW with a warm-up and cosine schedule; it decays matrices alone.
+    """Return AdamW with a warm-up and cosine schedule; it decays matrices only.
 
     Vectors are left out as usual, embeddings because decay would shrink the rows of words that never occur.
     """

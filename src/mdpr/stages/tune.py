@@ -70,7 +70,7 @@ def tune(
             artifacts.write_seen(model, train_N=seen[0], val_N=seen[1])
             artifacts.write_json(model / "run.json", run.tracked.model_copy(update={"digests": digests}))
     right = ", ".join(f"{branch} {accuracy:.1%}" for branch, accuracy in config.val_accuracy.items())
-    return f"tuned: epoch {result.epoch} of {params.epochs} is the best on validation: {right}"
+    return f"tuned: epoch {result.epoch + 1} of {params.epochs} is the best on validation: {right}"
 
 
 def _configure(
