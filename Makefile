@@ -5,6 +5,7 @@
 # make docs         the documentation site, in build/site
 # make wheel        dist/mdpr-VERSION.whl
 # make images       both container images (components/Dockerfile); the gpu image takes some 7 GB
+# make push REGISTRY=registry.example.org/team   both images, under the version and revision; prints the lines of a profile
 # make test-docker  both images, then the whole pipeline in containers, on an engine of its own where none runs
 # make local-llm  a small chat model that runs without network or key
 SHELL := /bin/bash
@@ -15,9 +16,10 @@ STAMP := $(VENV)/.current
 DOCKER ?= docker
 BASE_IMAGE ?=
 BUILD_OPTIONS ?=
+REGISTRY ?=
 TEST_WORKERS ?= 2
 
-.PHONY: setup demo test check format compile docs wheel local-llm images image-cpu image-gpu test-docker clean
+.PHONY: setup demo test check format compile docs wheel local-llm images image-cpu image-gpu push test-docker clean
 
 setup: $(STAMP)
 
@@ -78,6 +80,10 @@ images: image-cpu image-gpu
 image-cpu image-gpu: image-%:
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network host --file components/Dockerfile --target $* --tag mdpr-$*:latest \
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_OPTIONS) .
+
+# The tag says what is in the image; the digest that the registry answers with is what a cluster pulls.
+push: images
+	@tools/push_images.sh $(DOCKER) "$(REGISTRY)"
 
 # On a machine that reaches no image registry: make test-docker BASE_IMAGE=$$(tests/docker/base_image.sh)
 test-docker: setup
