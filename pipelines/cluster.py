@@ -234,7 +234,8 @@ def read_profile(path: Path | None) -> ClusterProfile:
 
 def place(task: dsl.PipelineTask, profile: ClusterProfile) -> dsl.PipelineTask:
     """Give `task` its image, limits, volumes, secrets and retries on the cluster of `profile`."""
-    placement, gpus = profile.placement(task.name), profile.gpus_of(task.name)
+    name = task.component_spec.name  # that of the second task of a component has a number
+    placement, gpus = profile.placement(name), profile.gpus_of(name)
     task.set_container_image(profile.image_gpu if placement.gpu else profile.image_cpu)
     task.set_cpu_limit(placement.cpu).set_memory_limit(placement.memory)
     task.set_caching_options(placement.cached)
@@ -246,7 +247,7 @@ def place(task: dsl.PipelineTask, profile: ClusterProfile) -> dsl.PipelineTask:
             backoff_factor=2.0,
             backoff_max_duration=f"{placement.retry_window_s}s",
         )
-    if task.name in (*STAGES, "monitor") and profile.data_claim:
+    if name in (*STAGES, "monitor") and profile.data_claim:
         kubernetes.mount_pvc(task, profile.data_claim, profile.data_path)
     _set_pod(task, profile)
     if placement.gpu:
@@ -263,7 +264,7 @@ def place(task: dsl.PipelineTask, profile: ClusterProfile) -> dsl.PipelineTask:
         kubernetes.use_secret_as_env(task, LLM_SECRET, variables(LLM_KEYS), optional=True)
     if placement.downloads:
         kubernetes.use_secret_as_env(task, HUB_SECRET, variables(HUB_KEYS), optional=True)
-    if task.name == "prepare":
+    if name == "prepare":
         kubernetes.use_secret_as_env(task, DATA_SECRET, variables(DATA_KEYS), optional=True)
     return task
 

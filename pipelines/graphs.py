@@ -136,6 +136,11 @@ class Driver:
         """`task` with its image, limits and secrets."""
         return place(task, self.profile)
 
+    def check(self, task: dsl.PipelineTask) -> tuple[Mapping[str, Any], dsl.PipelineTask]:
+        """The outputs of a `task` that judges, and the task after it, which fails if something is wrong."""
+        outputs = self.place(task).outputs
+        return outputs, self.place(require(problem=outputs["Output"]))
+
 
 @dataclass(frozen=True)
 class Start:
@@ -161,11 +166,19 @@ def begin(driver: Driver, texts: Mapping[str, Any]) -> Start:
     """Cut and check the data, probe the model. `texts`: those of `configured`."""
     data = driver.place(prepare(params=texts["prepare"])).outputs
     images = data["prepared"]
-    judged = driver.place(validate(params=texts["validate"], prepared=images))
     # A broken data set stops the flow before anything is computed on it.
-    passed = driver.place(require(problem=judged.outputs["Output"]))
+    _, passed = driver.check(validate(params=texts["validate"], prepared=images))
     bias = driver.place(probe(params=texts["probe"], prepared=images)).after(passed).output
     return Start(texts, images, data["classes"], bias)
+
+
+def knowledge_of(driver: Driver, start: Start) -> tuple[Any, Any]:
+    """The sentences about every class, and their features."""
+    classes = {"prepared": start.classes, "probe": start.bias}
+    text = start.params["describe"]
+    described, passed = driver.check(describe(params=text, workspace=driver.workspace, **classes))
+    sentences = described["knowledge"]
+    return sentences, driver.place(encode(params=start.params["encode"], knowledge=sentences)).after(passed).output
 
 
 def release(driver: Driver, start: Start, **tuned: Any) -> None:
@@ -201,9 +214,7 @@ def train(driver: Driver, texts: Mapping[str, Any]) -> None:
     """The stages behind `configure`. `texts`: those of `configured`."""
     start, workspace = begin(driver, texts), driver.workspace
     sources = {"prepared": start.images, "probe": start.bias}
-    classes = {"prepared": start.classes, "probe": start.bias}
-    sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **classes)).output
-    features = driver.place(encode(params=start.params["encode"], knowledge=sentences)).output
+    sentences, features = knowledge_of(driver, start)
     tuned = tune(params=start.params["tune"], workspace=workspace, features=features, **sources)
     release(driver, start, knowledge=sentences, features=features, model=driver.place(tuned).output)
 
@@ -215,8 +226,8 @@ def knowledge_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     text = start.params["describe"]
     sources = {"prepared": start.classes, "probe": start.bias}
     with dsl.ParallelFor(driver.place(shard(params=text, shards=shards)).output, name="shards") as share:
-        described = driver.place(describe(params=share, workspace=driver.workspace, **sources))
-    driver.place(merge(params=text, shards=dsl.Collected(described.outputs["knowledge"]), **sources))
+        described, _ = driver.check(describe(params=share, workspace=driver.workspace, **sources))
+    driver.check(merge(params=text, shards=dsl.Collected(described["knowledge"]), **sources))
 
 
 def sweep_graph(driver: Driver, chosen: dict[str, Any]) -> None:
@@ -224,9 +235,7 @@ def sweep_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     settings = chosen.pop("settings")
     start, workspace = begin(driver, configured(driver, chosen)), driver.workspace
     sources = {"prepared": start.images, "probe": start.bias}
-    classes = {"prepared": start.classes, "probe": start.bias}
-    sentences = driver.place(describe(params=start.params["describe"], workspace=workspace, **classes)).output
-    features = driver.place(encode(params=start.params["encode"], knowledge=sentences)).output
+    sentences, features = knowledge_of(driver, start)
     varied = driver.place(vary(params=start.params["tune"], settings=settings)).output
     with dsl.ParallelFor(varied, name="settings") as setting:
         tuned = driver.place(tune(params=setting, workspace=workspace, features=features, **sources))

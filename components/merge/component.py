@@ -2,7 +2,7 @@
 
 from components.images import IMAGE_CPU
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Output
 
 
 @dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
@@ -12,7 +12,8 @@ def merge(
     probe: Input[Artifact],
     shards: Input[list[Artifact]],
     knowledge: Output[Artifact],
-) -> None:
+    page: Output[HTML],
+) -> str:
     """Put the shards of a knowledge base together, and audit the whole: what describe would have written in one piece.
 
     Args:
@@ -23,7 +24,12 @@ def merge(
 
     Returns:
         knowledge: knowledge.json, audit.json, and index.html to read both.
+        page: The sentences with the findings of the audit, for the UI.
+        Output: What is wrong, in one line; empty: nothing is.
     """
     from mdpr.kubeflow.fan_out import merge_shards
+    from mdpr.kubeflow.views import show_page
 
-    merge_shards(params, shards, prepared=prepared, probe=probe, knowledge=knowledge)
+    problem = merge_shards(params, shards, prepared=prepared, probe=probe, knowledge=knowledge)
+    show_page(knowledge, "index.html", page)
+    return problem

@@ -1,4 +1,4 @@
-"""require: the task that fails if a check before it found the data wanting."""
+"""require: the task that fails if a check before it found the data or the sentences wanting."""
 
 from components.images import IMAGE_CPU
 from kfp import dsl

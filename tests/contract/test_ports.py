@@ -24,6 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 VIEWS = {
     "evaluate": {"metrics", "confusion", "report", "summary"},
     "validate": {"docs", "Output"},
+    "describe": {"page", "Output"},
     "prepare": {"classes"},
 }
 DRIVER_OPTIONS = {"params", "overrides", "help"}
@@ -170,7 +171,7 @@ def test_close_runs_however_the_stages_end(compiled: dict[str, Any]) -> None:
 
 def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any]) -> None:
     tasks = graph(compiled)
-    assert set(tasks) == {"configure", "require", *STAGES}
+    assert set(tasks) == {"configure", "require", "require-2", *STAGES}
     for name in STAGES:
         inputs = tasks[name]["inputs"]
         assert inputs["parameters"]["params"]["taskOutputParameter"] == {
@@ -183,9 +184,12 @@ def test_compiled_graph_connects_the_ports_of_the_stages(compiled: dict[str, Any
             assert port in load_stage(source["producerTask"]).outputs
 
 
-def test_nothing_is_computed_before_the_data_are_checked(compiled: dict[str, Any]) -> None:
+def test_nothing_is_computed_before_the_data_and_the_sentences_are_checked(compiled: dict[str, Any]) -> None:
     tasks = graph(compiled)
-    assert "require" in tasks["probe"]["dependentTasks"]
+    for judge, check, later in (("validate", "require", "probe"), ("describe", "require-2", "encode")):
+        problem = tasks[check]["inputs"]["parameters"]["problem"]["taskOutputParameter"]
+        assert problem == {"producerTask": judge, "outputParameterKey": "Output"}
+        assert check in tasks[later]["dependentTasks"]
 
 
 def test_registry_tasks_are_never_cached(compiled: dict[str, Any]) -> None:

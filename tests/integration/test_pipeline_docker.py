@@ -176,7 +176,7 @@ def test_the_whole_pipeline_ends_with_a_champion(cpu_image: str, gpu_image: str,
         "tracking.model_name": "docker-test",
     }
     run = run_pipeline(tmp_path, settings)
-    assert {path.name for path in run.iterdir()} == {"configure", "require", *STAGES, "close"}
+    assert {path.name for path in run.iterdir()} == {"configure", "require", "require-2", *STAGES, "close"}
     champion = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db").get_model_version_by_alias(
         "docker-test", "champion"
     )

@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_every_task_ran_once(run: Run) -> None:
-    assert {path.name for path in run.folder.iterdir()} == {"configure", "require", *STAGES, "close"}
+    assert {path.name for path in run.folder.iterdir()} == {"configure", "require", "require-2", *STAGES, "close"}
 
 
 def test_overrides_reached_the_stages(run: Run) -> None:

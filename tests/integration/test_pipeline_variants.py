@@ -49,9 +49,15 @@ def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path) -> None
     settings = "settings=[{tune: {seed: 1}}, {tune: {seed: 2, learning_rate: 1.0e-7}}]"
     run = folder_of(tmp_path, run_pipeline(tmp_path, "sweep", "--parameter", settings))
     looped = {f"{LOOP}{place}" for place in range(2)}
-    assert {path.name for path in run.iterdir()} == {"configure", "require", *STAGES, "vary", "select", "close"} - {
-        "tune"
-    } | looped
+    assert {path.name for path in run.iterdir()} == {
+        "configure",
+        "require",
+        "require-2",
+        *STAGES,
+        "vary",
+        "select",
+        "close",
+    } - {"tune"} | looped
 
     seeds = [read_model_config(run / f"{LOOP}{place}" / "tune" / "model").tune.seed for place in range(2)]
     assert seeds == [1, 2]

@@ -17,7 +17,7 @@ LOOP = "for-loop-2-iteration-"
 
 def check_shards_merged(run: Path, shards: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The merged knowledge base is what one `describe` writes, byte by byte."""
-    tasks = {"configure", "prepare", "validate", "require", "probe", "shard", "merge", "close"}
+    tasks = {"configure", "prepare", "validate", "require", "probe", "shard", "merge", "require-3", "close"}
     assert {path.name for path in run.iterdir()} == tasks | {f"{LOOP}{place}" for place in range(shards)}
     monkeypatch.chdir(PROJECT)  # the curated sentences have a relative path
     whole = scratch / "whole"

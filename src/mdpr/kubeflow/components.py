@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,41 +49,53 @@ def run_component(stage_name: str, params: str, workspace: str = "", /, **ports:
     code 2.
     """
     with one_line_errors():
-        stage = load_stage(stage_name)
-        paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-        sections = parse_params(read_sections(params, "params"))
-        if workspace:
-            if "tracking" in stage.sections and stage_name != "tune":  # models of a sweep are tuned side by side
-                publish_workspace(Path(workspace))
-            sections = keep_state(sections, Path(workspace), paths[stage.outputs[0]])
-        processes = int(os.environ.get("MDPR_PROCESSES", "1"))
-        with _checkpoints_in(state_folder(Path(workspace), paths[stage.outputs[0]]) if workspace else None):
-            if processes > 1:
-                _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
-            else:
-                run_stage(stage, paths, sections)
-        for port in stage.outputs:
-            ports[port].metadata.update(summarise(paths[port]))
+        _run(stage_name, params, workspace, ports)
+        _summarise_outputs(stage_name, ports)
 
 
-def run_check(stage_name: str, params: str, /, **ports: Artifact) -> str:
-    """Run a stage that judges its input; returns what is wrong in one line, "" if nothing is.
+def run_check(stage_name: str, params: str, workspace: str = "", /, **ports: Artifact) -> str:
+    """Run a stage that judges what it reads or writes; returns what is wrong in one line, "" if nothing is.
 
     Of a task that fails, Kubeflow keeps only the log. So the task that judges succeeds, with all that it wrote, and the
     one after it fails (`require_none`). Other mistakes end the process as in `run_component`.
     """
     with one_line_errors():
-        stage = load_stage(stage_name)
-        paths, problem = {port: Path(artifact.path) for port, artifact in ports.items()}, ""
-        try:
-            run_stage(stage, paths, parse_params(read_sections(params, "params")))
-        except CheckFailed as error:
-            problem = f"{stage_name}: {str(error).partition('; see ')[0]}; the outputs of the task {stage_name} show it"
-            for port in stage.outputs:
-                Place.of(port, paths[port]).failed.rename(paths[port])
-        for port in stage.outputs:
-            ports[port].metadata.update(summarise(paths[port]))
+        outputs = {port: Path(ports[port].path) for port in load_stage(stage_name).outputs}
+        problem = keep_outputs(stage_name, outputs, lambda: _run(stage_name, params, workspace, ports))
+        _summarise_outputs(stage_name, ports)
         return problem
+
+
+def keep_outputs(task: str, outputs: Mapping[str, Path], write: Callable[[], None]) -> str:
+    """Do `write`; if a check of it fails, what it wrote stands all the same. Returns the problem in one line, or ""."""
+    try:
+        write()
+    except CheckFailed as error:
+        for port, path in outputs.items():
+            Place.of(port, path).failed.rename(path)
+        return f"{task}: {str(error).partition('; see ')[0]}; the outputs of the task {task} show it"
+    return ""
+
+
+def _run(stage_name: str, params: str, workspace: str, ports: Mapping[str, Artifact]) -> None:
+    stage = load_stage(stage_name)
+    paths = {port: Path(artifact.path) for port, artifact in ports.items()}
+    sections = parse_params(read_sections(params, "params"))
+    if workspace:
+        if "tracking" in stage.sections and stage_name != "tune":  # models of a sweep are tuned side by side
+            publish_workspace(Path(workspace))
+        sections = keep_state(sections, Path(workspace), paths[stage.outputs[0]])
+    processes = int(os.environ.get("MDPR_PROCESSES", "1"))
+    with _checkpoints_in(state_folder(Path(workspace), paths[stage.outputs[0]]) if workspace else None):
+        if processes > 1:
+            _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
+        else:
+            run_stage(stage, paths, sections)
+
+
+def _summarise_outputs(stage_name: str, ports: Mapping[str, Artifact]) -> None:
+    for port in load_stage(stage_name).outputs:
+        ports[port].metadata.update(summarise(Path(ports[port].path)))
 
 
 def require_none(problem: str) -> None:

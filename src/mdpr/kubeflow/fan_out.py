@@ -12,7 +12,7 @@ from typing import Any
 
 from mdpr.artifacts import read_model_config
 from mdpr.errors import ConfigError
-from mdpr.kubeflow.components import Artifact, lay_over, one_line_errors, read_sections, summarise
+from mdpr.kubeflow.components import Artifact, keep_outputs, lay_over, one_line_errors, read_sections, summarise
 from mdpr.params import DescribeParams, dump_yaml, parse_params
 from mdpr.stages.outputs import whole_or_not_at_all
 
@@ -76,13 +76,15 @@ def vary_params(params: str, settings: Sequence[str]) -> list[str]:
 
 def merge_shards(
     params: str, shards: Sequence[Artifact], *, prepared: Artifact, probe: Artifact, knowledge: Artifact
-) -> None:
-    """One knowledge base from the shards that describe wrote, in any order."""
+) -> str:
+    """One knowledge base from the shards that describe wrote, in any order; what the audit refuses, in one line."""
     with one_line_errors():
         section = parse_params(read_sections(params, "params")).describe
         folders = {f"shard {number}": Path(shard.path) for number, shard in enumerate(shards, start=1)}
-        write_merged(folders, Path(prepared.path), Path(probe.path), Path(knowledge.path), section)
+        places = Path(prepared.path), Path(probe.path), Path(knowledge.path)
+        problem = keep_outputs("merge", {"knowledge": places[-1]}, lambda: write_merged(folders, *places, section))
         knowledge.metadata.update(summarise(Path(knowledge.path)))
+        return problem
 
 
 def select_model(models: Sequence[Artifact], model: Artifact, choice: Artifact) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.llm_stub import failure, running
 
 from mdpr.artifacts import write_json
 from mdpr.errors import ConfigError
@@ -30,6 +32,7 @@ from mdpr.kubeflow.components import (
 from mdpr.kubeflow.views import show_confusion, show_metrics
 from mdpr.mlops.store import connect
 from mdpr.params import SECTIONS, Params, load_params, parse_params
+from mdpr.params.section import DIMENSIONS
 from mdpr.stages.stage import CHECKPOINTS, STAGES
 
 
@@ -105,6 +108,36 @@ def test_a_check_that_fails_hands_on_its_verdict_and_what_it_wrote(
         require_none(problem)
     assert ended.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == f"error: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "provider", "check"),
+    [("What is a bag made of, and who wears it?", "curated", "question"), ("", "completed", "missing")],
+)
+def test_sentences_that_are_refused_or_missing_are_in_the_output_with_their_page(
+    encoded: Mapping[str, Path],
+    small_params: Params,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sentence: str,
+    provider: str,
+    check: str,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    content = json.loads(Path(small_params.describe.path).read_text("utf-8"))
+    content["classes"][0]["sentences"][DIMENSIONS[0]] = sentence
+    write_json(tmp_path / "knowledge.json", content)
+    ports = {name: Port(str(encoded[name])) for name in ("prepared", "probe")}
+    with running(lambda _, payload: failure(500, "down")) as chat:
+        llm = {"model": "stub", "base_url": chat.url, "max_retries": 0, "store": str(tmp_path / "answers.sqlite")}
+        section = {"provider": provider, "path": str(tmp_path / "knowledge.json"), "llm": llm}
+        text = yaml.safe_dump({"describe": section})
+        problem = run_check("describe", text, **ports, knowledge=Port(str(tmp_path / "out")))
+    assert problem.startswith("describe: ")
+    assert problem.endswith("the outputs of the task describe show it")
+    findings = json.loads((tmp_path / "out/audit.json").read_text("utf-8"))["findings"]
+    assert check in {finding["check"] for finding in findings if finding["level"] == "error"}
+    assert (tmp_path / "out/index.html").is_file()
 
 
 def test_a_check_that_passes_has_nothing_to_say(

@@ -181,7 +181,7 @@ def test_merged_shards_are_what_describe_writes_in_one_piece(
         shards.append(Port(str(paths["knowledge"])))
     inputs = {name: Port(str(encoded[name])) for name in ("prepared", "probe")}
     whole = Port(str(tmp_path / "whole"))
-    fan_out.merge_shards(text, shards[::-1], **inputs, knowledge=whole)
+    assert fan_out.merge_shards(text, shards[::-1], **inputs, knowledge=whole) == ""
     for name in ("knowledge.json", "audit.json", "index.html"):
         assert (Path(whole.path) / name).read_bytes() == (encoded["knowledge"] / name).read_bytes()
     shutil.rmtree(whole.path)
