@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,9 @@ from mdpr.errors import ConfigError
 @click.command("init")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--recipe", default="own-data", show_default=True, help="settings to start from: mdpr recipe list")
-@click.option("--images", default="", help="folder of your images (CLASS/*.jpg), absolute or in the project")
+@click.option(
+    "--images", default="", help="folder of your images, CLASS/*.jpg; one that is not here is one in the project"
+)
 @click.option("--with-pipeline", is_flag=True, help="Copy the Kubeflow graph and its components, to change them.")
 @click.option("--update", is_flag=True, help="Bring an existing project to this version; your changes stay.")
 def init(folder: Path, recipe: str, images: str, with_pipeline: bool, update: bool) -> None:
@@ -34,9 +37,12 @@ def init(folder: Path, recipe: str, images: str, with_pipeline: bool, update: bo
             click.echo(f"{name}: you changed it, it stays as it is", err=True)
         click.echo(f"{len(report.written)} files written, {len(report.current)} were current", err=True)
         return
+    if images and Path(images).is_dir():
+        images = str(Path(images).absolute())
     files = project.create(folder, project.Choices(recipe, images, with_pipeline))
     click.echo(f"{folder}: {len(files)} files, Git and DVC are set up", err=True)
-    click.echo(f"next: cd {folder}; read README.md; dvc repro", err=True)
+    first = f"put images into {images}; " if images and not Path(images).is_dir() else ""
+    click.echo(f"next: cd {shlex.quote(str(folder))}; {first}read README.md; dvc repro", err=True)
 
 
 DEFAULT = "emblems-lt"

@@ -80,12 +80,15 @@ def create(folder: Path, choices: Choices) -> list[str]:
     Raises `ConfigError` if the folder holds anything, or lies in another repository that does not ignore it, and
     `MdprError` if Git or DVC is not installed. Nothing is left behind then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        raise ConfigError(f"{file} is a file: name a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name a new folder; --update shows what a new version would change")
     if shutil.which("git") is None:
         raise MdprError("git is not on the path: install it")
-    above = next((parent for parent in folder.absolute().parents if (parent / ".git").exists()), None)
-    if above and not _is_ignored(folder.absolute(), above):
+    above = next((parent for parent in folder.resolve().parents if (parent / ".git").exists()), None)
+    if above and not _is_ignored(folder.resolve(), above):
         raise ConfigError(
             f"{folder} lies in the repository {above}: name a folder outside of it, or one that it ignores"
         )
