@@ -45,13 +45,8 @@ WAITING_S = 24 * 3600
 MLFLOW_SECRET = "mdpr-mlflow"  # noqa: S105 - the name of a secret, not a secret
 MLFLOW_KEYS = ("MLFLOW_TRACKING_URI",)
 MLFLOW_LOGIN_SECRET = "mdpr-mlflow-login"  # noqa: S105 - only if the server or its store needs a login
-MLFLOW_LOGIN_KEYS = (
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_S3_ENDPOINT_URL",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-)
+MLFLOW_STORE_KEYS = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+MLFLOW_LOGIN_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", *MLFLOW_STORE_KEYS)
 LLM_SECRET = "mdpr-llm"  # noqa: S105 - only if describe uses a chat model that needs a key
 LLM_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY")
 DATA_SECRET = "mdpr-data"  # noqa: S105 - only if the images are in a private repository or its DVC remote needs keys
@@ -167,6 +162,11 @@ class ClusterProfile(Section):
     image_pull_secret: str = Field("", pattern=NAME, description="Kubernetes secret for the images' registry")
     service_account: str = Field("", pattern=NAME, description="account of the pods; empty: the cluster's default")
     pipeline_root: str = Field("", description="address that runs write below; empty: the cluster's own")
+    mlflow: Literal["secret", "plugin"] = Field(
+        "secret",
+        description="where tasks have the address of MLflow from: the secret mdpr-mlflow, or Kubeflow's own plugin "
+        "(injectUserEnvVars: true), under whose runs those of mdpr are nested then",
+    )
     gpus: int = Field(1, ge=0, le=1024, description="GPUs of each task that uses any; 0: a cluster without GPUs")
     gpu_type: str = Field("nvidia.com/gpu", min_length=1, description="resource name of a GPU")
     shm_size: str = Field("8Gi", pattern=QUANTITY, description="shared memory of those tasks, for torch's loaders")
@@ -258,8 +258,11 @@ def place(task: dsl.PipelineTask, profile: ClusterProfile) -> dsl.PipelineTask:
         task.set_env_variable("MDPR_PROCESSES", str(gpus))
     if placement.tracks:
         kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
-        kubernetes.use_secret_as_env(task, MLFLOW_SECRET, variables(MLFLOW_KEYS))
-        kubernetes.use_secret_as_env(task, MLFLOW_LOGIN_SECRET, variables(MLFLOW_LOGIN_KEYS), optional=True)
+        if profile.mlflow == "secret":
+            kubernetes.use_secret_as_env(task, MLFLOW_SECRET, variables(MLFLOW_KEYS))
+        # A variable that the plugin sets as well would make the pod invalid.
+        keys = MLFLOW_LOGIN_KEYS if profile.mlflow == "secret" else MLFLOW_STORE_KEYS
+        kubernetes.use_secret_as_env(task, MLFLOW_LOGIN_SECRET, variables(keys), optional=True)
     if placement.chats:
         kubernetes.use_secret_as_env(task, LLM_SECRET, variables(LLM_KEYS), optional=True)
     if placement.downloads:

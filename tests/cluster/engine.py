@@ -95,6 +95,7 @@ class Cluster:
         self.cache: dict[str, Outputs] = {}
         self.hours: dict[str, float] = {}
         self.started: Started = lambda task, attempt, process, workspace: None
+        self.plugin: Callable[[str, str], dict[str, str]] = lambda run, task: {}  # RetrieveUserContainerEnvVars
         self._ids = itertools.count(1)
         self._runs = itertools.count(1)
 
@@ -257,7 +258,7 @@ class _Driver:
             name: Artifact(self.cluster.next_id(), f"{root}/{name}", spec["artifactType"], {})
             for name, spec in defined.get("artifacts", {}).items()
         }
-        environment, mounts = self.environment(container, pod), self.mounts(pod, inputs)
+        environment, mounts = self.environment(at, container, pod), self.mounts(pod, inputs)
         retries, now_s = task.get("retryPolicy", {}), 0.0
         for number in range(int(retries.get("maxRetryCount", 0)) + 1):
             started_s, timeout_s = now_s, float(pod.get("activeDeadlineSeconds", 0)) or None
@@ -276,10 +277,10 @@ class _Driver:
                 break
         return record, Outputs()
 
-    def environment(self, container: Any, pod: Any) -> dict[str, str]:
-        """initPodSpecPatch, extendPodSpecPatch: the component's variables, then secrets, then fields of the pod."""
+    def environment(self, at: str, container: Any, pod: Any) -> dict[str, str]:
+        """initPodSpecPatch, extendPodSpecPatch: the component's variables, the plugins', secrets, fields of the pod."""
         values = {item["name"]: item.get("value", "") for item in container.get("env", ())}
-        values |= {"KFP_POD_NAME": "pod", "KFP_POD_UID": "uid"}
+        values |= {"KFP_POD_NAME": "pod", "KFP_POD_UID": "uid", **self.cluster.plugin(self.run.id, at)}
         for secret in pod.get("secretAsEnv", ()):
             name, content = secret["secretName"], self.cluster.secrets.get(secret["secretName"])
             for item in secret["keyToEnv"]:
@@ -287,6 +288,8 @@ class _Driver:
                     if not secret.get("optional"):
                         raise Refused(f"CreateContainerConfigError: secret {name} has no key {item['secretKey']}")
                     continue
+                if item["envVar"] in values:
+                    raise Refused(f"{item['envVar']} has a value and a secret: the pod is invalid")
                 values[item["envVar"]] = content[item["secretKey"]]
         for item in pod.get("fieldPathAsEnv", ()):
             values[item["name"]] = {"metadata.labels['pipeline/runid']": self.run.id}[item["fieldPath"]]

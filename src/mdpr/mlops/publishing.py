@@ -378,6 +378,14 @@ def create_run(store: Store, experiment: str, name: str, tags: Mapping[str, str]
         raise StoreError(not_mlflow(store.uri, "a run without an id")) from None
 
 
+def experiment_of(store: Store, run_id: str | None) -> str | None:
+    """The experiment of a run, None if the store does not hold the run; raises `TrackingError`."""
+    try:
+        return run_id and str(store.client.get_experiment(store.client.get_run(run_id).info.experiment_id).name)
+    except Refused:
+        return None
+
+
 def _experiment_id(store: Store, name: str) -> str:
     """The id of an experiment, made if there is none yet; its page opens as machine learning."""
     found = store.client.get_experiment_by_name(name)

@@ -8,6 +8,7 @@ reached, the work goes on; what is left is published with the next epoch, by the
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 import uuid
@@ -29,6 +30,7 @@ from mdpr.mlops.publishing import (
     MetricValue,
     box_folder,
     create_run,
+    experiment_of,
     find_run,
     now_ms,
     open_box,
@@ -45,6 +47,7 @@ RESULTS_FOLDER = "evaluation"  # below it a run's artifacts hold predictions.par
 NEEDED_TO_COMPARE = ("predictions.parquet", "per_class.csv", "lineage.json")
 OF_USE_TO_COMPARE = (SEEN_FILE,)  # runs of earlier versions have none
 LOSS = "train/loss"
+PARENT_TAG = "mlflow.parentRunId"
 DESCRIPTION_TAG = "mlflow.note.content"  # shown on the page of a run
 RETRY_AFTER_S = 60.0  # a store that hangs costs its time-out once in this time, not every epoch
 SAMPLE_EVERY_S = 5.0
@@ -133,21 +136,25 @@ def open_run(
     KILLED on Ctrl-C and SIGTERM.
 
     `run_id` continues the run that a killed process left. If the store cannot be reached, the run gets an id of its
-    own and is made there later. Raises `TrackingError`, before the work, if the store refuses the login or is no MLflow
-    store, and if the outbox cannot be written.
+    own and is made there later. Under Kubeflow's MLflow plugin it is nested in the run of its task, in the experiment
+    of that. Raises `TrackingError`, before the work, if the store refuses the login or is no MLflow store, and if the
+    outbox cannot be written.
     """
     outbox, store, resumed = in_project(Path(tracking.outbox)), None, run_id is not None
-    tags = {"mlflow.source.name": "mdpr tune", **tags}
+    parent = kubeflow_run()
+    tags = {"mlflow.source.name": "mdpr tune", **({PARENT_TAG: parent} if parent else {}), **tags}
+    experiment = tracking.experiment
     try:
         store = connect()
         publish_outbox(store, outbox, besides=run_id)
+        experiment = experiment_of(store, parent) or experiment
         if run_id is None or not (box_folder(outbox, run_id, "history").exists() or find_run(store, run_id)):
-            run_id = create_run(store, tracking.experiment, name, tags).run_id
+            run_id = create_run(store, experiment, name, tags).run_id
     except Unreachable as error:
         logger.warning("%s; the run is made there later", error)
     item = Item(
         store=store_address(tracking_uri()),
-        run=TrackedRun(run_id=run_id or uuid.uuid4().hex, experiment=tracking.experiment),
+        run=TrackedRun(run_id=run_id or uuid.uuid4().hex, experiment=experiment),
         name=name,
         params={key: str(value) for key, value in params.items()},
         tags=dict(tags),
@@ -172,6 +179,11 @@ def open_run(
             raise
         finally:
             run.close(status)
+
+
+def kubeflow_run() -> str | None:
+    """The run that Kubeflow's MLflow plugin has opened for this task (KEP-12862); MLFLOW_RUN_ID alone says nothing."""
+    return os.environ.get("MLFLOW_RUN_ID") if "KFP_RUN_ID" in os.environ else None
 
 
 def open_tuning_run(

@@ -11,7 +11,7 @@ from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError
 from mdpr.kubeflow.components import close_runs
 from mdpr.mlops.publishing import ORIGINAL_RUN_TAG, find_run
-from mdpr.mlops.runs import add_results, open_run
+from mdpr.mlops.runs import add_results, kubeflow_run, open_run
 from mdpr.mlops.store import Store
 from mdpr.params import TrackingParams
 
@@ -158,3 +158,11 @@ def test_a_run_that_failed_closes_its_own_runs_alone(store: Store, monkeypatch: 
     assert status(left_open) == "RUNNING"
     close_runs("FAILED")
     assert [status(run_id) for run_id in (left_open, finished, of_another)] == ["FAILED", "FINISHED", "RUNNING"]
+
+
+def test_a_run_id_in_the_environment_counts_only_inside_kubeflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "r1")
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    assert kubeflow_run() is None
+    monkeypatch.setenv("KFP_RUN_ID", "k1")
+    assert kubeflow_run() == "r1"
