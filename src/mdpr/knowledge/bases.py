@@ -16,7 +16,7 @@ from mdpr.errors import ConfigError, KnowledgeError
 from mdpr.knowledge.answers import Budget, Plan, Prices, plan
 from mdpr.knowledge.ask import Answers, ask
 from mdpr.knowledge.audit import Finding, audit
-from mdpr.knowledge.local import local_settings, serving
+from mdpr.knowledge.chat import local_settings, serving_local
 from mdpr.knowledge.questions import Place, Prompts, Rejected, load_prompts, make_questions
 from mdpr.params import DIFFERENTIAL, DIMENSIONS, DescribeParams
 
@@ -92,7 +92,7 @@ def generate(
 def from_local_model(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Gathered:
     """`generate` with the small model, served by this process meanwhile."""
     llm = local_settings(params.llm)
-    with serving() as url:
+    with serving_local() as url:
         return generate(classes, rival_C, params.model_copy(update={"llm": llm}), server_url=url)
 
 

@@ -13,7 +13,7 @@ from mdpr.artifacts import ClassInfo, ClassKnowledge, Knowledge, who_wrote, writ
 from mdpr.errors import AnswersMissing, CheckFailed
 from mdpr.knowledge.ask import UnusableReply
 from mdpr.knowledge.audit import Finding, audit
-from mdpr.knowledge.audit.findings import Level
+from mdpr.knowledge.audit.rules import Level
 from mdpr.knowledge.audit.wording import MAX_CHARACTERS
 from mdpr.knowledge.bases import Gathered
 from mdpr.pages import render_page

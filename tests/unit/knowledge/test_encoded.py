@@ -11,7 +11,7 @@ import pytest
 from mdpr.artifacts import ClassKnowledge, Knowledge, read_features, read_json, read_knowledge
 from mdpr.knowledge.audit import too_many_tokens
 from mdpr.knowledge.audit.encoded import not_discriminating, sentence_margins
-from mdpr.knowledge.audit.findings import lines_of
+from mdpr.knowledge.audit.rules import lines_of
 from mdpr.params import DIMENSIONS
 
 BASE = Knowledge(

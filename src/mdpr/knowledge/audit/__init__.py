@@ -7,7 +7,6 @@ gives warnings in features/audit.json, and a sentence too long for the tower is 
 """
 
 from mdpr.knowledge.audit.encoded import too_many_tokens
-from mdpr.knowledge.audit.findings import Finding
-from mdpr.knowledge.audit.rules import audit
+from mdpr.knowledge.audit.rules import Finding, audit
 
 __all__ = ["Finding", "audit", "too_many_tokens"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mdpr.artifacts import Knowledge
-from mdpr.knowledge.audit.findings import Finding, alternatives_of, lines_of
+from mdpr.knowledge.audit.rules import Finding, alternatives_of, lines_of
 from mdpr.knowledge.audit.wording import MAX_CHARACTERS
 
 if TYPE_CHECKING:

@@ -6,9 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from mdpr.knowledge.audit.findings import Line
 from mdpr.params import DIFFERENTIAL
+
+if TYPE_CHECKING:
+    from mdpr.knowledge.audit.rules import Line
 
 MIN_WORDS = 5
 MAX_WORDS = 50  # about 77 of CLIP's tokens; encode takes the exact count with the tokenizer
