@@ -96,7 +96,8 @@ PLACEMENTS = {
     # Not cached: the images behind `root` may have changed while the path stayed the same.
     "prepare": Placement(cpu="2", memory="8Gi", timeout_s=4 * 3600, downloads=True, cached=False),
     "validate": Placement(cpu="2", memory="8Gi", timeout_s=3600, retries=0),
-    "require": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0),
+    # Not cached: every check is seen to have been made.
+    "require": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0, cached=False),
     "probe": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, gpu=True, downloads=True),
     "shard": Placement(cpu="1", memory="1Gi", timeout_s=600, retries=0),
     "describe": Placement(cpu="1", memory="2Gi", timeout_s=12 * 3600, chats=True),

@@ -364,10 +364,11 @@ class _Driver:
             scratch / "pod",
             self.cluster.image,
             timeout_s=timeout_s,
+            memory=container.get("resources", {}).get("resourceMemoryLimit", ""),
             started=begun,
         )
         record.attempts.append(Attempt(ended, fetched, environment, tuple(mounts)))
-        if ended.code == -signal.SIGKILL or ended.timed_out:
+        if ended.code == -signal.SIGKILL or ended.timed_out or ended.oom_killed:
             return record.state  # nobody is left who could upload, or write the state
         place.upload_text(f"{root}/{LOGS}-{number}", ended.log)
         if ended.code != 0:

@@ -13,8 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 UID = 1000  # of components/Dockerfile: USER 1000:1000
@@ -61,6 +64,7 @@ class Ended:
     code: int
     log: str
     timed_out: bool = False
+    oom_killed: bool = False
 
     @property
     def killed(self) -> bool:
@@ -76,6 +80,42 @@ def unavailable() -> str:
     return "" if ended.code == 0 else f"no namespaces for pods: {' '.join(ended.log.split())[:200]}"
 
 
+class MemoryLimit:
+    """A memory cgroup of the kernel for one pod, of version 1 or 2, whichever this machine has."""
+
+    def __init__(self, quantity: str) -> None:
+        limit_bytes = int(float(quantity[:-2]) * 1024 ** (1 + "KMGT".index(quantity[-2])))  # 64Mi
+        first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+        base, name = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
+        self.folder = base / f"mdpr-pod-{uuid.uuid4().hex[:12]}"
+        self.folder.mkdir()
+        (self.folder / name).write_text(str(limit_bytes))
+        if base == second:  # as kubelet sets it since Kubernetes 1.28: nothing of the container is left
+            (self.folder / "memory.oom.group").write_text("1")
+            (self.folder / "memory.swap.max").write_text("0")
+        self._events = self.folder / ("memory.events" if base == second else "memory.oom_control")
+
+    @property
+    def kills(self) -> int:
+        """Processes that the kernel has killed for their memory."""
+        counts = dict(line.split() for line in self._events.read_text().splitlines())
+        return int(counts["oom_kill"])
+
+    def remove(self) -> None:
+        with suppress(OSError):  # a process is still on its way out
+            self.folder.rmdir()
+
+
+@cache
+def memory_unlimited() -> str:
+    """Why no limit of memory can be set on this machine; "" if one can."""
+    try:
+        MemoryLimit("1Gi").remove()
+    except OSError as error:
+        return f"no memory cgroup can be made here ({error}): needs root and the controller memory"
+    return ""
+
+
 def run_pod(
     command: Sequence[str],
     environment: Mapping[str, str],
@@ -84,12 +124,14 @@ def run_pod(
     image: Path,
     *,
     timeout_s: float | None = None,
+    memory: str = "",
     started: Callable[[subprocess.Popen[bytes]], object] = lambda process: None,
 ) -> Ended:
     """Run `command` in a pod of its own; `mounts` are writable: path in the container -> folder of the host.
 
     scratch    an empty folder for the root and the image's writable layer, gone with the pod
     image      the project whose files the image holds
+    memory     the limit that it runs under, such as 2Gi, where this machine can set one; above it, it is killed
     started    told of the process (its own session) once it runs
     """
     lines = [(scratch / "layer" / path.strip("/"), path, "rw") for path in WRITABLE]
@@ -103,6 +145,10 @@ def run_pod(
     namespaces = ["unshare", "--mount", "--propagation", "private"]
     if os.geteuid() != 0:
         namespaces += ["--user", "--map-root-user"]
+    limit = MemoryLimit(memory) if memory and not memory_unlimited() else None
+    if limit:
+        joins = ["bash", "-c", 'echo $$ > "$0"; exec "$@"', str(limit.folder / "cgroup.procs")]
+        namespaces = [*joins, *namespaces]
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"  # sbin: pivot_root
     inside = {**ENVIRONMENT, "PATH": path, "PYTHONPATH": f"{image / 'src'}", "PYTHONDONTWRITEBYTECODE": "1"}
     timed_out = False
@@ -126,4 +172,10 @@ def run_pod(
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    return Ended(process.returncode, log.read_text(encoding="utf-8", errors="replace"), timed_out)
+    killed = False
+    if limit:
+        if killed := limit.kills > 0:
+            with suppress(ProcessLookupError):  # version 1 kills one process: the rest of the container goes with it
+                os.killpg(process.pid, signal.SIGKILL)
+        limit.remove()
+    return Ended(process.returncode, log.read_text(encoding="utf-8", errors="replace"), timed_out, killed)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.engine import WORKSPACE, Cluster, Refused
+from tests.cluster.pod import memory_unlimited
 
 pytestmark = pytest.mark.integration
 # Every task's program starts so: `message` is the executor input, `here(uri)` where an address lies in the pod.
@@ -33,11 +34,16 @@ RETRY = {"backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "
 
 
 def write(
-    folder: Path, pods: dict[str, Any] | None = None, handler: str = "", cached: tuple[str, ...] = (), **tasks: Any
+    folder: Path,
+    pods: dict[str, Any] | None = None,
+    handler: str = "",
+    cached: tuple[str, ...] = (),
+    limits: dict[str, str] | None = None,
+    **tasks: Any,
 ) -> Path:
     """A compiled pipeline of `tasks`: name -> (program, names of the tasks whose artifact it takes, more of the task).
 
-    `handler` is the program of an exit handler around all of them.
+    `handler` is the program of an exit handler around all of them; `limits`: task -> its memory.
     """
     components, executors, inner = {}, {}, {}
     programs = {name: task[0] for name, task in tasks.items()} | ({"handler": handler} if handler else {})
@@ -51,7 +57,8 @@ def write(
             "outputDefinitions": {"artifacts": {"out": {"artifactType": ARTIFACT}}},
         }
         container = {"image": "image", "command": ["python3", "-c", START + program], "args": ["{{$}}"]}
-        executors[f"exec-{name}"] = {"container": container}
+        resources = {"resourceMemoryLimit": limits[name]} if limits and name in limits else {}
+        executors[f"exec-{name}"] = {"container": container | {"resources": resources}}
     for name, (_, needs, *more) in tasks.items():
         artifacts = {item: {"taskOutputArtifact": {"producerTask": item, "outputArtifactKey": "out"}} for item in needs}
         inner[name] = {
@@ -189,6 +196,20 @@ def test_a_time_out_ends_the_attempt(cluster: Cluster, tmp_path: Path) -> None:
     run = cluster.run(path)
     assert run.tasks["slow"].attempts[0].ended.timed_out
     assert time.monotonic() - began < 50
+
+
+@pytest.mark.skipif(bool(memory_unlimited()), reason=memory_unlimited())
+@pytest.mark.parametrize(("limit", "attempts"), [("64Mi", 3), ("2Gi", 1)])
+def test_a_container_above_its_memory_limit_is_killed_and_retried(
+    cluster: Cluster, tmp_path: Path, limit: str, attempts: int
+) -> None:
+    program = "data = bytearray(300 * 2**20); data[::4096] = b'x' * len(data[::4096]); answer()"
+    path = write(tmp_path, big=(program, (), {"retryPolicy": RETRY}), limits={"big": limit})
+    run = cluster.run(path)
+    ended = [attempt.ended for attempt in run.tasks["big"].attempts]
+    assert [item.oom_killed for item in ended] == ([True] * 3 if attempts == 3 else [False])
+    assert run.succeeded is (attempts == 1)
+    assert bool(cluster.keys(run.root)) is (attempts == 1)  # nobody is left who could upload
 
 
 SECRET = {"secretName": "login", "keyToEnv": [{"envVar": "TOKEN", "secretKey": "token"}]}
