@@ -9,8 +9,11 @@ measures how often the bounds hold.
 Figures that are no means (worst class, harmonic and geometric mean, slopes, correlations) are bootstrapped. A
 resampling draws n_c of a class's n_c images with replacement, which makes the counts of their outcomes multinomial. So
 counts are drawn, not images (percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-chapter 13). With few images per class these intervals are too narrow. Figures that count images one by one (top-1,
-macro F1, calibration, NLL) have none. No interval says anything about other training seeds.
+chapter 13). With few images per class the intervals of worst class, harmonic and geometric mean are too narrow. Slopes
+and correlations are drawn with smoothed chances instead of a class's own shares: from one image per class upwards a
+slope's interval is about the slope, a correlation's about what as many test images show on average. Figures
+that count images one by one (top-1, macro F1, calibration, NLL) have none. No interval says anything about other
+training seeds.
 
 The two biases are slopes and rank correlations of a class's accuracy:
 
@@ -44,10 +47,15 @@ from mdpr.evaluation.score_table import BASELINES
 DRAWN_AT_ONCE = 3_000_000  # counts held in memory at one time, 8 bytes each; the result does not depend on it
 
 
-def drawn_counts(count_CK: np.ndarray, *, resamplings: int, seed: int) -> Iterator[np.ndarray]:
-    """Resampled outcome counts in blocks (S', C, K) that make up `resamplings` S; every class must have an image."""
+def drawn_counts(
+    count_CK: np.ndarray, *, resamplings: int, seed: int, chance_CK: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Resampled outcome counts in blocks (S', C, K) that make up `resamplings` S; every class must have an image.
+
+    Outcomes are drawn with each class's own shares of them, or with `chance_CK`.
+    """
     image_C = count_CK.sum(axis=1)
-    share_CK = count_CK / image_C[:, None]
+    share_CK = count_CK / image_C[:, None] if chance_CK is None else chance_CK
     rng = np.random.default_rng(seed)
     at_once = max(1, DRAWN_AT_ONCE // max(1, share_CK.size))
     for start in range(0, resamplings, at_once):
@@ -110,13 +118,9 @@ def class_balanced_share(count_SCK: np.ndarray, unit_K: np.ndarray) -> tuple[np.
     Every class must have an image. Leading axes of the counts, none or some, are those of the results.
     """
     image_SC = count_SCK.sum(axis=-1)
-    images_S1, (classes, outcomes) = image_SC.sum(axis=-1, keepdims=True), count_SCK.shape[-2:]
+    images_S1, classes = image_SC.sum(axis=-1, keepdims=True), count_SCK.shape[-2]
     share_S = (count_SCK @ unit_K / image_SC).mean(axis=-1)
-    # No outcome is impossible because the few images of a group do not show it.
-    smooth_SCK = count_SCK * images_S1[..., None] + SMOOTHING * image_SC[..., None]
-    smooth_SCK = smooth_SCK / (images_S1 + SMOOTHING * outcomes)[..., None]
-    pooled_S1K = smooth_SCK.sum(axis=-2, keepdims=True) / images_S1[..., None]
-    chance_SCK = (smooth_SCK + BORROWED_IMAGES * pooled_S1K) / (image_SC[..., None] + BORROWED_IMAGES)
+    chance_SCK = smoothed_chances(count_SCK)
     variance_SC = chance_SCK @ unit_K**2 - (chance_SCK @ unit_K) ** 2
     # Exact on average if all classes are alike; too large, never too small, if they differ.
     variance_SC = variance_SC / (1 - image_SC / (image_SC + BORROWED_IMAGES) ** 2)
@@ -130,6 +134,35 @@ def class_balanced_share(count_SCK: np.ndarray, unit_K: np.ndarray) -> tuple[np.
     return share_S, images_S
 
 
+def smoothed_chances(count_SCK: np.ndarray, borrowed_images: float | None = None) -> np.ndarray:
+    """Each class's chances of the outcomes: its own images, and as if of `BORROWED_IMAGES` more its group's."""
+    borrowed_images = BORROWED_IMAGES if borrowed_images is None else borrowed_images
+    image_SC1 = count_SCK.sum(axis=-1, keepdims=True)
+    images_S11 = image_SC1.sum(axis=-2, keepdims=True)
+    # No outcome is impossible because the few images of a group do not show it.
+    smooth_SCK = count_SCK * images_S11 + SMOOTHING * image_SC1
+    smooth_SCK = smooth_SCK / (images_S11 + SMOOTHING * count_SCK.shape[-1])
+    pooled_S1K = smooth_SCK.sum(axis=-2, keepdims=True) / images_S11
+    chance_SCK: np.ndarray = (smooth_SCK + borrowed_images * pooled_S1K) / (image_SC1 + borrowed_images)
+    return chance_SCK
+
+
+def images_to_borrow(right_C: np.ndarray, image_C: np.ndarray) -> float:
+    """How many images of its group say as much about a class as the group's spread does: the more alike, the more.
+
+    The sum of the parameters of a beta distribution of the classes' accuracies, by its moments. Classes of one image
+    each do not show their spread: then `BORROWED_IMAGES`.
+    """
+    several_C = image_C > 1
+    if several_C.sum() < 2:
+        return BORROWED_IMAGES
+    recall_C, image_C = right_C[several_C] / image_C[several_C], image_C[several_C]
+    noise_C = recall_C * (1 - recall_C) * image_C / (image_C - 1)
+    spread = max(0.0, float(recall_C.var(ddof=1) - (noise_C / image_C).mean()))
+    most = MOST_BORROWED * float(image_C.mean())
+    return float(np.clip(noise_C.mean() / spread, 1, most)) if spread > 0 else most
+
+
 def share_bounds(share_S: np.ndarray, images_S: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
     """Clopper-Pearson bounds of shares of a number of images that need not be whole."""
     hits_S, misses_S = share_S * images_S, (1 - share_S) * images_S
@@ -139,6 +172,7 @@ def share_bounds(share_S: np.ndarray, images_S: np.ndarray, tail: float) -> tupl
 
 
 SMOOTHING = 1.0  # images of each outcome that are added to a group, in estimates of variance only
+MOST_BORROWED = 20.0  # times the images of a class, where classes look alike
 BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance counts beside its own
 TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
 ROUNDING = 1e-9
@@ -268,16 +302,28 @@ def biases(
         right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
         outcome_N = 2 * (~right_N).astype(np.int64) + (~frozen_N).astype(np.int64)
         count_C4 = outcome_counts(label_N, outcome_N, len(train_images), 4)[tested]
-
-        def relations(count_SC4: np.ndarray, branch: str = branch) -> dict[str, Relation]:
-            own_SC, frozen_SC = _recalls(count_SC4)
-            others = {name: x_C[None] for name, x_C in fixed.items()}
-            return _relations(own_SC, others if branch == "zero_shot" else others | {"by_zero_shot": frozen_SC})
-
-        estimate = relations(count_C4[None])
-        drawn = [relations(block) for block in drawn_counts(count_C4, resamplings=resamplings, seed=SEED)]
-        found[branch] = {name: _bias(estimate[name], [part[name] for part in drawn]) for name in estimate}
+        found[branch] = branch_biases(count_C4, fixed, resamplings, by_zero_shot=branch != "zero_shot")
     return Biases(level=LEVEL, resamplings=resamplings, seed=SEED, branches=found)
+
+
+def branch_biases(
+    count_C4: np.ndarray, fixed: Mapping[str, np.ndarray], resamplings: int, *, by_zero_shot: bool = True
+) -> dict[str, Bias]:
+    """A branch's slopes and correlations on each of `fixed` (C,), and by_zero_shot.
+
+    count_C4 are each class's images by outcome: both right, the branch alone, the frozen model alone, none.
+    """
+
+    def relations(count_SC4: np.ndarray) -> dict[str, Relation]:
+        own_SC, frozen_SC = _recalls(count_SC4)
+        others = {name: x_C[None] for name, x_C in fixed.items()}
+        return _relations(own_SC, others | {"by_zero_shot": frozen_SC} if by_zero_shot else others)
+
+    # With its own shares a class of one image would be drawn the same each time.
+    chance_C4 = smoothed_chances(count_C4, images_to_borrow(count_C4[:, 0] + count_C4[:, 1], count_C4.sum(axis=1)))
+    blocks = drawn_counts(count_C4, resamplings=resamplings, seed=SEED, chance_CK=chance_C4)
+    estimate, drawn = relations(count_C4[None]), [relations(block) for block in blocks]
+    return {name: _bias(estimate[name], [part[name] for part in drawn]) for name in estimate}
 
 
 def slopes(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:

@@ -10,7 +10,15 @@ import pytest
 from benchmarks.coverage import ALPHA, simulate
 from scipy.stats import binomtest
 
-from mdpr.evaluation.uncertainty import accuracy_intervals, effective_shares, gain_intervals, intervals
+from mdpr.evaluation.uncertainty import (
+    BORROWED_IMAGES,
+    accuracy_intervals,
+    branch_biases,
+    effective_shares,
+    gain_intervals,
+    images_to_borrow,
+    intervals,
+)
 
 SHOTS = ["many", "many", "medium", "few"]
 IMAGES = 40
@@ -126,3 +134,28 @@ def test_an_outcome_that_did_not_happen_is_not_impossible() -> None:
     low, high = effective_shares(count_CK, (1, 0), {"all": range(10)})["all"].bounds(0.025)
     assert high == 1
     assert low == pytest.approx(binomtest(100, 100).proportion_ci().low, abs=0.005)
+
+
+@pytest.mark.parametrize("images", [1, 2, 10])
+@pytest.mark.parametrize("rise", [0.0, 0.2])
+def test_the_interval_of_a_slope_holds_the_true_slope_from_one_image_per_class(images: int, rise: float) -> None:
+    """And that of a correlation has a width, and its estimate inside."""
+    x_C = np.linspace(0, 2, 40)
+    chance_C = 0.4 + rise * x_C
+    chance_C4 = np.stack([0 * chance_C, chance_C, 0 * chance_C, 1 - chance_C], axis=1)
+    rng, held, trials = np.random.default_rng(0), 0, 150
+    for _ in range(trials):
+        bias = branch_biases(rng.multinomial(images, chance_C4), {"by_count": x_C}, 200)["by_count"]
+        assert bias.slope_interval is not None
+        assert bias.correlation_interval is not None
+        held += bias.slope_interval[0] <= rise <= bias.slope_interval[1]
+        assert bias.correlation_interval[1] - bias.correlation_interval[0] > 0.1
+    assert held / trials >= 0.89  # 0.93 less two standard errors of this many trials
+
+
+def test_classes_that_are_alike_borrow_more() -> None:
+    image_C = np.full(50, 20)
+    alike_C = np.random.default_rng(0).binomial(20, 0.5, 50)
+    apart_C = np.repeat([2, 18], 25)
+    assert images_to_borrow(alike_C, image_C) > 10 * images_to_borrow(apart_C, image_C)
+    assert images_to_borrow(np.ones(5), np.ones(5)) == BORROWED_IMAGES
