@@ -82,10 +82,11 @@ def _configure(
     background: str,
 ) -> ModelConfig:
     """The configuration of the trained model; tau of `tune.post_hoc` is chosen here, on the validation images."""
+    import torch
+
     from mdpr import artifacts
     from mdpr.images.loading import make_loader
     from mdpr.model.fusion import TAUS, RecallCounter, adjust, log_shares
-    from mdpr.model.inference import Classifier
 
     config = artifacts.ModelConfig(
         backbone=backbone,
@@ -101,10 +102,13 @@ def _configure(
     if tuned.params.post_hoc == "none":
         return config
     tuned.load_learned_state(result.state)
-    classifier, log_share_C = Classifier(tuned, config), log_shares(data.counts).to(tuned.backbone.device)
-    counter = RecallCounter(len(data.counts))
-    for image_B3HW, label_B in make_loader(data.val, tuned.params.batch_size):
-        answer_BC = classifier(image_B3HW).fused_BC
-        counter.add(label_B, (adjust(answer_BC, tau, log_share_C) for tau in TAUS))
+    tuned.eval()
+    device, counter = tuned.backbone.device, RecallCounter(len(data.counts))
+    log_share_C = log_shares(data.counts).to(device)
+    with torch.no_grad():
+        constants = tuned.constants()
+        for image_B3HW, label_B in make_loader(data.val, tuned.params.batch_size):
+            answer_BC = tuned(image_B3HW.to(device), constants=constants).fused_BC
+            counter.add(label_B, (adjust(answer_BC, tau, log_share_C) for tau in TAUS))
     tau, accuracy = counter.best(TAUS, least=0.0)
     return config.model_copy(update={"tau": tau, "val_accuracy": result.val_accuracy | {"fused": accuracy}})
