@@ -16,7 +16,7 @@ from kfp.dsl.python_component import PythonComponent
 from mdpr.params import choices
 from mdpr.stages.stage import STAGES, load_stage
 
-COMPONENTS = ("configure", *STAGES, "require", "shard", "merge", "vary", "select", "monitor", "close")
+COMPONENTS = ("configure", *STAGES, "require", "shard", "merge", "vary", "trainjob", "select", "monitor", "close")
 CONFIGURE = Path("configure") / "component.py"
 HEADER = "<!-- Made by `python -m components.readme --write` from component.py -->"
 

@@ -37,6 +37,7 @@ CPU = r"^\d+(\.\d+)?$|^\d+m$"
 NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"  # of a Kubernetes object; empty: none
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
+SEVERAL_NODES = "trainjob"  # the task in the place of tune that trains on several nodes
 BACKOFF_S = 30  # pause before the first retry, doubled for each one after it
 # A task may wait for a node before each attempt. Argo counts the wait, and ends every retry when the time is up.
 WAITING_S = 24 * 3600
@@ -113,6 +114,8 @@ PLACEMENTS = {
         spreads=True,
         tracks=True,
     ),
+    # It only waits for the nodes, which have the limits of tune; see `ClusterProfile.placement`.
+    "trainjob": Placement(cpu="1", memory="2Gi", timeout_s=48 * 3600 + WAITING_S),
     "select": Placement(cpu="1", memory="2Gi", timeout_s=1800),
     "evaluate": Placement(cpu="4", memory="16Gi", timeout_s=4 * 3600, gpu=True, downloads=True, tracks=True),
     # Not cached: the log grows behind the same path.
@@ -150,6 +153,7 @@ class TaskLimits(Section):
     timeout_s: int | None = Field(None, ge=60, le=90 * 24 * 3600, description="seconds that an attempt may take")
     retries: int | None = Field(None, ge=0, le=20, description="attempts after the first")
     gpus: int | None = Field(None, ge=0, le=1024, description="GPUs, for a task that uses any")
+    nodes: int | None = Field(None, ge=1, le=1024, description="machines, for tune; above 1 it runs as a TrainJob")
 
 
 class ClusterProfile(Section):
@@ -201,12 +205,29 @@ class ClusterProfile(Section):
             raise ValueError(f"tasks: there is no task {unknown[0]}: there are {', '.join(PLACEMENTS)}")
         if idle := sorted(name for name, task in self.tasks.items() if task.gpus and not PLACEMENTS[name].gpu):
             raise ValueError(f"tasks: {idle[0]} does not use a GPU: leave gpus out")
+        if single := sorted(name for name, task in self.tasks.items() if task.nodes and not PLACEMENTS[name].spreads):
+            raise ValueError(f"tasks: {single[0]} runs on one machine: leave nodes out")
+        if self.nodes > 1 and not (self.workspace_size and self.workspace_access == "ReadWriteMany"):
+            raise ValueError(
+                f"tasks.tune.nodes = {self.nodes}: the nodes share the volume of the run, which needs workspace_size, "
+                "workspace_access: ReadWriteMany, and a workspace_class that has it"
+            )
+        if self.nodes > 1 and self.mlflow == "plugin":
+            raise ValueError("tasks.tune.nodes: the variables of MLflow's plugin do not reach them; set mlflow: secret")
         return self
+
+    @property
+    def nodes(self) -> int:
+        """Number of machines that tune runs on."""
+        return self.tasks.get("tune", TaskLimits()).nodes or 1
 
     def placement(self, task: str) -> Placement:
         """The entry of `PLACEMENTS` with the limits that the profile has for this task."""
-        own = self.tasks.get(task, TaskLimits())
-        return replace(PLACEMENTS[task], **own.model_dump(exclude_none=True, exclude={"gpus"}))
+        usual, own = PLACEMENTS[task], self.tasks.get(task, TaskLimits())
+        if task == SEVERAL_NODES:
+            tune = self.placement("tune")
+            usual = replace(usual, timeout_s=tune.timeout_s + WAITING_S, retries=tune.retries)
+        return replace(usual, **own.model_dump(exclude_none=True, exclude={"gpus", "nodes"}))
 
     def gpus_of(self, task: str) -> int:
         """Number of GPUs of a task."""
@@ -257,8 +278,11 @@ def place(task: dsl.PipelineTask, profile: ClusterProfile) -> dsl.PipelineTask:
         _choose_nodes(task, profile.cpu_node_selector, profile.cpu_tolerations)
     if placement.spreads and gpus > 1:
         task.set_env_variable("MDPR_PROCESSES", str(gpus))
-    if placement.tracks:
+    if task.name == SEVERAL_NODES or (task.name == "close" and profile.nodes > 1):
+        kubernetes.use_field_path_as_env(task, "KFP_NAMESPACE", "metadata.namespace")
+    if placement.tracks or task.name == SEVERAL_NODES:
         kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    if placement.tracks:
         if profile.mlflow == "secret":
             kubernetes.use_secret_as_env(task, MLFLOW_SECRET, variables(MLFLOW_KEYS))
         # A variable that the plugin sets as well would make the pod invalid.

@@ -49,7 +49,7 @@ SETTINGS = ("configure", "settings")
 # In some variants another task has the last word on a stage's output: it comes first here.
 TASKS: Mapping[str, Sequence[str]] = {name: (name,) for name in STAGES} | {
     "describe": ("merge", "describe"),
-    "tune": ("select", "tune"),
+    "tune": ("select", "trainjob", "tune"),
 }
 
 

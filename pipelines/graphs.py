@@ -27,6 +27,7 @@ from components.register.component import register
 from components.require.component import require
 from components.select.component import select
 from components.shard.component import shard
+from components.trainjob.component import trainjob
 from components.tune.component import tune
 from components.validate.component import validate
 from components.vary.component import vary
@@ -36,6 +37,7 @@ from kfp.dsl.graph_component import GraphComponent
 from mdpr.kubeflow.fan_out import params_per_setting, params_per_shard
 from mdpr.params import choices, dump_yaml
 from pipelines.cluster import ClusterProfile, place
+from pipelines.nodes import train_job
 
 Sections = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> key -> value
 
@@ -181,6 +183,15 @@ def knowledge_of(driver: Driver, start: Start) -> tuple[Any, Any]:
     return sentences, driver.place(encode(params=start.params["encode"], knowledge=sentences)).after(passed).output
 
 
+def learn(driver: Driver, text: Any, **sources: Any) -> Any:
+    """The tuned model, by one machine, or by as many as the profile has for tune. `text`: the parameters of tune."""
+    given = {"params": text, "workspace": driver.workspace, **sources}
+    nodes = driver.profile.nodes
+    if nodes == 1:
+        return driver.place(tune(**given)).output
+    return driver.place(trainjob(job=dump_yaml(train_job("", nodes, driver.profile)), **given)).output
+
+
 def release(driver: Driver, start: Start, **tuned: Any) -> None:
     """Score the model on the test set, register it, and let the gate decide. `tuned`: knowledge, features, model."""
     texts, workspace = start.params, driver.workspace
@@ -212,11 +223,11 @@ def retraining_graph(driver: Driver, chosen: dict[str, Any]) -> None:
 
 def train(driver: Driver, texts: Mapping[str, Any]) -> None:
     """The stages behind `configure`. `texts`: those of `configured`."""
-    start, workspace = begin(driver, texts), driver.workspace
+    start = begin(driver, texts)
     sources = {"prepared": start.images, "probe": start.bias}
     sentences, features = knowledge_of(driver, start)
-    tuned = tune(params=start.params["tune"], workspace=workspace, features=features, **sources)
-    release(driver, start, knowledge=sentences, features=features, model=driver.place(tuned).output)
+    model = learn(driver, start.params["tune"], features=features, **sources)
+    release(driver, start, knowledge=sentences, features=features, model=model)
 
 
 def knowledge_graph(driver: Driver, chosen: dict[str, Any]) -> None:
@@ -238,8 +249,8 @@ def sweep_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     sentences, features = knowledge_of(driver, start)
     varied = driver.place(vary(params=start.params["tune"], settings=settings)).output
     with dsl.ParallelFor(varied, name="settings") as setting:
-        tuned = driver.place(tune(params=setting, workspace=workspace, features=features, **sources))
-    best = driver.place(select(models=dsl.Collected(tuned.outputs["model"]))).outputs["model"]
+        model = learn(driver, setting, features=features, **sources)
+    best = driver.place(select(models=dsl.Collected(model))).outputs["model"]
     release(driver, start, knowledge=sentences, features=features, model=best)
 
 

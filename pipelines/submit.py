@@ -31,7 +31,8 @@ from kfp_server_api import ApiException, V2beta1Pipeline  # type: ignore[import-
 from mdpr.errors import ConfigError, MdprError
 from pipelines.cluster import read_profile
 from pipelines.compile import package
-from pipelines.options import Request, cluster_option, request_options
+from pipelines.nodes import check_batch
+from pipelines.options import Request, cluster_option, read_params, request_options, stage_texts
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
@@ -238,6 +239,7 @@ def start_options(function: Callable[..., None]) -> Callable[..., None]:
         **rest: Any,
     ) -> None:
         profile = read_profile(profile_file)
+        check_batch(stage_texts(read_params(), request.arguments)["tune"], profile.nodes, profile)
         with package(profile, request.variant) as file, one_line_errors(connection.host):
             service = connection.connect()
             pipeline_id, version_id = service.upload(file, request.pipeline_name)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from tests.contract.kfp_shapes import Operation, message_faults, operations, query_faults, required_inputs
@@ -20,6 +20,7 @@ OPERATIONS = operations()
 PAGE = 20  # of a listing that names no size (api/server/list_request_util.go)
 MOST = 200
 Query = Mapping[str, list[str]]
+Served = TypeVar("Served", bound=Any)
 
 
 class Api(ThreadingHTTPServer):
@@ -132,7 +133,9 @@ class Api(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Api
+    """For any server with `play` and `headers`; text is answered as it is, everything else as JSON."""
+
+    server: Any
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -143,9 +146,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         status, content = played
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        self.wfile.write((content if isinstance(content, str) else json.dumps(content)).encode())
 
     do_GET = do_POST = do_DELETE = do_PATCH = handle_any
 
@@ -176,7 +179,7 @@ def request_faults(operation: Operation, query: Query, body: bytes) -> Iterator[
 
 
 @contextmanager
-def serving(api: Api) -> Iterator[Api]:
+def serving(api: Served) -> Iterator[Served]:
     """`api`, up until the context ends; then every request must have been as published."""
     threading.Thread(target=api.serve_forever, args=(0.02,), daemon=True).start()
     try:

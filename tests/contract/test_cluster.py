@@ -17,6 +17,7 @@ from pipelines.cluster import (
     MLFLOW_SECRET,
     PLACEMENTS,
     ClusterProfile,
+    TaskLimits,
     read_profile,
 )
 from pipelines.compile import compile_pipeline
@@ -51,7 +52,9 @@ def tasks_with(options: dict[str, Any], key: str) -> set[str]:
 
 
 def test_every_task_of_every_pipeline_has_a_placement_and_no_other(tmp_path: Path) -> None:
-    tasks = [set(compiled(tmp_path, ClusterProfile(), variant)[0]) for variant in VARIANTS]
+    nodes = ClusterProfile(workspace_access="ReadWriteMany", tasks={"tune": TaskLimits(nodes=2)})
+    profiles = [(ClusterProfile(), variant) for variant in VARIANTS] + [(nodes, "training")]
+    tasks = [set(compiled(tmp_path, profile, variant)[0]) for profile, variant in profiles]
     assert {re.sub(r"-\d+$", "", name) for name in set.union(*tasks)} == set(PLACEMENTS)
 
 
@@ -232,6 +235,9 @@ def test_a_cluster_without_gpus_asks_for_none(tmp_path: Path) -> None:
         ("tasks: {tuna: {gpus: 1}}", "there is no task tuna: there are configure"),
         ("tasks: {tune: {gpu: 1}}", "tasks.tune.gpu is not a setting"),
         ("tasks: {prepare: {gpus: 1}}", "prepare does not use a GPU"),
+        ("tasks: {evaluate: {nodes: 2}}", "evaluate runs on one machine"),
+        ("tasks: {tune: {nodes: 2}}", "tasks.tune.nodes = 2: .*ReadWriteMany"),
+        ("workspace_access: ReadWriteMany\nworkspace_size: ''\ntasks: {tune: {nodes: 2}}", "workspace_size"),
         ("tasks: {tune: {memory: 64 GB}}", "tasks.tune.memory"),
         ("tasks: {tune: {timeout_s: 1}}", "tasks.tune.timeout_s"),
         ("tolerations: [{operator: Exists, value: x}]", "tolerations.0: .*takes no value"),

@@ -230,6 +230,16 @@ def test_a_profile_of_its_own_is_uploaded(serve: Any, tmp_path: Path) -> None:
     assert b"image-sets" in api.packages[0]
 
 
+def test_more_processes_than_images_of_a_step_are_told_before_the_host_is_asked(serve: Any, tmp_path: Path) -> None:
+    profile = tmp_path / "cluster.yaml"
+    content = {"workspace_access": "ReadWriteMany", "tasks": {"tune": {"nodes": 9, "gpus": 4}}}
+    profile.write_text(yaml.safe_dump(content), "utf-8")
+    api = serve("SUCCEEDED")
+    result = run(api, "--cluster", str(profile))
+    assert (result.exit_code, api.requests) == (2, [])
+    assert "tune.batch_size = 32 is less than the 36 processes" in result.output
+
+
 def test_schedule_hands_over_cron_parameters_and_version(serve: Any) -> None:
     api = serve()
     result = mdpr("pipeline", "schedule", "--host", api.host, "--cron", "0 3 * * 1", "--recipe", "cifar100-lt")

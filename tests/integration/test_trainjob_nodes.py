@@ -1,4 +1,7 @@
-"""The TrainJob's command on two nodes: two launchers on loopback, told who they are as Kubeflow Trainer tells them."""
+"""A TrainJob on two nodes: two launchers on loopback that get the variables of Kubeflow Trainer.
+
+Once started by the task of a pipeline, through a server that plays the Kubernetes API, and once by its own manifest.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pipelines.cluster import ClusterProfile
+from pipelines.nodes import train_job
 from pipelines.trainjob import PARAMS_FILE, PARAMS_PATH, WORK_PATH, Request, render
+from tests.contract.kfp_server import serving
+from tests.contract.kube_server import Kubernetes
 
 from mdpr.artifacts import read_history, sha256
 from mdpr.params import Params
@@ -46,9 +54,11 @@ def command(encoded: Mapping[str, Path], small_params: Params, tmp_path: Path) -
     return [sys.executable, *trainer["command"][1:], *arguments]
 
 
-def start(command: list[str], folder: Path, rank: int, nodes: int, processes: int, port: int) -> subprocess.Popen[str]:
-    """The launcher of a node, with the variables that the Trainer's torch plugin sets."""
-    told = {
+def start(
+    command: list[str], folder: Path, rank: int, nodes: int, processes: int, port: int, **given: str
+) -> subprocess.Popen[str]:
+    """The launcher of a node, with the variables that the Trainer's torch plugin sets, and those `given`."""
+    told = given | {
         "PET_NNODES": str(nodes),
         "PET_NPROC_PER_NODE": str(processes),
         "PET_NODE_RANK": str(rank),
@@ -70,23 +80,67 @@ def finish(nodes: list[subprocess.Popen[str]]) -> list[str]:
             node.kill()
 
 
-def test_two_nodes_learn_what_two_processes_of_one_node_learn(command: list[str], tmp_path: Path, port: int) -> None:
-    model = tmp_path / "run" / "model"
-    nodes = [start(command, tmp_path, rank, NODES, 1, port) for rank in range(NODES)]
-    said = finish(nodes)
-    assert [node.returncode for node in nodes] == [0, 0], said
-    assert sum("tune done in" in text for text in said) == 1  # one process of all speaks
-    apart = sha256(model / "model.safetensors"), read_history(model)
-    assert list(tmp_path.glob("run/.model*")) == []
+FOLLOW = """
+import sys, types, yaml
+from mdpr.kubeflow import train_jobs
+train_jobs.POLL_S = 0.1
+job, params, workspace, *ports = sys.argv[1:]
+given = {name: types.SimpleNamespace(path=path, metadata={}) for name, path in (port.split("=") for port in ports)}
+train_jobs.run_on_nodes("tune", params, workspace, job, **given)
+print(given["model"].metadata["selected_epoch"])
+"""
 
-    model.rename(tmp_path / "first")
+
+def test_the_task_of_a_pipeline_learns_on_two_nodes_what_two_processes_of_one_node_learn(
+    command: list[str], encoded: Mapping[str, Path], tmp_path: Path, port: int
+) -> None:
+    """The task is killed while the nodes train, and its next attempt hands their model on."""
+    workspace, output = tmp_path / "kfp-workspace", tmp_path / "s3" / "model"
+    workspace.mkdir()
+    output.parent.mkdir()
+    said: list[str] = []
+
+    def controller(kubernetes: Kubernetes, job: dict[str, Any]) -> None:
+        trainer, name = job["spec"]["trainer"], job["metadata"]["name"]
+        program = [sys.executable, *trainer["command"][1:], *trainer["args"]]
+        given = {item["name"]: item["value"] for item in trainer["env"] if "value" in item}
+        nodes = [start(program, tmp_path, rank, NODES, 1, port, **given) for rank in range(NODES)]
+        for rank in range(NODES):
+            kubernetes.pod(name, rank, "Running")
+        said.extend(finish(nodes))
+        failed = any(node.returncode for node in nodes)
+        for rank, node in enumerate(nodes):
+            kubernetes.pod(name, rank, "Failed" if node.returncode else "Succeeded", log=said[rank])
+        kubernetes.ends(name, "Failed" if failed else "Complete")
+
+    job = yaml.safe_dump(train_job("", NODES, ClusterProfile(gpus=0)))
+    ports = [f"{name}={encoded[name]}" for name in load_stage("tune").inputs]
+    params = (tmp_path / PARAMS_FILE).read_text("utf-8")
+    task = [sys.executable, "-c", FOLLOW, job, params, str(workspace), *ports, f"model={output}"]
+    with serving(Kubernetes(workspace, controller)) as kubernetes:
+        environment = os.environ | kubernetes.environment(tmp_path)
+        lost = subprocess.Popen(task, env=environment, stderr=subprocess.DEVNULL)
+        while lost.poll() is None and not kubernetes.counts["list pods"]:
+            time.sleep(0.05)
+        lost.kill()
+        lost.wait()
+        ended = subprocess.run(task, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert ended.returncode == 0, (ended.stderr, said)
+    assert "following it" in ended.stderr
+    assert "tune done in" in ended.stderr  # the log of the first node
+    assert kubernetes.counts["create trainjobs"] == 1
+    assert sum("tune done in" in text for text in said) == 1  # one process of all speaks
+    assert list(output.parent.glob(".*")) == []
+
     (one,) = nodes = [start(command, tmp_path, 0, 1, NODES, port)]
     said = finish(nodes)
     assert one.returncode == 0, said
-    assert sha256(model / "model.safetensors") == apart[0]
-    numbers = [column for column in apart[1].columns if column.startswith("val_")]
+    model = tmp_path / "run" / "model"
+    assert sha256(model / "model.safetensors") == sha256(output / "model.safetensors")
+    apart, together = read_history(output), read_history(model)
+    numbers = [column for column in apart.columns if column.startswith("val_")]
     assert numbers
-    assert read_history(model)[numbers].equals(apart[1][numbers])
+    assert together[numbers].equals(apart[numbers])
 
 
 def test_a_node_whose_images_are_damaged_takes_the_other_with_it(command: list[str], tmp_path: Path, port: int) -> None:

@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 # In front of environment variables that Kubeflow's launcher, which runs in the same container, must not read.
 HIDDEN = "MDPR_HIDDEN_"
-OUTBOX = "mlflow.outbox"  # in the folder that a task has in the workspace
+# In the folder that a task has in the workspace: results for MLflow, and the name of its TrainJob.
+OUTBOX = "mlflow.outbox"
+TRAIN_JOB = "trainjob"
 # The states of a pipeline that ended well: of the cluster's backend, of kfp.local, of a pipeline from the cache.
 SUCCEEDED = ("COMPLETE", "SUCCEEDED", "CACHED")
 
@@ -209,7 +211,8 @@ def has_champion(model_name: str) -> bool:
 
 
 def close_runs(state: str, workspace: str = "") -> None:
-    """Send MLflow what waits in `workspace`, and mark the runs that this run of Kubeflow left open as failed.
+    """Send MLflow what waits in `workspace`, stop a TrainJob that goes on without its task, and mark the MLflow runs
+    that this run of Kubeflow left open as failed.
 
     `state`: how the pipeline ended, in the backend's words; after a task that was killed it may be RUNNING. KFP_RUN_ID
     is the run of Kubeflow; without it (on one machine) there is nothing to find.
@@ -220,6 +223,10 @@ def close_runs(state: str, workspace: str = "") -> None:
     with one_line_errors():
         if workspace:
             publish_workspace(Path(workspace))
+            if any(Path(workspace).glob(f"*/{TRAIN_JOB}")):
+                from mdpr.kubeflow.train_jobs import stop_jobs  # few runs need Kubernetes' client
+
+                stop_jobs(Path(workspace))
         if state in SUCCEEDED or not run_id:
             return
         for closed in fail_open_runs("kfp.run_id", run_id):
