@@ -7,6 +7,7 @@
 # make images       both container images (components/Dockerfile); the gpu image takes some 7 GB
 # make push REGISTRY=registry.example.org/team   both images, under the version and revision; prints the lines of a profile
 # make test-docker  both images, then the whole pipeline in containers, on an engine of its own where none runs
+# make test-cluster a run on Kubeflow Pipelines in kind, with MLflow; needs the network
 # make local-llm  a small chat model that runs without network or key
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BUILD_OPTIONS ?=
 REGISTRY ?=
 TEST_WORKERS ?= 2
 
-.PHONY: setup demo test check format compile docs wheel local-llm images image-cpu image-gpu push test-docker clean
+.PHONY: setup demo test check format compile docs wheel local-llm images image-cpu image-gpu push test-docker test-cluster clean
 
 setup: $(STAMP)
 
@@ -90,6 +91,9 @@ test-docker: setup
 	tests/docker/engine.sh start
 	trap 'tests/docker/engine.sh stop' EXIT; $(MAKE) images && \
 		$(BIN)/python -m pytest -v tests/integration/test_pipeline_docker.py
+
+test-cluster: setup
+	tests/kind/run.sh
 
 clean:
 	rm -rf $(VENV)

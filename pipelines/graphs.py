@@ -244,7 +244,7 @@ def knowledge_graph(driver: Driver, chosen: dict[str, Any]) -> None:
 def sweep_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     """The same data and sentences tuned under several settings at once; the best on validation goes on."""
     settings = chosen.pop("settings")
-    start, workspace = begin(driver, configured(driver, chosen)), driver.workspace
+    start = begin(driver, configured(driver, chosen))
     sources = {"prepared": start.images, "probe": start.bias}
     sentences, features = knowledge_of(driver, start)
     varied = driver.place(vary(params=start.params["tune"], settings=settings)).output

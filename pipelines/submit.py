@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ REQUEST_TIMEOUT_S = 30.0
 PAGE_SIZE = 200  # the most that the API gives at once
 CRON_FIELDS = (5, 6)
 LOST_POLLS = 12  # polls in a row that may go unanswered before the host counts as gone
+OLDEST = (2, 15)  # the first with a volume of the run and with optional secrets
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
@@ -59,7 +61,7 @@ class Connection:
         """The API, whose every request ends in `REQUEST_TIMEOUT_S`.
 
         Raises `ConfigError` for an address that is none and for a namespace that is missing, `MdprError` if the host
-        refuses.
+        refuses or is older than `OLDEST`.
         """
         # One request before kfp's client is made, which would try for a long time.
         if not self.host.startswith(("http://", "https://")):
@@ -75,7 +77,7 @@ class Connection:
         answer = pool.request("GET", f"{self.host.rstrip('/')}/apis/v2beta1/healthz", redirect=False)
         if answer.status != 200:
             raise MdprError(refusal(self.host, answer.status, answer.data))
-        shared = _is_shared(answer.data)
+        shared = _read_healthz(self.host, answer.data)
         if shared and not self.namespace:
             raise ConfigError(f"{self.host} is shared by several users: name your --namespace")
         with warnings.catch_warnings():
@@ -96,11 +98,20 @@ class Connection:
         return path if not self.token and not self.cookies and Path(path).is_file() else None
 
 
-def _is_shared(healthz: bytes) -> bool:
+def _read_healthz(host: str, answer: bytes) -> bool:
+    """Whether several users share the cluster; raises `MdprError` for another service, or for a backend too old."""
     try:
-        return bool(json.loads(healthz).get("multi_user"))
+        content = json.loads(answer)
+        shared = bool(content.get("multi_user"))
     except (ValueError, AttributeError):
         raise MdprError("the answer is not that of Kubeflow Pipelines: check --host, and log in") from None
+    # The first name is the API server's, the second that of the UI in front of it.
+    tag = str(content.get("tag_name") or content.get("apiServerTagName") or "")
+    version = re.match(r"v?(\d+)\.(\d+)", tag)  # a build from source has none
+    if version and tuple(map(int, version.groups())) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MdprError(f"{host} is Kubeflow Pipelines {tag}: the pipelines need {oldest} or later")
+    return shared
 
 
 def _bound_requests(rest_client: Any) -> None:

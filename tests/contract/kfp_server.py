@@ -29,6 +29,7 @@ class Api(ThreadingHTTPServer):
     states      a state per poll, the last one for ever; DROP closes the connection, a number is the status of an error
     run         what else the API says about its only run, `run_id`
     refuse      (method, path) -> status, of requests that are refused; None stands for all
+    tag         version of the server, as its healthz has it
     namespace   of the user on a cluster that several share: every request must name it; None: a cluster of one user
     pipelines   name -> identifier
     versions    pipeline -> its versions, oldest first
@@ -44,13 +45,14 @@ class Api(ThreadingHTTPServer):
         run: Mapping[str, Any] | None = None,
         run_id: str = "r1",
         namespace: str | None = None,
+        tag: str = "2.17.0",
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.states, self.refuse, self.run, self.run_id = states, refuse or {}, run or {}, run_id
         self.requests: list[tuple[str, str]] = []
         self.faults: list[str] = []
         self.runs: list[dict[str, Any]] = []
-        self.namespace = namespace
+        self.namespace, self.tag = namespace, tag
         self.pipelines: list[dict[str, str]] = []
         self.versions: list[dict[str, str]] = []
         self.headers: list[Message] = []
@@ -80,7 +82,8 @@ class Api(ThreadingHTTPServer):
         if isinstance(answer, int):
             return answer, {"code": answer, "message": "not now", "details": []}
         self.faults += message_faults(answer, operation.answer or "object", f"answer to {method} {path}")
-        return 200, answer
+        # main.go newHealthzResponse: more than what is published
+        return 200, answer | {"tag_name": self.tag} if path == "/healthz" else answer
 
     def _answer(self, method: str, path: str, query: Query, body: bytes) -> Any:
         if (method, path) == ("POST", "/pipelines"):

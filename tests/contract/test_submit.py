@@ -136,6 +136,15 @@ def test_a_page_for_browsers_is_no_api(serve: Any, monkeypatch: pytest.MonkeyPat
     assert "log in" in result.output
 
 
+@pytest.mark.parametrize(("tag", "old"), [("2.14.3", True), ("v1.8.5", True), ("2.15.0", False), ("unknown", False)])
+def test_a_backend_that_is_too_old_is_named_before_anything_is_sent(serve: Any, tag: str, old: bool) -> None:
+    api = serve("SUCCEEDED", tag=tag)
+    result = run(api)
+    assert result.exit_code == (2 if old else 0)
+    assert (f"{tag}: the pipelines need 2.15" in result.output) is old
+    assert bool(api.packages) is not old
+
+
 def test_waiting_is_bounded(serve: Any) -> None:
     result = run(serve("RUNNING"), "--wait", "--timeout-s", "0.2")
     assert (result.exit_code, "did not end in" in result.output) == (1, True)

@@ -87,7 +87,7 @@ train_jobs.POLL_S = 0.1
 job, params, workspace, *ports = sys.argv[1:]
 given = {name: types.SimpleNamespace(path=path, metadata={}) for name, path in (port.split("=") for port in ports)}
 train_jobs.run_on_nodes("tune", params, workspace, job, **given)
-print(given["model"].metadata["selected_epoch"])
+print(given["model"].metadata["mdpr.data_digest"])
 """
 
 
