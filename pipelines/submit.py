@@ -178,7 +178,8 @@ def one_line_errors(host: str) -> Iterator[None]:
         raise MdprError(refusal(host, error.status, error.body)) from None
     except (urllib3.exceptions.HTTPError, TimeoutError) as error:
         reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2]
-        raise MdprError(f"{host} does not answer ({reason}): check --host") from None
+        option = "--ca-file" if "certificate" in reason else "--host"
+        raise MdprError(f"{host} does not answer ({reason}): check {option}") from None
 
 
 def refusal(host: str, status: int, body: bytes | str | None) -> str:

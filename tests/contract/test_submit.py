@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from tests.contract.kfp_server import DROP, OPERATIONS, Api, request_faults, serving
 
 from mdpr.cli import main
@@ -126,6 +134,37 @@ def test_the_login_is_in_every_request(serve: Any, tmp_path: Path, monkeypatch: 
         api = serve("SUCCEEDED")
         assert run(api, *options).exit_code == 0
         assert {headers.get(header) for headers in api.headers} == {value}
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody but its owner trusts, and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ca.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return folder / "ca.pem", folder / "key.pem"
+
+
+def test_a_server_with_a_certificate_of_its_own_is_trusted_by_its_file(serve: Any, tmp_path: Path) -> None:
+    api, (ca, key) = serve("RUNNING", "SUCCEEDED"), certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca, key)
+    api.socket = context.wrap_socket(api.socket, server_side=True)
+    submit = ("pipeline", "submit", "--host", f"https://127.0.0.1:{api.server_port}", "--poll-s", "0.01", "--wait")
+    unknown, missing = mdpr(*submit), mdpr(*submit, "--ca-file", "no/such.pem")
+    assert (unknown.exit_code, missing.exit_code, api.runs) == (2, 2, [])
+    assert "check --ca-file" in unknown.output
+    assert "no/such.pem does not exist" in missing.output
+    trusted = mdpr(*submit, "--ca-file", str(ca))
+    assert trusted.exit_code == 0, trusted.output
 
 
 def test_a_page_for_browsers_is_no_api(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
