@@ -65,24 +65,20 @@ def run_on_nodes(stage_name: str, params: str, workspace: str, job: str, /, **po
     with one_line_errors():
         stage = load_stage(stage_name)
         paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-        own = state_folder(Path(workspace), paths[stage.outputs[0]])
+        output = paths[stage.outputs[0]]
+        own = state_folder(Path(workspace), output)
         shared = {port: own / port for port in stage.ports}
         if not all(shared[port].exists() for port in stage.outputs):
-            sections = keep_state(
-                parse_params(read_sections(params, "params")), Path(workspace), paths[stage.outputs[0]]
-            )
+            sections = keep_state(parse_params(read_sections(params, "params")), Path(workspace), output)
             (own / PARAMS_FILE).write_text(dump_yaml(sections.dump(stage.sections.values())), encoding="utf-8")
             for port in stage.inputs:
                 if not shared[port].exists():
                     _copy(port, paths[port], shared[port])
-            arguments = [part for port in stage.ports for part in (f"--{port}", str(shared[port]))]
-            name = f"{stage_name}-{own.name}"
+            name, cluster = f"{stage_name}-{own.name}", Cluster.connect()
             (own / TRAIN_JOB).write_text(name, encoding="utf-8")
-            cluster = Cluster.connect()
-            manifest = cluster.complete(
-                parse_yaml(job, "job"), name, workspace, ["--params", str(own / PARAMS_FILE), *arguments]
-            )
-            cluster.run(name, manifest)
+            arguments = [part for port in stage.ports for part in (f"--{port}", str(shared[port]))]
+            arguments += ["--params", str(own / PARAMS_FILE)]
+            cluster.run(name, cluster.complete(parse_yaml(job, "job"), name, workspace, arguments))
             if missing := [port for port in stage.outputs if not shared[port].exists()]:
                 raise MdprError(
                     f"TrainJob {name} is complete, but {shared[missing[0]]} does not exist: its pods must mount the "
