@@ -25,6 +25,7 @@ INVERSE_PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C; features hav
 MAX_ITERATIONS = 200
 IMAGES_PER_CLASS = 100  # more change little beside what a class of few images lacks
 MAX_COST = 5e10  # images x classes x width: an iteration of about a minute on four cores
+MAX_LOGITS = 1e8  # images x classes: scikit-learn holds several such arrays, of 8 bytes each
 
 
 def fit_logistic(train_Nd: np.ndarray, label_N: np.ndarray, val_Md: np.ndarray, val_label_M: np.ndarray) -> LinearHead:
@@ -56,10 +57,10 @@ def few_per_class(label_N: np.ndarray, most: int = IMAGES_PER_CLASS) -> np.ndarr
 
 
 def is_affordable(images: int, classes: int, width: int) -> bool:
-    """Whether scikit-learn fits the regression in minutes; a line says so if it does not."""
-    if images * classes * width <= MAX_COST:
+    """Whether scikit-learn fits the regression in minutes and in 2 GB; a line says so if it does not."""
+    if images * classes * width <= MAX_COST and images * classes <= MAX_LOGITS:
         return True
-    logger.info("no logistic regression: %d images of %d classes would take scikit-learn hours", images, classes)
+    logger.info("no logistic regression: %d images of %d classes are too many for scikit-learn", images, classes)
     return False
 
 

@@ -41,6 +41,7 @@ def test_only_so_many_images_of_a_class_and_only_so_large_data_are_fitted() -> N
     assert few_per_class(label_N, 2).tolist() == [0, 1, 2, 4, 5]
     assert is_affordable(20_000, 1_000, 512)
     assert not is_affordable(400_000, 8_142, 512)
+    assert not is_affordable(16_284, 8_142, 128)  # by memory
 
 
 def test_the_file_comes_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
