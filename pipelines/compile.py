@@ -103,10 +103,10 @@ def _frame(tasks: Mapping[str, Any], document: Mapping[str, Any], indent: str) -
 
 
 def _condition(task: Mapping[str, Any]) -> str:
-    """`if monitor: advice is retrain`, of a frame that Kubeflow enters only then."""
+    """`if monitor is retrain`, of a frame that Kubeflow enters only if the task `monitor` says so."""
     condition = task.get("triggerPolicy", {}).get("condition", "")
-    found = re.search(r"pipelinechannel--(\w+)-(\w+)'\] == '(\w+)'", condition)
-    return "if {}: {} is {}".format(*found.groups()) if found else ""
+    found = re.search(r"pipelinechannel--(\w+)-Output'\] == '(\w+)'", condition)
+    return "if {} is {}".format(*found.groups()) if found else ""
 
 
 def _outputs(sources: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, str]]:

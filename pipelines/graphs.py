@@ -217,7 +217,8 @@ def retraining_graph(driver: Driver, chosen: dict[str, Any]) -> None:
     given = {name: chosen.pop(name) for name in MONITORED}
     texts = configured(driver, chosen)
     judged = monitor(params=texts["register"], workspace=driver.workspace, **given)
-    with dsl.If(driver.place(judged).outputs["advice"] == "retrain", name="retrain"):
+    # `Output`, a task's only value, is the one name that kfp's local runner finds in a condition.
+    with dsl.If(driver.place(judged).outputs["Output"] == "retrain", name="retrain"):
         train(driver, texts)
 
 

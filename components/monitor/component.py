@@ -1,7 +1,5 @@
 """monitor as a Kubeflow component."""
 
-from typing import NamedTuple
-
 from components.images import IMAGE_CPU
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Output
@@ -17,7 +15,7 @@ def monitor(
     max_drift_auc: float,
     monitoring: Output[Artifact],
     page: Output[HTML],
-) -> NamedTuple("Advice", [("advice", str)]):  # type: ignore[valid-type]  # Kubeflow copies only the function
+) -> str:
     """Judge the champion's prediction log beside its test set: label shift, expected accuracy, drift of features.
 
     Args:
@@ -31,9 +29,9 @@ def monitor(
     Returns:
         monitoring: One JSON file: the figures, and the class shares as a deployment prior.
         page: The figures, for the UI.
-        advice: retrain, keep, or wait for more answers; retrain where there is no champion yet.
+        Output: retrain, keep, or wait for more answers; retrain if there is no champion yet.
     """
     from mdpr.kubeflow.components import run_monitor
 
     limits = {"max_drop_points": max_drop_points, "max_label_shift": max_label_shift, "max_drift_auc": max_drift_auc}
-    return (run_monitor(params, workspace, log, limits, monitoring=monitoring, page=page),)
+    return run_monitor(params, workspace, log, limits, monitoring=monitoring, page=page)

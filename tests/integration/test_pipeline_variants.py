@@ -1,7 +1,8 @@
-"""The pipelines `knowledge` and `sweep` on the embedded data, tasks in processes: loops, merging, the choice."""
+"""The pipelines `knowledge`, `sweep` and `retraining`, tasks in processes: loops, merging, the choice, a condition."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,15 @@ def test_the_best_on_validation_is_scored_and_registered(tmp_path: Path) -> None
     summary = (run / "evaluate" / "summary").read_text("utf-8")
     assert "(final answer)** |" in summary
     assert summary.rstrip().endswith("There is no champion yet.")
+
+
+def test_without_a_champion_retraining_trains_the_first(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    run = folder_of(tmp_path, run_pipeline(tmp_path, "retraining", "--parameter", f"log={tmp_path / 'log'}"))
+    tasks = {"configure", "monitor", "require", "require-2", "close"}
+    assert {path.name for path in run.iterdir()} == tasks | set(STAGES)
+    assert json.loads((run / "monitor" / "monitoring").read_text("utf-8"))["advice"] == "retrain"
+    assert json.loads((run / "promote" / "promotion").read_text("utf-8"))["model_name"] == "mdpr"
 
 
 def test_a_setting_that_fails_ends_the_sweep_before_anything_is_scored(tmp_path: Path) -> None:
