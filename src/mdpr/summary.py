@@ -55,6 +55,12 @@ def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) ->
     )
 
 
+def short_reason(decision: Promotion) -> str:
+    """The gate's reason; if all its checks passed, their number in the place of their figures."""
+    reason, found, _ = decision.reason.partition(" passed: ")
+    return f"{reason} All {len(decision.checks)} checks passed." if found else decision.reason
+
+
 def champion_version(model_name: str) -> str | None:
     """The version behind the alias `champion` right now, which someone may have moved since the gate."""
     from mdpr.mlops.registry import CHAMPION, Registry
@@ -84,7 +90,7 @@ def render(summary: Summary) -> RenderableType:
     champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
     facts = {
         "champion": f"{champion} (MLflow registry)",
-        "gate": f"version {decision.version or 'none'} {VERDICTS[decision.decision]}: {decision.reason}",
+        "gate": f"version {decision.version or 'none'} {VERDICTS[decision.decision]}: {short_reason(decision)}",
         "report": str(summary.report),
     }
     found = [*gains(summary), sentences_line(summary.variants), faithfulness_line(summary.routing)]

@@ -88,7 +88,8 @@ def sentences_line(variants: pd.DataFrame) -> str | None:
     shuffled = _gain(variants, SHUFFLED)
     if shuffled is None:
         return None
-    measured = f"with the sentences of other classes accuracy changes by {with_interval(*shuffled)}"
+    change = with_interval(*shuffled)
+    measured = f"with the sentences of other classes, and no training on them, accuracy changes by {change}"
     if _sentences_count(variants):
         return f"The sentences count: {measured}."
     _, low, high = shuffled
