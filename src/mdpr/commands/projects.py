@@ -77,9 +77,9 @@ def demo(recipe: str, folder: Path | None) -> None:
     click.echo(f"running in {folder}", err=True)
     if code := subprocess.run([*project.DVC, "repro"], cwd=folder, env=project.environment()).returncode:
         raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
-    subprocess.run(
-        [sys.executable, "-m", "mdpr", "summary", "--evaluation", folder / "data/evaluation"], cwd=folder, check=True
-    )
+    summary = [sys.executable, "-m", "mdpr", "summary", "--evaluation", str(folder / "data/evaluation")]
+    if code := subprocess.run(summary, cwd=folder).returncode:
+        sys.exit(code)  # it has said why
 
 
 @click.command("repro", context_settings={"ignore_unknown_options": True})

@@ -58,7 +58,8 @@ def champion_figures(registry: Registry) -> ChampionFigures | None:
 
 def _figures(version: Version) -> dict[str, Any]:
     """What a version scored, in percent; an earlier release recorded fractions."""
-    return _json_tag(version, FIGURES_TAG) or in_percent(_json_tag(version, FRACTIONS_TAG))
+    fractions = {name: value for name, value in _json_tag(version, FRACTIONS_TAG).items() if isinstance(value, float)}
+    return _json_tag(version, FIGURES_TAG) or in_percent(fractions)
 
 
 def _json_tag(version: Version, tag: str) -> dict[str, Any]:

@@ -105,11 +105,14 @@ def create(folder: Path, choices: Choices) -> list[str]:
         _run(folder, *DVC, "init", "--quiet")
         for key in ("core.analytics", "core.check_update", "core.autostage"):
             _run(folder, *DVC, "config", "--quiet", key, "false")
-    except BaseException:
-        for path in folder.iterdir():  # it was empty before
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if made:
-            folder.rmdir()
+    except BaseException as error:
+        if folder.is_dir():
+            for path in folder.iterdir():  # it was empty before
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if made:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise ConfigError(f"{folder} cannot be made ({error.strerror or error}): name another folder") from None
         raise
     _remember(folder, choices, files)
     return sorted([*files, RECORD])
@@ -123,9 +126,9 @@ def read_record(folder: Path) -> tuple[Choices, dict[str, str]]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return Choices(**record["choices"]), dict(record["files"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} holds no {RECORD}: it was not made by mdpr init") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{folder / RECORD} is damaged: restore it from Git") from None
 
 
@@ -211,7 +214,8 @@ def _digest(text: str) -> str:
 
 
 def _is_ignored(folder: Path, repository: Path) -> bool:
-    command = ("git", "-C", str(repository), "check-ignore", "--quiet", str(folder))
+    # The slash says that it is a folder: it need not exist yet, and the pattern `demo/` is of folders only.
+    command = ("git", "-C", str(repository), "check-ignore", "--quiet", f"{folder}/")
     return subprocess.run(command, capture_output=True).returncode == 0
 
 

@@ -120,6 +120,8 @@ def test_figures_of_earlier_releases_are_shown_in_percent_too(registry: Registry
     champion = champion_figures(registry)
     assert champion is not None
     assert champion.figures == {"all": 80, "few": 70, "ece": 2.1, "nll": 0.5}
+    registry.annotate(first, {"mdpr.test.fused": '{"all": "80 %", "few": null, "ece": 0.021}'}, "")  # by a person
+    assert [registry_rows(registry)[1][name] for name in ("all", "few", "ece")] == [None, None, 2.1]
 
 
 @pytest.mark.parametrize("name", ["team/mdpr", "a:b", "it's", 'a "b"', "x\ny", "", " ", "..", "a" * 10_000])

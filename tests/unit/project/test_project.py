@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,28 @@ def test_an_update_needs_the_record_that_init_wrote(tmp_path: Path) -> None:
     (tmp_path / project.RECORD).write_text("{}")
     with pytest.raises(ConfigError, match="damaged"):
         project.update(tmp_path)
+    with pytest.raises(ConfigError, match="was not made by mdpr init"):
+        project.update(tmp_path / project.RECORD)
+    (tmp_path / "other" / project.RECORD).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="damaged"):
+        project.update(tmp_path / "other")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone")
+    for folder in (link, Path("/proc/new")):
+        with pytest.raises(ConfigError, match="cannot be made"):
+            project.create(folder, Choices())
+    assert link.is_symlink()
+
+
+def test_a_project_may_lie_in_a_folder_that_git_ignores_before_it_exists(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text("demo/\n")
+    assert project.create(tmp_path / "demo", Choices())
+    with pytest.raises(ConfigError, match="lies in the repository"):
+        project.create(tmp_path / "shown", Choices())
 
 
 def test_an_update_never_writes_over_a_change(tmp_path: Path) -> None:
