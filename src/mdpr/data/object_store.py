@@ -178,7 +178,7 @@ def copy_missing(files: AbstractFileSystem, root: str, listed: Sequence[StoredFi
 def _place(cache: Path, address: str, item: StoredFile) -> Path:
     """Where the cache keeps an object."""
     store = os.environ.get("AWS_ENDPOINT_URL", "")  # two stores may have a bucket of one name
-    name = hashlib.sha256("\0".join([store, address, *map(str, item[1:])]).encode()).hexdigest()
+    name = hashlib.sha256("\0".join([store, address.rstrip("/"), *map(str, item[1:])]).encode()).hexdigest()
     return cache / name[:2] / name
 
 

@@ -182,7 +182,7 @@ class PrepareParams(Section):
             raise ValueError("rev is a revision of repo or of hub_name: set repo and path, or source = huggingface")
         if self.repo and self.source in ("embedded", "huggingface", "emblems"):
             raise ValueError(f"source = {self.source} does not come from a repository: leave repo empty")
-        if is_address(self.root) and self.source in ("huggingface", "emblems"):
+        if is_address(self.root) and self.source in ("huggingface", "emblems", "cifar10", "cifar100"):
             raise ValueError(f"source = {self.source} does not come from an object store: root must be a folder")
         if is_address(self.image_root):
             raise ValueError("image_root must be a folder: in an object store images lie below root")

@@ -180,6 +180,7 @@ def test_a_fault_in_it_is_named_by_the_address(store: MemoryFileSystem, caplog: 
     [
         ({"root": "s3://key:word@bucket/set", "source": "folder"}, "AWS_ACCESS_KEY_ID"),
         ({"root": "s3://bucket/set", "source": "huggingface", "hub_name": "x"}, "must be a folder"),
+        ({"root": "s3://bucket/set", "source": "cifar100"}, "must be a folder"),
         ({"image_root": "s3://bucket/set", "source": "csv"}, "image_root must be a folder"),
     ],
 )
