@@ -54,7 +54,7 @@ def test_a_successor_is_trained_only_if_monitor_advises_it() -> None:
     assert set(found) == {"configure", "monitor", "condition-2"}
     assert set(tasks("retraining", "condition-2")) == {*STAGES, *CHECKS}
     condition = found["condition-2"]["triggerPolicy"]["condition"]
-    assert condition == "inputs.parameter_values['pipelinechannel--monitor-advice'] == 'retrain'"
+    assert condition == "inputs.parameter_values['pipelinechannel--monitor-Output'] == 'retrain'"
     assert not found["monitor"]["cachingOptions"].get("enableCache")  # the log grows behind the same path
     assert 'subgraph condition-2 ["if monitor is retrain"]' in draw(FOLDER / "retraining.yaml")
 
