@@ -273,10 +273,11 @@ def test_dvc_sees_that_a_bucket_changed(
     for name, value in {"AWS_ENDPOINT_URL": s3, "MDPR_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setitem(environment, name, value)
     project = consumer(tmp_path, run)
-    prepare = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["prepare"]
+    pipeline = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
+    prepare = pipeline["stages"]["prepare"]
     assert "${prepare.root}" in prepare["deps"]
     prepare["deps"] = ["${prepare.root}"]
-    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"prepare": prepare}}))
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"vars": pipeline["vars"], "stages": {"prepare": prepare}}))
     (project / "params.yaml").write_text(
         yaml.safe_dump({"prepare": {"source": "folder", "profile": "natural", "root": address}})
     )
