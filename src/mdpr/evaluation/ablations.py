@@ -235,7 +235,8 @@ class PostHoc:
         self._model = classifier.model
         self._log_share_C = log_shares(classifier.config.train_images).to(classifier.device)
         self._applied = classifier.config.tune.post_hoc == "validated"
-        adjusted, weighed = (RecallCounter(len(self._log_share_C)) for _ in range(2))
+        classes = len(self._log_share_C)
+        adjusted, weighed = (RecallCounter(len(values), classes) for values in (TAUS, Validated.CANDIDATES))
         for image_B3HW, label_B in val_batches:
             outputs = classifier(image_B3HW)
             if not self._applied:

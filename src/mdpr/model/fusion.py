@@ -182,19 +182,23 @@ def adjust(log_probability_BC: Tensor, tau: float, log_share_C: Tensor) -> Tenso
 
 
 class RecallCounter:
-    """The recall of each class by several answers to the same images, batch by batch. Scores are not kept."""
+    """The recall of each class by K answers to the same images, batch by batch. Scores are not kept."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, answers: int, classes: int) -> None:
         self.images_C = torch.zeros(classes, dtype=torch.int64)
-        self.hits_KC = torch.zeros(0, classes, dtype=torch.int64)
+        self.hits_KC = torch.zeros(answers, classes, dtype=torch.int64)
 
     def add(self, label_B: Tensor, scores: Iterable[Tensor]) -> None:
-        """One (B, C) tensor per answer, the same answers in every batch."""
+        """One (B, C) tensor per answer, in the same order in every batch."""
         label_B, classes = label_B.cpu(), len(self.images_C)
         self.images_C += torch.bincount(label_B, minlength=classes)
-        correct = (label_B[scores_BC.argmax(dim=-1).cpu() == label_B] for scores_BC in scores)
-        hits_KC = torch.stack([torch.bincount(hit_B, minlength=classes) for hit_B in correct])
-        self.hits_KC = hits_KC if len(self.hits_KC) == 0 else self.hits_KC + hits_KC
+        for hits_C, scores_BC in zip(self.hits_KC, scores, strict=True):
+            hits_C += torch.bincount(label_B[scores_BC.argmax(dim=-1).cpu() == label_B], minlength=classes)
+
+    def sum(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Count the images of all processes; `total` sums a tensor over them."""
+        counts = total(torch.cat([self.images_C[None], self.hits_KC]))
+        self.images_C, self.hits_KC = counts[0], counts[1:]
 
     def recall_KC(self) -> np.ndarray:
         """NaN where a class has no image."""

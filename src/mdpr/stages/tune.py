@@ -103,7 +103,7 @@ def _configure(
         return config
     tuned.load_learned_state(result.state)
     tuned.eval()
-    device, counter = tuned.backbone.device, RecallCounter(len(data.counts))
+    device, counter = tuned.backbone.device, RecallCounter(len(TAUS), len(data.counts))
     log_share_C = log_shares(data.counts).to(device)
     with torch.no_grad():
         constants = tuned.constants()

@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
@@ -38,7 +37,7 @@ from mdpr.images.loading import (
 )
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.model.fusion import Validated, weigh
+from mdpr.model.fusion import RecallCounter, Validated, weigh
 from mdpr.params import TuneParams
 from mdpr.progress import track
 from mdpr.training.checkpoint import Snapshot, StopRequest, seed_step
@@ -139,21 +138,16 @@ def validate(
     if choose_fusion:
         passes = ((label_B, model(image.to(model.backbone.device), constants=constants)) for image, label_B in loader)
         model.fusion.calibrate(((y, (out.base_BC, out.routed_BC, out.expert_BC)) for y, out in passes), distributed.sum)
-    classes = len(shots)
     branches = ("base", "fused") if model.router is None else ("base", "routed", "fused")
     candidates = Validated.CANDIDATES if choose_fusion and isinstance(model.fusion, Validated) else ()
-    images_C = torch.zeros(classes, dtype=torch.int64)
-    hits_KC = torch.zeros(len(branches) + len(candidates), classes, dtype=torch.int64)
+    counter = RecallCounter(len(branches) + len(candidates), len(shots))
     for image_B3HW, label_B in loader:
         outputs = model(image_B3HW.to(model.backbone.device), constants=constants)
-        images_C += torch.bincount(label_B, minlength=classes)
         answers = (getattr(outputs, f"{branch}_BC") for branch in branches)
         weighed = (weigh(outputs.base_BC, outputs.routed_BC, weight) for weight in candidates)
-        for hits_C, logits_BC in zip(hits_KC, chain(answers, weighed), strict=True):
-            hits_C += torch.bincount(label_B[logits_BC.argmax(dim=-1).cpu() == label_B], minlength=classes)
-    images_C, *hits = distributed.sum(torch.cat([images_C[None], hits_KC])).numpy()
-    recalls = (np.divide(hits_C, images_C, out=np.full(classes, np.nan), where=images_C > 0) for hits_C in hits)
-    groups = [group_means(recall_C, shots) for recall_C in recalls]
+        counter.add(label_B, chain(answers, weighed))
+    counter.sum(distributed.sum)
+    groups = [group_means(recall_C, shots) for recall_C in counter.recall_KC()]
     accuracy = dict(zip(branches, groups, strict=False))
     if candidates:
         assert isinstance(model.fusion, Validated)
@@ -383,7 +377,7 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
         [part.indices for step in steps for part in step],
         epoch=epoch,
         workers=params.workers,
-        pin_memory=model.backbone.device.type == "cuda",
+        pin_memory=_is_cuda(model),
     )
     batches = iter(loader)  # of the whole epoch; each step below takes its own micro-batches
     title = f"tune, epoch {epoch + 1}/{params.epochs}"
@@ -417,8 +411,7 @@ def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext
     size = min((params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR, EVAL_CELLS // len(data.shots))
     start, stop = shard(len(data.val), distributed.rank, distributed.world)
     batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
-    pin_memory = state.model.backbone.device.type == "cuda"
-    loader = make_loader(data.val, batches, workers=params.workers, pin_memory=pin_memory)
+    loader = make_loader(data.val, batches, workers=params.workers, pin_memory=_is_cuda(state.model))
     accuracy = validate(state.model, loader, data.shots, distributed, choose_fusion=True)
     terms = mean_terms(state.terms, state.term_names, len(data.train), params.batch_size)
     row = make_row(epoch, state.learning_rate, terms, accuracy)
@@ -448,3 +441,7 @@ def _leave(state: TrainingState, context: TrainContext) -> None:
     raise Interrupted(
         f"stopped by SIGTERM after step {state.step} of epoch {state.epoch + 1}: the same command goes on from there"
     )
+
+
+def _is_cuda(model: MDPR) -> bool:
+    return model.backbone.device.type == "cuda"

@@ -200,7 +200,7 @@ def test_what_is_equally_good_changes_the_model_least() -> None:
     values = np.array([0.0, 0.5, 1.0])
 
     def counted(*answers: Tensor) -> RecallCounter:
-        counter = RecallCounter(2)
+        counter = RecallCounter(len(answers), 2)
         for rows in ([0], [1]):
             counter.add(torch.tensor(label_N[rows]), (scores_BC[rows] for scores_BC in answers))
         return counter
