@@ -143,6 +143,8 @@ def postgres() -> Iterator[str]:
         if "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
             pytest.skip("root cannot run PostgreSQL and there is no user postgres")
         user = {"user": "postgres", "group": "postgres"}
+        if subprocess.run(["sh", "-c", ": > /dev/null"], capture_output=True, **user).returncode:  # type: ignore[call-overload]
+            pytest.skip("the user postgres may not write to /dev/null, which initdb does: chmod 666 /dev/null")
     port, folder = free_port(), Path(tempfile.mkdtemp(prefix="mdpr-postgres-"))
     if user:
         shutil.chown(folder, "postgres", "postgres")
