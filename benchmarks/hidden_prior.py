@@ -32,7 +32,7 @@ from mdpr.evaluation.metrics import class_recall
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
 from mdpr.params import load_params
-from mdpr.probe.bias import choose_shrinkage, estimate_log_prior
+from mdpr.probe.frozen import choose_shrinkage, estimate_log_prior
 from mdpr.progress import track
 from mdpr.stages.stage import load_stage, run_stage
 

@@ -142,12 +142,12 @@ def test_a_source_gives_the_splits(project: Path) -> None:
 def test_an_audit_check_finds(project: Path) -> None:
     edit(
         project,
-        "src/mdpr/knowledge/audit/rules.py",
+        "src/mdpr/knowledge/audit.py",
         "# Name -> level and check.\n",
         "def _shirt(sentence):\n    return 'speaks of a shirt' if 'shirt' in sentence else None\n\n\n"
         "# Name -> level and check.\n",
     )
-    into_table(project, "src/mdpr/knowledge/audit/rules.py", "SENTENCE_CHECKS", '"shirt": ("warning", _shirt),')
+    into_table(project, "src/mdpr/knowledge/audit.py", "SENTENCE_CHECKS", '"shirt": ("warning", _shirt),')
     assert "speaks of a shirt" in run(project, "-m", "mdpr", "knowledge", "audit", KNOWLEDGE)
 
 

@@ -342,3 +342,16 @@ def read_logistic(probe: Path, classes: int) -> LinearHead | None:
         return LinearHead(**arrays, inverse_penalty=float(metadata["inverse_penalty"]))
     except (KeyError, ValueError):
         raise ArtifactError(f"{path}: inverse_penalty is not a number: run probe again") from None
+
+
+def read_baselines(probe: Path, content: Probe) -> Mapping[str, LinearHead]:
+    """The simple classifiers of a probe by name: `nearest_mean`, and `logistic` if it was not left out.
+
+    `nearest_mean` is the cosine to the mean feature of each class's training images. Raises as `read_logistic` does.
+    """
+    import numpy as np
+
+    is_known_C = np.abs(content.image_Cd).sum(axis=1) > 0
+    never_C = np.where(is_known_C, 0.0, -2.0).astype(np.float32)  # below every cosine
+    logistic = read_logistic(probe, len(content.image_Cd))
+    return {"nearest_mean": LinearHead(content.image_Cd, never_C)} | ({"logistic": logistic} if logistic else {})

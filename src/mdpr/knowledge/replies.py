@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mdpr.knowledge.answers import Usage
-from mdpr.knowledge.audit.wording import MAX_CHARACTERS, chatter, several_sentences
+from mdpr.knowledge.wording import MAX_CHARACTERS, chatter, several_sentences
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessage

@@ -12,10 +12,9 @@ from pathlib import Path
 from mdpr.artifacts import ClassInfo, ClassKnowledge, Knowledge, who_wrote, write_json
 from mdpr.errors import AnswersMissing, CheckFailed
 from mdpr.knowledge.ask import UnusableReply
-from mdpr.knowledge.audit import Finding, audit
-from mdpr.knowledge.audit.rules import Level
-from mdpr.knowledge.audit.wording import MAX_CHARACTERS
+from mdpr.knowledge.audit import Finding, Level, audit
 from mdpr.knowledge.bases import Gathered
+from mdpr.knowledge.wording import MAX_CHARACTERS
 from mdpr.pages import render_page
 from mdpr.params import DescribeParams
 

@@ -12,7 +12,7 @@ def encode(knowledge: In, features: Out, *, params: EncodeParams, backbone: Back
     from dataclasses import asdict
 
     from mdpr.artifacts import read_knowledge, sha256, write_features, write_json
-    from mdpr.knowledge.audit.encoded import not_discriminating, sentence_margins
+    from mdpr.knowledge.audit import not_discriminating, sentence_margins
     from mdpr.model.backbone import Backbone, encode_knowledge
 
     path = knowledge / "knowledge.json"

@@ -36,7 +36,6 @@ def evaluate(
     from mdpr.mlops.runs import queue_results, result_metrics
     from mdpr.model.inference import Classifier
     from mdpr.monitoring.recording import ReferenceRecorder, log_source
-    from mdpr.probe.baselines import read_baselines
 
     classes, run = artifacts.read_classes(prepared), artifacts.read_run(model)
     names = [item.name for item in classes]
@@ -48,7 +47,7 @@ def evaluate(
     prior_CV = artifacts.read_features(features, names).prior_CV if classifier.config.tune.routing else None
 
     reference = ReferenceRecorder()
-    baselines = read_baselines(probe, frozen)
+    baselines = artifacts.read_baselines(probe, frozen)
     predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params, reference.add, baselines)
     truth = read_truth(prepared)
     pictures = measure_pictures(artifacts.read_split(prepared, "test"), classifier.image_size_px)

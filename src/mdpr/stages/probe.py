@@ -16,8 +16,16 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
     from mdpr.artifacts import Probe, read_classes, read_split, write_logistic, write_probe
     from mdpr.images.loading import ImageTable, eval_transform, make_loader
     from mdpr.model.backbone import Backbone
-    from mdpr.probe.baselines import few_per_class, fit_logistic, is_affordable
-    from mdpr.probe.bias import choose_shrinkage, class_features, confusion_matrix, estimate_log_prior, rivals
+    from mdpr.probe.frozen import (
+        choose_shrinkage,
+        class_features,
+        confusion_matrix,
+        estimate_log_prior,
+        few_per_class,
+        fit_logistic,
+        is_affordable,
+        rivals,
+    )
     from mdpr.progress import track
 
     names = [item.name for item in read_classes(prepared)]

@@ -10,8 +10,7 @@ import pytest
 from mdpr.artifacts import Knowledge, read_json, read_knowledge
 from mdpr.data.class_list import shipped_class_list
 from mdpr.data.sources.emblems import build_world
-from mdpr.knowledge.audit import audit, too_many_tokens
-from mdpr.knowledge.audit.rules import alternatives_of
+from mdpr.knowledge.audit import alternatives_of, audit, too_many_tokens
 
 BASES = ("fashion-mnist", "emblems", "cifar10", "cifar100", "places365", "imagenet")
 # What the label sets themselves bring about: names inside names, and names in an order that no sentence keeps.

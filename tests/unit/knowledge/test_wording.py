@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdpr.knowledge.audit.wording import NameIndex, hidden, language, look_alike, spelled_alike, words_of
+from mdpr.knowledge.wording import NameIndex, hidden, language, look_alike, spelled_alike, words_of
 
 SHIRT = "A \u202egnihtemos\u202c short\u200b\u2060 shirt"
 

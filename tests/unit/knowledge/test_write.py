@@ -15,8 +15,7 @@ from mdpr.artifacts import ClassKnowledge, Knowledge, write_json
 from mdpr.commands.knowledge import knowledge as command
 from mdpr.errors import AnswersMissing, CheckFailed, MdprError
 from mdpr.knowledge.ask import UnusableReply
-from mdpr.knowledge.audit import Finding
-from mdpr.knowledge.audit.rules import Level
+from mdpr.knowledge.audit import Finding, Level
 from mdpr.knowledge.write import SHOWN, reject, render_knowledge, report
 from mdpr.params import DIMENSIONS, DescribeParams
 

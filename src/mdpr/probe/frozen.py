@@ -1,14 +1,22 @@
-"""The frozen model's own bias on the training images: zero-shot confusion, most-confused classes, hidden prior.
+"""The frozen model on the training images: its bias, and simple classifiers on its features.
 
-The hidden prior is an estimate of how often pre-training showed the model each class: the prior q for which the
-zero-shot logits minus log q have the least class-balanced cross entropy on labelled images.
-Source: Zhu et al., Generalized Logit Adjustment, NeurIPS 2023 (arXiv 2310.08106).
+Its bias is the zero-shot confusion, the most-confused classes and the hidden prior: an estimate of how often
+pre-training showed it each class, the prior q for which the zero-shot logits minus log q have the least class-balanced
+cross entropy on labelled images. Source: Zhu et al., Generalized Logit Adjustment, NeurIPS 2023 (arXiv 2310.08106).
+
+The classifiers are the least that a tuned model must beat on the same data:
+
+    nearest_mean    cosine to the mean feature of each class's training images (`Probe.image_Cd`)
+    logistic        multinomial logistic regression, every class with the same total weight; the strength of its penalty
+                    is chosen by class-balanced accuracy on validation
 
 Shapes: N images, C classes, d joint embedding width.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,10 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdpr.artifacts import LinearHead
 from mdpr.probe.prior import fit_calibration
+from mdpr.progress import track
 
 if TYPE_CHECKING:
     from mdpr.model.backbone import Backbone
+
+logger = logging.getLogger(__name__)
 
 SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 BLOCK_ROWS = 256  # rows of a matrix of C columns that are worked on at once
@@ -120,3 +132,60 @@ def _balanced_loss(image_Nd: Tensor, class_Cd: Tensor, label_N: Tensor, log_prio
         float(weight_n @ F.cross_entropy((image_nd @ class_Cd.T).double() - log_prior_C, label_n, reduction="none"))
         for image_nd, label_n, weight_n in zip(*blocks, strict=True)
     )
+
+
+INVERSE_PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C; features have unit length
+MAX_ITERATIONS = 200
+IMAGES_PER_CLASS = 100  # more change little beside what a class of few images lacks
+MAX_COST = 5e10  # images x classes x width: an iteration of about a minute on four cores
+MAX_LOGITS = 1e8  # images x classes: scikit-learn holds several such arrays, of 8 bytes each
+
+
+def fit_logistic(train_Nd: np.ndarray, label_N: np.ndarray, val_Md: np.ndarray, val_label_M: np.ndarray) -> LinearHead:
+    """The regression of the penalty that is best on validation; of equal ones the strongest."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import recall_score
+
+    classes, tested = int(label_N.max()) + 1, np.unique(val_label_M)
+    model = LogisticRegression(class_weight="balanced", max_iter=MAX_ITERATIONS, warm_start=True)
+    best, best_accuracy = None, -1.0
+    for inverse_penalty in track(INVERSE_PENALTIES, "logistic regression on frozen features"):
+        model.set_params(C=inverse_penalty)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline may stop early
+            model.fit(train_Nd, label_N)
+        head = _as_head(model.classes_, model.coef_, model.intercept_, classes, inverse_penalty)
+        answer_M = head.logits(val_Md).argmax(axis=1)
+        accuracy = recall_score(val_label_M, answer_M, labels=tested, average="macro") if len(tested) else 0.0
+        if accuracy > best_accuracy:
+            best, best_accuracy = head, accuracy
+    assert best is not None
+    return best
+
+
+def few_per_class(label_N: np.ndarray, most: int = IMAGES_PER_CLASS) -> np.ndarray:
+    """Rows of the first `most` images of each class, in order."""
+    order_N = np.argsort(label_N, kind="stable")
+    first_N = np.searchsorted(label_N[order_N], label_N[order_N])
+    return np.sort(order_N[np.arange(len(order_N)) - first_N < most])
+
+
+def is_affordable(images: int, classes: int, width: int) -> bool:
+    """Whether scikit-learn fits the regression in minutes and in 2 GB; a line says so if it does not."""
+    if images * classes * width <= MAX_COST and images * classes <= MAX_LOGITS:
+        return True
+    logger.info("no logistic regression: %d images of %d classes are too many for scikit-learn", images, classes)
+    return False
+
+
+def _as_head(
+    found_K: np.ndarray, coefficient_Kd: np.ndarray, intercept_K: np.ndarray, classes: int, inverse_penalty: float
+) -> LinearHead:
+    """One row per class: scikit-learn has one row for two classes, and none for a class without images."""
+    if len(found_K) == 2:
+        coefficient_Kd, intercept_K = (np.concatenate([-part / 2, part / 2]) for part in (coefficient_Kd, intercept_K))
+    weight_Cd = np.zeros((classes, coefficient_Kd.shape[1]), np.float32)
+    bias_C = np.full(classes, np.finfo(np.float32).min / 2, np.float32)
+    weight_Cd[found_K], bias_C[found_K] = coefficient_Kd, intercept_K
+    return LinearHead(weight_Cd, bias_C, inverse_penalty)

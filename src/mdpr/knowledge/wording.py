@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mdpr.params import DIFFERENTIAL
 
 if TYPE_CHECKING:
-    from mdpr.knowledge.audit.rules import Line
+    from mdpr.knowledge.audit import Line
 
 MIN_WORDS = 5
 MAX_WORDS = 50  # about 77 of CLIP's tokens; encode takes the exact count with the tokenizer
