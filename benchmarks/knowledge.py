@@ -44,8 +44,8 @@ from benchmarks.ablation import without
 from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds, with_settings
 from mdpr.artifacts import Features
 from mdpr.artifacts.truth import Truth, read_truth
-from mdpr.evaluation.faithfulness import faithfulness, oracle_accuracy
 from mdpr.evaluation.metrics import class_recall, group_means
+from mdpr.evaluation.tables import faithfulness, oracle_accuracy
 from mdpr.images.loading import make_loader
 from mdpr.model.classifier import MDPR
 from mdpr.params import DIMENSIONS

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdpr.artifacts import Intervals, Promotion, read_intervals, read_metrics, read_promotion, read_table
+from mdpr.artifacts import (
+    Intervals,
+    Promotion,
+    RoutingCheck,
+    read_intervals,
+    read_metrics,
+    read_promotion,
+    read_routing_check,
+    read_table,
+)
 from mdpr.errors import ArtifactError, printable
-from mdpr.evaluation.diagnosis import SHUFFLED, faithfulness_line, sentences_line, with_interval
-from mdpr.evaluation.faithfulness import RoutingCheck, read_routing_check
+from mdpr.evaluation.report.text import SHUFFLED, faithfulness_line, sentences_line, with_interval
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable, points
 from mdpr.params import TrackingParams
 

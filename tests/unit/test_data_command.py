@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from mdpr.commands.data import data as command
-from mdpr.data.look import source_of
+from mdpr.data.preparation import source_of
 from mdpr.errors import ConfigError, DataError
 
 

@@ -10,11 +10,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from mdpr.artifacts import Intervals, Promotion
+from mdpr.artifacts import Intervals, Promotion, RoutingCheck
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.ablations import COLUMNS
-from mdpr.evaluation.faithfulness import RoutingCheck
 from mdpr.params import TrackingParams
 from mdpr.summary import Summary, read_summary, render, short_reason
 

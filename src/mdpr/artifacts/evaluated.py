@@ -148,6 +148,27 @@ def read_biases(evaluation: Path) -> Biases:
     return parse(path, Biases, read_json(path))
 
 
+class RoutingCheck(Format):
+    """routing.json: whether routing can be trusted, as far as the data set allows an answer. Fractions.
+
+    faithfulness    dimension -> AUC (`mdpr.evaluation.tables.faithfulness`); empty without truth
+    oracle          shot group -> accuracy (`mdpr.evaluation.tables.oracle_accuracy`); empty without truth
+    deletion        accuracy without the least weighted sentence minus that without the most weighted one; None if it
+                    was not measured
+    """
+
+    format: Literal["mdpr-routing/1"] = "mdpr-routing/1"
+    faithfulness: dict[str, float]
+    oracle: dict[str, float]
+    deletion: float | None
+    deletion_interval: tuple[float, float] | None
+
+
+def read_routing_check(evaluation: Path) -> RoutingCheck:
+    path = evaluation / "routing.json"
+    return parse(path, RoutingCheck, read_json(path))
+
+
 class PictureSizes(Format):
     """pictures.json: the median short side of the test pictures as prepared, and the side of the backbone's input."""
 

@@ -32,7 +32,7 @@ def look_command(
     overrides: tuple[str, ...],
 ) -> None:
     """Show how ROOT would be read: splits, classes, the text of each class, and what would be passed over."""
-    from mdpr.data.look import look, source_of
+    from mdpr.data.preparation import look, source_of
     from mdpr.params import apply_overrides, parse_params, read_yaml
 
     raw = apply_overrides(read_yaml(params) if params.exists() else {}, overrides)

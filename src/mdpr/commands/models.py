@@ -117,8 +117,7 @@ def predict(
     if not paths:
         raise DataError(f"no image in {', '.join(images)}: name image files, or a folder that holds some")
     from mdpr.mlops.store import connect  # seconds to load: a mistake in the names is told before
-    from mdpr.model.deployment_prior import read_prior
-    from mdpr.model.inference import Classifier
+    from mdpr.model.inference import Classifier, read_prior
 
     columns = _columns(top_k, routing)
     with ExitStack() as stack:

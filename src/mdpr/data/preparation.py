@@ -2,6 +2,8 @@
 
 Splits that a source brings, and cuts by the order of images, follow from the labels. For a cut by content the images of
 the pool are read before it; they wait for their split in a file without a name.
+
+`look` shows beforehand how a folder would be read. C classes, N images of a split, P of the pool.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from mdpr.artifacts import (
 from mdpr.artifacts.truth import write_truth
 from mdpr.data.intake import IntakeLog
 from mdpr.data.pool import Picture, Pool, read_pictures_of, write_split
-from mdpr.data.sources import Source
+from mdpr.data.sources import Place, Source, open_source
+from mdpr.data.sources.cifar import CIFAR10, CIFAR100
 from mdpr.data.sources.source import IGNORE_INDEX, RelabelledSplit, SourceSplit
 from mdpr.data.splits import SMALL_CLASS_FIX, cut_pool, hold_out_test, planned_counts, shot_group
 from mdpr.data.stable_splits import Groups, Previous, cut_by_content
@@ -44,6 +47,16 @@ logger = logging.getLogger(__name__)
 Chosen = dict[Split, tuple[SourceSplit, np.ndarray]]
 # Their cuts are defined by the order of their images, or figures were published with such a cut.
 CUT_BY_ORDER = frozenset({"embedded", "cifar10", "cifar100", "imagenet_lt", "places_lt", "inat2018", "emblems"})
+# A file in the root, and the source that reads it.
+SIGNS = {
+    "images.csv": "csv",
+    "pool.parquet": "parquet",
+    "ImageNet_LT_train.txt": "imagenet_lt",
+    "Places_LT_train.txt": "places_lt",
+    "iNaturalist18_train.txt": "inat2018",
+    **dict.fromkeys((CIFAR10.name, CIFAR10.folder), "cifar10"),
+    **dict.fromkeys((CIFAR100.name, CIFAR100.folder), "cifar100"),
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,8 @@ def parts_by_content(
 
     A class that has enough images, and too few different ones, is small: `arranged` is decided again with that.
     """
-    pool = Pool(_read(None, *_whole(arranged.source.pool), arranged, params, log), prepared)
+    rows = _used(source.pool)
+    pool = Pool(_read(None, source.pool, rows, arranged, params, log), prepared)
     groups = Groups.of(pool.pictures, params.near_duplicate_bits, previous.pictures if previous else None)
     different_C = [len(members) for members in groups.members(source.pool.labels_N[pool.rows_P], len(source.classes))]
     arranged = arrange(source, params, different_C)
@@ -182,10 +196,9 @@ def parts_by_content(
     )
     chosen: Chosen = {name: (source.pool, pool.rows_P[places]) for name, places in cut.items()}
     pictures = {name: pool.read(places, labels_P) for name, places in cut.items()}
-    own: dict[Split, SourceSplit | None] = {"val": source.val, "test": source.test}
-    for name, split in own.items():
-        if split is not None:
-            chosen[name] = _whole(split)
+    for name, split in source.splits.items():
+        if name != "train":
+            chosen[name] = split, _used(split)
             pictures[name] = _read(name, *chosen[name], arranged, params, log)
     return Parts(arranged, pictures, validation, chosen, groups.alike())
 
@@ -213,12 +226,8 @@ def arrange(source: Source, params: PrepareParams, different_C: Sequence[int] | 
         source = replace(source, test=None)
     pool_C, small = _counts(source.pool, source), _small_classes(source, params, different_C)
     if params.small_classes == "refuse":
-        own: dict[Split, SourceSplit | None] = {"train": source.pool, "val": source.val, "test": source.test}
-        for name, split in own.items():
-            if split is not None:
-                count_classes(
-                    Counter(split.labels_N[split.labels_N >= 0].tolist()), [item.name for item in source.classes], name
-                )
+        for name, split in source.splits.items():
+            count_classes(Counter(split.labels_N[_used(split)].tolist()), [item.name for item in source.classes], name)
         for index in small:
             if pool_C[index] < params.min_images_per_class:
                 raise DataError(
@@ -237,17 +246,17 @@ def arrange(source: Source, params: PrepareParams, different_C: Sequence[int] | 
 
 def _counts(split: SourceSplit, source: Source) -> np.ndarray:
     """Images of each class, int64 (C,)."""
-    return np.bincount(split.labels_N[split.labels_N >= 0], minlength=len(source.classes))
+    return np.bincount(split.labels_N[_used(split)], minlength=len(source.classes))
 
 
 def _small_classes(source: Source, params: PrepareParams, different_C: Sequence[int] | None) -> list[int]:
     """Classes with fewer images than are wanted or than the splits need, or without one in a split of the source's."""
-    missing = [split for split in (source.val, source.test) if split is None]
+    cut_from_pool = 1 + (source.val is None) + (source.test is None)
     pool_C = _counts(source.pool, source)
-    small_C = pool_C < max(params.min_images_per_class, 1 + len(missing))
-    small_C |= (pool_C if different_C is None else np.array(different_C)) < 1 + len(missing)
-    for split in (source.val, source.test):
-        if split is not None:
+    small_C = pool_C < max(params.min_images_per_class, cut_from_pool)
+    small_C |= (pool_C if different_C is None else np.array(different_C)) < cut_from_pool
+    for name, split in source.splits.items():
+        if name != "train":
             small_C |= _counts(split, source) == 0
     return np.flatnonzero(small_C).tolist()
 
@@ -276,9 +285,10 @@ def choose_rows(arranged: Arranged, names: Sequence[str], params: PrepareParams)
     cut = cut_pool(pool_N[rest], names, params, with_val=source.val is None, train_only=arranged.train_only)
     chosen: Chosen = {
         "train": (source.pool, rest[cut.train]),
-        "val": _whole(source.val) if source.val is not None else (source.pool, rest[cut.val]),
-        "test": _whole(source.test) if source.test is not None else (source.pool, test_rows),
+        "val": (source.pool, rest[cut.val]),
+        "test": (source.pool, test_rows),
     }
+    chosen |= {name: (split, _used(split)) for name, split in source.splits.items() if name != "train"}
     return chosen, cut.validation
 
 
@@ -286,9 +296,7 @@ def class_infos(source: Source, train_C: Sequence[int], params: PrepareParams) -
     """The classes with their training images and shot group, by the real counts or by those of another ratio."""
     judged_C = train_C
     if params.shots_from is not None:
-        labels_N = source.pool.labels_N
-        pool_C = np.bincount(labels_N[labels_N >= 0], minlength=len(source.classes))
-        judged_C = planned_counts(params, pool_C, params.shots_from)
+        judged_C = planned_counts(params, _counts(source.pool, source), params.shots_from)
     return [
         ClassInfo(**item.model_dump(), train_images=count, shot=shot_group(judged, params.many_above, params.few_below))
         for item, count, judged in zip(source.classes, train_C, judged_C, strict=True)
@@ -308,5 +316,55 @@ def count_classes(
     return counts_C
 
 
-def _whole(split: SourceSplit) -> tuple[SourceSplit, np.ndarray]:
-    return split, np.flatnonzero(split.labels_N >= 0)
+def _used(split: SourceSplit) -> np.ndarray:
+    """The rows that have a label, int64, increasing."""
+    return np.flatnonzero(split.labels_N >= 0)
+
+
+def source_of(root: Path) -> str:
+    """The source that fits the files in `root`; folder if none of them is a list or an archive."""
+    return next((source for name, source in SIGNS.items() if (root / name).exists()), "folder")
+
+
+def look(params: PrepareParams, template: str, most_classes: int) -> Iterator[str]:
+    """Lines about the source that `params` name; labels only, no image is opened.
+
+    `template` is the prompt into which class names are put ("a photo of a {}."), `most_classes` the number of classes
+    shown. Faulty rows are counted. Raises `DataError` for a source that cannot be read.
+    """
+    place = Place.of(params.model_copy(update={"skip_bad": True}))
+    source = open_source(params.source, place)
+    yield f"{printable(place.root)}: read as prepare.source = {params.source}"
+    yield from splits_taken(source, params)
+    yield ""
+    yield from _class_lines(source, template, most_classes)
+    yield from place.log.report()
+    yield from place.log.left_out[:20]
+    try:
+        yield from arrange(source, params).report()
+    except DataError as error:
+        yield f"prepare would stop: {error}"
+
+
+def splits_taken(source: Source, params: PrepareParams) -> Iterator[str]:
+    """A line per split: how many images the source has for it, or what it is made of."""
+    made_of = {"val": "none: made of training images", "test": f"none: {params.test_share:.0%} of each class of train"}
+    for name in SPLITS:
+        split = source.splits.get(name)
+        yield f"  {name:6}" + (made_of[name] if split is None else f"{len(_used(split)):,} images")
+
+
+def _class_lines(source: Source, template: str, most_classes: int) -> Iterator[str]:
+    count_SC = [_counts(split, source) for split in source.splits.values()]
+    shown = source.classes[:most_classes]
+    labels = [printable(item.label or item.name) for item in shown]
+    width = max(map(len, ["label", *labels]))
+    yield f"{len(source.classes):,} classes, and the text that the text encoder reads for each:"
+    yield f"  index  {'label':{width}}  {''.join(f'{name:>8}' for name in source.splits)}  text"
+    for item, label in zip(shown, labels, strict=True):
+        counts = "".join(f"{count_C[item.index]:8,}" for count_C in count_SC)
+        text = printable(template.replace("{}", item.name))
+        yield f"  {item.index:5}  {label:{width}}  {counts}  {text}"
+    if len(source.classes) > most_classes:
+        yield f"  and {len(source.classes) - most_classes:,} more: --classes {len(source.classes)} shows all"
+    yield ""

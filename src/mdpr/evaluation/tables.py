@@ -2,7 +2,7 @@
 
 `Results.write` puts them into evaluation/, `Results.read` takes them from there.
 
-Shapes: N test images, C classes, V dimensions.
+Shapes: N test images, C classes, V dimensions, A attributes of drawn pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from mdpr.artifacts import (
     SHOT_GROUPS,
@@ -20,12 +21,14 @@ from mdpr.artifacts import (
     ClassInfo,
     Intervals,
     PictureSizes,
+    RoutingCheck,
     display_names,
     read_biases,
     read_intervals,
     read_metrics,
     read_picture_sizes,
     read_predictions,
+    read_routing_check,
     read_table,
     write_csv,
     write_json,
@@ -33,12 +36,13 @@ from mdpr.artifacts import (
 )
 from mdpr.artifacts.truth import Truth
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.ablations import COLUMNS, variant_table
-from mdpr.evaluation.faithfulness import RoutingCheck, check_routing, read_routing_check
-from mdpr.evaluation.metrics import class_recall, reliability, score
+from mdpr.evaluation.ablations import COLUMNS, LEAST, MOST, variant_table
+from mdpr.evaluation.metrics import class_recall, group_means, reliability, score, score_branch
 from mdpr.evaluation.predictions import Predictions, final_branch, recorded_branches
-from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, intervals
+from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, gain_intervals, intervals
 from mdpr.params import DIMENSIONS
+
+SHOWN = "shown"  # the state of a dimension in a drawn picture (`mdpr.artifacts.truth`)
 
 
 @dataclass(frozen=True)
@@ -186,58 +190,6 @@ def confusion_pairs(predictions: pd.DataFrame, names: Sequence[str]) -> pd.DataF
     )
 
 
-def confusion_block(predictions: pd.DataFrame, class_count: int, max_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The classes (K,) of the worst confusions, K = min(C, max_classes), and their row-normalised matrix (K, K).
-
-    Classes enter pair by pair, from the largest share of a true class that went to one other class downwards. Rows
-    are true classes and are normalised over all predictions, so a row of a block may sum to less than 1. The whole
-    C x C matrix is never made: it would be half a gigabyte for 8,142 classes.
-    """
-    label = predictions["label"].rename("actual")
-    predicted = predictions[f"{final_branch(predictions)}_top1"].rename("predicted")
-    images_C = label.value_counts()
-    share = pd.concat([label, predicted], axis=1).value_counts().rename("share").reset_index()
-    share["share"] = share["share"] / share["actual"].map(images_C)
-    worst = share[share["actual"] != share["predicted"]].sort_values(
-        ["share", "actual", "predicted"], ascending=[False, True, True]
-    )
-    order = worst[["actual", "predicted"]].to_numpy().ravel().tolist() + list(range(class_count))
-    class_K = np.sort(np.array(list(dict.fromkeys(order))[:max_classes], dtype=np.int64))
-    inside = share[share["actual"].isin(class_K) & share["predicted"].isin(class_K)]
-    matrix = inside.pivot(index="actual", columns="predicted", values="share")
-    return class_K, matrix.reindex(index=class_K, columns=class_K).fillna(0.0).to_numpy()
-
-
-def worst_confusions(predictions: pd.DataFrame, names: Sequence[str], most: int) -> pd.DataFrame:
-    """The `most` largest confusions: actual, predicted, images, share of the true class's images."""
-    label = predictions["label"].rename("actual")
-    predicted = predictions[f"{final_branch(predictions)}_top1"].rename("predicted")
-    pairs = pd.concat([label, predicted], axis=1).value_counts().rename("images").reset_index()
-    pairs["share"] = pairs["images"] / pairs["actual"].map(label.value_counts())
-    wrong = pairs[pairs["actual"] != pairs["predicted"]]
-    wrong = wrong.sort_values(["share", "images", "actual", "predicted"], ascending=[False, False, True, True])
-    name_C = np.asarray(names, dtype=object)
-    return wrong.head(most).assign(
-        actual=lambda table: name_C[table["actual"]], predicted=lambda table: name_C[table["predicted"]]
-    )
-
-
-def confusion_density(predictions: pd.DataFrame, order_C: np.ndarray, side: int) -> np.ndarray:
-    """The whole row-normalised matrix on at most `side` x `side` cells, a cell the mean over its true classes of the
-    share that went to its predicted classes; classes in the order `order_C`. Rows of untested classes are NaN."""
-    classes = len(order_C)
-    cells = min(side, classes)
-    cell_C = np.empty(classes, dtype=np.int64)
-    cell_C[order_C] = np.arange(classes) * cells // classes
-    label_N = predictions["label"].to_numpy()
-    predicted_N = predictions[f"{final_branch(predictions)}_top1"].to_numpy()
-    image_C = np.bincount(label_N, minlength=classes)
-    flat_N = cell_C[label_N] * cells + cell_C[predicted_N]
-    total = np.bincount(flat_N, weights=1 / image_C[label_N], minlength=cells * cells).reshape(cells, cells)
-    tested = np.bincount(cell_C, weights=image_C > 0, minlength=cells)[:, None]
-    return np.divide(total, tested, out=np.full_like(total, np.nan), where=tested > 0)
-
-
 def reliability_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """The bins of `mdpr.evaluation.metrics.reliability` of every branch, with a column `branch`."""
     label_N = predictions["label"].to_numpy()
@@ -269,3 +221,53 @@ def mean_routing(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, n
     routing_NV = np.stack(list(predictions["routing"]))
     shot_N = np.asarray(shots)[predictions["label"].to_numpy()]
     return {group: routing_NV[shot_N == group].mean(axis=0) for group in SHOT_GROUPS if (shot_N == group).any()}
+
+
+def check_routing(
+    predictions: pd.DataFrame, variants: pd.DataFrame | None, shots: Sequence[str], truth: Truth | None
+) -> RoutingCheck:
+    """`variants` are the answers of the ablations; the deletion test needs both of its own among them."""
+    deletion, interval = None, None
+    if variants is not None and {f"{MOST}_top1", f"{LEAST}_top1"} <= set(variants.columns):
+        kept, cut = (score_branch(variants, name, shots)["all"] for name in (LEAST, MOST))
+        deletion, interval = kept - cut, gain_intervals(variants, LEAST, MOST, shots)["all"]
+    found = {}
+    if truth is not None and "true_routing" in predictions:
+        found = faithfulness(np.stack(list(predictions["true_routing"])), truth.of("test"))
+    oracle = {} if truth is None else oracle_accuracy(truth, "test", shots)
+    return RoutingCheck(faithfulness=found, oracle=oracle, deletion=deletion, deletion_interval=interval)
+
+
+def faithfulness(weights_NV: np.ndarray, pictures: pd.DataFrame) -> dict[str, float]:
+    """For each dimension whose state is known, how well its routing weight tells pictures that show it from others.
+
+    The figure is the area under the ROC curve: 0.5 where the weight says nothing, 1 where it is larger on every
+    picture that shows the dimension. weights_NV are those of each picture's true class; `pictures` are the same
+    pictures in `Truth.pictures`. A dimension that is shown everywhere or nowhere is left out.
+    """
+    return {
+        dimension: float(roc_auc_score(is_shown_N, weights_NV[:, index]))
+        for index, dimension in enumerate(DIMENSIONS)
+        if dimension in pictures
+        and (is_shown_N := pictures[dimension].to_numpy() == SHOWN).any()
+        and not is_shown_N.all()
+    }
+
+
+def oracle_accuracy(truth: Truth, split: str, shots: Sequence[str]) -> dict[str, float]:
+    """Group -> accuracy (0..1) of an answer that knows which attributes are shown, and believes these alone.
+
+    It names the class that has most of the values shown; of equally good ones each at even odds.
+    """
+    pictures = truth.of(split)
+    attributes = list(truth.world.classes[0].values)
+    value_CA = np.array([[item.values[attribute] for attribute in attributes] for item in truth.world.classes])
+    drawn_NA = pictures[attributes].to_numpy()
+    is_shown_NA = pictures[[f"{attribute}_state" for attribute in attributes]].to_numpy() == SHOWN
+    agree_NC = ((drawn_NA[:, None] == value_CA[None]) & is_shown_NA[:, None]).sum(axis=2)
+    is_best_NC = agree_NC == agree_NC.max(axis=1, keepdims=True)
+    label_N = pictures["label"].to_numpy()
+    chance_N = is_best_NC[np.arange(len(label_N)), label_N] / is_best_NC.sum(axis=1)
+    images_C = np.bincount(label_N, minlength=len(value_CA))
+    recall_C = np.bincount(label_N, weights=chance_N, minlength=len(value_CA)) / images_C
+    return group_means(recall_C, shots)

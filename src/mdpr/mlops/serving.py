@@ -9,7 +9,7 @@ POST /invocations    JSON in a form of MLflow (dataframe_split, dataframe_record
 Bounds: bytes of a body and of all bodies held, time for headers and for a body, JSON values, requests that wait. One
 request at a time is computed per worker: PyTorch uses all cores for it anyway, and memory stays that of one request.
 With --log a worker records its answers (`mdpr.monitoring.recording`), with --prior it expects other class shares than
-tuning did (`mdpr.model.deployment_prior`). The id of a request, its header X-Request-Id or a new one, is in the log and
+tuning did (`mdpr.model.inference`). The id of a request, its header X-Request-Id or a new one, is in the log and
 in the answer's header.
 
 What a single picture may cost is bounded by the model itself (mlflow/model.py), so it holds under any server.
@@ -44,8 +44,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mdpr.errors import MdprError, printable
-from mdpr.model.deployment_prior import read_prior
-from mdpr.model.inference import DEADLINE, Classifier, read_served_config
+from mdpr.model.inference import DEADLINE, Classifier, read_prior, read_served_config
 from mdpr.monitoring.recording import REQUEST_ID, LogSettings, PredictionLog, check_folder, log_source
 from mdpr.params import MAX_TOP_K
 

@@ -12,8 +12,7 @@ def prepare(prepared: Out, *, params: PrepareParams) -> str:
 
     from mdpr.artifacts import SPLITS, read_classes
     from mdpr.data.dvc_origin import located
-    from mdpr.data.look import splits_taken
-    from mdpr.data.preparation import write_prepared
+    from mdpr.data.preparation import splits_taken, write_prepared
     from mdpr.data.sources import Place, open_source
     from mdpr.data.stable_splits import Previous
 

@@ -41,9 +41,8 @@ from mdpr.evaluation.tables import Results, check_label_set
 from mdpr.evaluation.uncertainty import biases, rank_correlations, slopes
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
-from mdpr.model.deployment_prior import assumed_prior
 from mdpr.model.fusion import RecallCounter, weigh
-from mdpr.model.inference import Classifier
+from mdpr.model.inference import Classifier, assumed_prior
 from mdpr.model.routing import ROUTERS, AttentionRouter
 from mdpr.params import DIMENSIONS, EvaluateParams, Params
 

@@ -1,4 +1,4 @@
-"""Tables, files and the gallery's choice."""
+"""Tables, files and the gallery's choice; routing weights against a known truth, and the answer of an oracle."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.metrics import confusion_matrix
 
 from mdpr.artifacts import ClassInfo, display_names, read_intervals, read_metrics, read_predictions
+from mdpr.artifacts.truth import ClassTruth, Truth, WorldTruth
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.report.document import ReportContent
 from mdpr.evaluation.report.gallery import THUMBNAIL_SIDE_PX, most_unlike, pick_tail_images, thumbnail_uri
-from mdpr.evaluation.tables import Results, confusion_block, mean_routing
-
-
-def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    return matrix[~np.eye(len(matrix), dtype=bool)]
+from mdpr.evaluation.tables import Results, faithfulness, mean_routing, oracle_accuracy
+from mdpr.params import DIMENSIONS
 
 
 def test_what_is_written_is_what_is_read(content: Callable[..., ReportContent], tmp_path: Path) -> None:
@@ -51,24 +48,6 @@ def test_a_file_that_is_no_table_of_predictions_is_refused(tmp_path: Path) -> No
     pd.DataFrame({"label": [0]}).to_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(ArtifactError, match="not a table of predictions"):
         read_predictions(tmp_path)
-
-
-def test_confusion_block_of_all_classes_is_the_confusion_matrix(
-    predictions: Callable[..., pd.DataFrame],
-) -> None:
-    table = predictions(6, 30)
-    class_K, share_KK = confusion_block(table, 6, 20)
-    assert class_K.tolist() == list(range(6))
-    np.testing.assert_allclose(share_KK, confusion_matrix(table["label"], table["fused_top1"], normalize="true"))
-
-
-def test_confusion_block_holds_the_worst_pair(predictions: Callable[..., pd.DataFrame]) -> None:
-    table = predictions(30, 10)
-    whole = confusion_matrix(table["label"], table["fused_top1"], normalize="true")
-    class_K, share_KK = confusion_block(table, 30, 4)
-    np.testing.assert_allclose(share_KK, whole[np.ix_(class_K, class_K)])
-    assert off_diagonal(share_KK).max() == off_diagonal(whole).max()
-    assert len(class_K) == 4
 
 
 def test_mean_routing_sums_to_one_and_is_empty_without_routing(
@@ -131,3 +110,41 @@ def test_thumbnails_are_small_and_small_images_stay_lossless() -> None:
     large = thumbnail_uri(Image.effect_noise((2000, 1500), 80))
     assert large.startswith("data:image/jpeg;base64,")
     assert len(large) < 4 * THUMBNAIL_SIDE_PX**2
+
+
+GENERAL, FINE = DIMENSIONS[:2]
+
+
+def test_weights_that_follow_the_truth_are_faithful_and_even_ones_say_nothing() -> None:
+    state_N = np.array(["shown", "absent", "shown", "foreign"])
+    pictures = pd.DataFrame({GENERAL: state_N, FINE: state_N})
+    weights_NV = np.full((4, len(DIMENSIONS)), 0.2)
+    weights_NV[:, 0] = [0.5, 0.1, 0.4, 0.2]
+    assert faithfulness(weights_NV, pictures) == {GENERAL: 1.0, FINE: 0.5}
+    assert faithfulness(-weights_NV, pictures) == {GENERAL: 0.0, FINE: 0.5}
+
+
+def test_a_dimension_that_is_shown_everywhere_or_of_unknown_state_has_no_figure() -> None:
+    assert faithfulness(np.zeros((2, len(DIMENSIONS))), pd.DataFrame({GENERAL: ["shown", "shown"]})) == {}
+
+
+def test_an_oracle_believes_what_is_shown_and_shares_ties() -> None:
+    values = ({"mark": "dots", "tool": "key"}, {"mark": "dots", "tool": "cup"}, {"mark": "checks", "tool": "flag"})
+    classes = tuple(
+        ClassTruth(index=index, name=f"c{index}", values=item, hidden_share=1 / 3) for index, item in enumerate(values)
+    )
+    pictures = pd.DataFrame(
+        {
+            "split": "test",
+            "label": [0, 1, 2, 2],
+            "mark": ["dots", "dots", "", "dots"],
+            "mark_state": ["shown", "shown", "absent", "foreign"],
+            "tool": ["key", "cup", "", "flag"],
+            "tool_state": ["shown", "absent", "absent", "shown"],
+        }
+    )
+    truth = Truth(WorldTruth(dimensions={}, classes=classes), pictures)
+    groups = oracle_accuracy(truth, "test", ["many", "few", "few"])
+    # Class 0 is certain, class 1 one of two with dots, class 2 one of three, then certain by its tool alone.
+    assert groups["many"] == 1
+    assert groups["few"] == pytest.approx((1 / 2 + (1 / 3 + 1) / 2) / 2)

@@ -177,6 +177,12 @@ class Source:
     truth: Callable[[Mapping[Split, tuple[Any, np.ndarray]]], Truth] | None = None
     revision: str = ""
 
+    @property
+    def splits(self) -> dict[Split, SourceSplit]:
+        """The splits that there are; the pool is `train`."""
+        named: dict[Split, SourceSplit | None] = {"train": self.pool, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
 
 @dataclass(frozen=True)
 class Place:

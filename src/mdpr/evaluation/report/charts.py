@@ -1,24 +1,19 @@
-"""The charts of the report: accuracy by class, calibration, confusion, training, variants.
+"""The charts of the report: accuracy by class, calibration, training, variants, routing, priors.
 
-Shapes: C classes, K classes with a name on the axis, S cells per side if classes share cells.
+Shapes: C classes, V dimensions.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from mdpr.artifacts import SHOT_GROUPS
 from mdpr.evaluation.report.figure import (
-    FONT,
-    HEAT_COLOR,
     NEUTRAL_COLOR,
     PERCENT,
     WIDTH_PX,
@@ -33,7 +28,9 @@ from mdpr.evaluation.report.figure import (
     tip,
     tooltip,
 )
+from mdpr.evaluation.report.text import variant_title
 from mdpr.evaluation.score_table import BRANCHES, points, signed_points
+from mdpr.pages import label
 
 MAX_SINGLE_CLASSES = 60  # more classes than this are drawn as groups of neighbours
 BINS = 20
@@ -162,89 +159,6 @@ def reliability_diagram(
     )
 
 
-BLANK_BELOW = 0.005  # shares that round to 0 % leave their cell empty
-WHITE_TEXT_ABOVE = 0.85
-WIDE_UP_TO = 12  # classes; more of them get narrower cells
-DENSITY_SIDE_PX = 360
-FAINTEST = 0.12  # of a cell that is not empty: one wrong image in a thousand classes must be seen
-
-
-def labelled(names: Sequence[str], share_KK: np.ndarray, title: str, name: str, scope: str = "") -> Figure:
-    """A row-normalised matrix whose K classes are named; rows are true classes."""
-    size = len(names)
-    order = list(names)
-    rows = pd.DataFrame(
-        {"actual": np.repeat(order, size), "predicted": np.tile(order, size), "share": share_KK.ravel()}
-    )
-    rows = rows[rows["share"] >= BLANK_BELOW]
-    rows["tip"] = tip(
-        f"{points(row['share'])} % of {row['actual']} are taken for {row['predicted']}"
-        for row in rows.to_dict("records")
-    )
-    large = size <= WIDE_UP_TO
-    side_px = (32 if large else 24) * size
-    scale = alt.Scale(domain=order, padding=0)
-    base = alt.Chart(rows, width=side_px, height=side_px).encode(
-        x=alt.X("predicted:N", title="predicted", scale=scale, axis=alt.Axis(labelAngle=-90)),
-        y=alt.Y("actual:N", title="true class", scale=scale),
-        description=tooltip("tip"),
-    )
-    opacity = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]))
-    ink = alt.condition(f"datum.share > {WHITE_TEXT_ABOVE}", alt.value("#ffffff"), alt.value("currentColor"))
-    label = base.transform_calculate(label="round(datum.share * 100)").mark_text(fontSize=11 if large else 10)
-    wrong_KK = share_KK - np.diag(np.diag(share_KK))
-    actual, predicted = divmod(int(wrong_KK.argmax()), size)
-    return Figure(
-        name=name,
-        title=title,
-        caption=f"Percent of each true class's test images (a row).{scope}",
-        alternative=f"Confusion matrix. The largest share of mistakes: {points(wrong_KK[actual, predicted])} % "
-        f"of {order[actual]} are taken for {order[predicted]}.",
-        svg=render(
-            base.mark_rect(color=HEAT_COLOR).encode(opacity=opacity) + label.encode(text="label:N", color=ink), name
-        ),
-    )
-
-
-def whole(density_SS: np.ndarray, class_count: int, zoom: Figure) -> Figure:
-    """All classes at once, a cell a share: an image, for a thousand classes have no room for names."""
-    cells = len(density_SS)
-    pixels = np.zeros((cells, cells, 4), dtype=np.uint8)
-    pixels[..., :3] = [int(HEAT_COLOR[index : index + 2], 16) for index in (1, 3, 5)]
-    share_SS = np.nan_to_num(density_SS)
-    strength = np.where(share_SS > 0, FAINTEST + (1 - FAINTEST) * np.sqrt(np.clip(share_SS, 0, 1)), 0)
-    pixels[..., 3] = np.round(255 * strength)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    side, left, top = DENSITY_SIDE_PX, 34, 8
-    label = f'font-family="{FONT}" font-size="12" fill="currentColor"'
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{side + left + 8}" height="{side + 60}" '
-        f'viewBox="0 0 {side + left + 8} {side + 60}">'
-        f'<image href="{picture}" x="{left}" y="{top}" width="{side}" height="{side}" '
-        'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
-        f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" stroke="{NEUTRAL_COLOR}"/>'
-        f'<text x="{left}" y="{side + 26}" {label}>← most training images</text>'
-        f'<text x="{left + side}" y="{side + 26}" text-anchor="end" {label}>fewest →</text>'
-        f'<text x="{left + side / 2}" y="{side + 48}" text-anchor="middle" {label}>predicted</text>'
-        f'<text transform="translate(20,{top + side / 2}) rotate(-90)" text-anchor="middle" {label}>true class</text>'
-        "</svg>"
-    )
-    share = float(np.nanmean(np.diag(density_SS)))
-    per_cell = "" if cells == class_count else f" A cell stands for about {class_count / cells:.0f} classes each way."
-    return Figure(
-        name="confusion",
-        title="Confusion",
-        caption=f"All {class_count:,} classes by training count; the darker a cell, the more of a true class's images "
-        f"(a row) lie in it. A column that stands out swallows other classes.{per_cell}",
-        alternative=f"Confusion matrix of {class_count:,} classes. On the diagonal lie {points(share)} % of the images "
-        f"of a class on average.",
-        svg=svg,
-        zoom=zoom,
-    )
-
-
 GROUP_NAMES = {"all": "all classes", "few": "few-shot classes"}
 DASHES = [[1, 0], [4, 3]]
 
@@ -309,21 +223,6 @@ KINDS = {
     "ablation": LegendEntry("routing taken apart", "#CC79A7", "circle"),
     "robust": LegendEntry("robust option", "#009E73", "circle"),
 }
-TITLES = {
-    "uniform_routing": "Uniform routing",
-    "prior_only": "Prior only",
-    "shuffled_sentences": "Shuffled sentences",
-    "without_logit_adjustment": "Without the logit adjustment",
-    "flip_ensemble": "Flip ensemble",
-    "five_crop_ensemble": "Five-crop ensemble",
-    "five_crop_flip_ensemble": "Five crops, flipped too",
-    "lift_ensemble": "Five crops, logits averaged (LIFT)",
-}
-
-
-def variant_title(name: str) -> str:
-    """`without_functionality` as people read it: Without functionality."""
-    return TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def variant_gains(variants: pd.DataFrame) -> Figure:
@@ -368,3 +267,104 @@ def variant_gains(variants: pd.DataFrame) -> Figure:
         svg=render(zero + whiskers + dots, "variants"),
         legend=legend,
     )
+
+
+TRAINING = LegendEntry("training set", "#E69F00", "square")
+PRIOR = LegendEntry("pre-training, estimated", "#0072B2", "circle")
+RELATIVE_TITLE = "share, relative to an even one"
+RELATIVE_TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+
+
+def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequence[str]) -> Figure:
+    """Mean routing weight of each dimension, by shot group of the image's class."""
+    shots = list(routing_V)
+    labels = [label(key) for key in dimensions]
+    rows = pd.concat(
+        pd.DataFrame({"dimension": labels, "shot": shot, "weight": weights}) for shot, weights in routing_V.items()
+    )
+    rows["tip"] = tip(f"{row['dimension']}, {row['shot']}: {row['weight']:.3f}" for row in rows.to_dict("records"))
+    uniform = 1 / len(labels)
+    legend = shot_legend(shots, mark="bar")
+    bars = alt.Chart(rows, width=WIDTH_PX - 120, height=230).mark_bar()
+    bars = bars.encode(
+        x=alt.X("weight:Q", title="mean routing weight", axis=alt.Axis(tickCount=5)),
+        y=alt.Y("dimension:N", title=None, sort=labels),
+        yOffset=alt.YOffset("shot:N", sort=shots),
+        color=color_of(legend, "shot"),
+        description=tooltip("tip"),
+    )
+    even = alt.Chart(pd.DataFrame({"weight": [uniform]})).mark_rule(strokeDash=[4, 4]).encode(x="weight:Q")
+    most = "; ".join(
+        f"{shot}: {labels[int(weights.argmax())]} ({weights.max():.2f})" for shot, weights in routing_V.items()
+    )
+    spread = max(float(np.ptp(weights)) for weights in routing_V.values())
+    return Figure(
+        name="routing",
+        title="Which knowledge was consulted",
+        caption="By shot group of the image's class. The dashed line is no preference between the "
+        f"{len(labels)} sentences ({uniform:.2f}). Within a group the means differ by at most {spread:.2g}.",
+        alternative=f"Mean routing weight by dimension. Largest for {most}.",
+        svg=render(bars + even, "routing"),
+        legend=legend,
+    )
+
+
+def hidden_prior(names: Sequence[str], train_images: Sequence[int], prior_C: np.ndarray) -> Figure:
+    """The estimated pre-training prior beside each class's share of the training set."""
+    count_C = np.asarray(train_images, dtype=float)
+    relative_C = prior_C * len(names)
+    largest, smallest = int(prior_C.argmax()), int(prior_C.argmin())
+    crowded = len(names) > MAX_SINGLE_CLASSES
+    quartiles = " Median and quartiles over neighbouring classes." if crowded else ""
+    return Figure(
+        name="hidden_prior",
+        title="Two biases: training set and pre-training",
+        caption="The pre-training share is estimated from the frozen model's answers on training images; "
+        f"1 is an even share.{quartiles}",
+        alternative=f"Estimated pre-training share relative to an even one: largest for {names[largest]} "
+        f"({relative_C[largest]:.2f}), smallest for {names[smallest]} ({relative_C[smallest]:.2f}). In the "
+        f"training set the largest class has {count_C.max():,.0f} images and the smallest {count_C.min():,.0f}.",
+        svg=render(
+            _prior_by_count(count_C, relative_C) if crowded else _prior_per_class(names, count_C, relative_C),
+            "prior",
+        ),
+        legend=[PRIOR] if crowded else [TRAINING, PRIOR],
+    )
+
+
+def _prior_per_class(names: Sequence[str], count_C: np.ndarray, relative_C: np.ndarray) -> alt.Chart:
+    order = np.argsort(-count_C, kind="stable")
+    sorted_names = [names[index] for index in order]
+    values = {TRAINING: count_C / count_C.mean(), PRIOR: relative_C}
+    rows = pd.concat(
+        pd.DataFrame({"class": sorted_names, "source": entry.label, "relative": value_C[order]})
+        for entry, value_C in values.items()
+    )
+    rows["tip"] = tip(f"{row['class']}: {row['source']} {row['relative']:.2f}" for row in rows.to_dict("records"))
+    scale = alt.Scale(type="log" if (rows["relative"] > 0).all() else "symlog")
+    height_px = len(names) * (24 if len(names) <= 20 else 14)
+    chart = alt.Chart(rows, width=WIDTH_PX - 90, height=height_px).mark_point(filled=True, size=70, opacity=1)
+    return chart.encode(
+        x=alt.X("relative:Q", title=RELATIVE_TITLE, scale=scale, axis=alt.Axis(values=RELATIVE_TICKS, format="~g")),
+        y=alt.Y("class:N", title=None, sort=sorted_names, axis=alt.Axis(grid=True)),
+        color=color_of([TRAINING, PRIOR], "source"),
+        shape=shape_of([TRAINING, PRIOR], "source"),
+        description=tooltip("tip"),
+    )
+
+
+def _prior_by_count(count_C: np.ndarray, relative_C: np.ndarray) -> alt.LayerChart:
+    """Quartiles of the prior over bins of the training count: a mark a class would be a cloud."""
+    rows = []
+    for chunk in np.array_split(np.argsort(count_C, kind="stable"), BINS):
+        low, median, high = np.quantile(relative_C[chunk], [0.25, 0.5, 0.75])
+        rows.append({"train_images": count_C[chunk].mean(), "low": low, "relative": median, "high": high})
+    base = alt.Chart(pd.DataFrame(rows), width=WIDTH_PX, height=230)
+    base = base.encode(x=count_axis(rows[0]["train_images"], rows[-1]["train_images"]))
+    axis = alt.Axis(values=RELATIVE_TICKS, format="~g")
+    scale = alt.Scale(type="log")
+    band = base.mark_area(opacity=0.25, color=PRIOR.color).encode(
+        y=alt.Y("low:Q", title=RELATIVE_TITLE, scale=scale, axis=axis), y2="high:Q"
+    )
+    line = base.mark_line(color=PRIOR.color, point={"color": PRIOR.color})
+    return band + line.encode(y=alt.Y("relative:Q", title=RELATIVE_TITLE, scale=scale, axis=axis))

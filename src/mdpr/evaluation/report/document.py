@@ -7,7 +7,7 @@ again shows the same. Class names and sentences are text to the template and to 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,38 +20,37 @@ from mdpr import artifacts
 from mdpr.artifacts import Promotion, display_names, who_wrote
 from mdpr.artifacts.formats import parse
 from mdpr.artifacts.truth import read_truth
-from mdpr.evaluation.diagnosis import auc_rows, diagnose, routing_lines
-from mdpr.evaluation.report.cells import (
+from mdpr.evaluation.report.charts import (
+    accuracy_by_count,
+    accuracy_by_zero_shot,
+    hidden_prior,
+    reliability_diagram,
+    routing_by_dimension,
+    training_curves,
+    variant_gains,
+)
+from mdpr.evaluation.report.confusion import confusion_figure, worst_confusions
+from mdpr.evaluation.report.figure import Figure, draw, write_figures
+from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images, routing_pair
+from mdpr.evaluation.report.text import (
     BIAS_TITLES,
     GROUP_TITLES,
     OTHER_FIGURES,
+    auc_rows,
     bias_rows,
     class_sizes,
+    diagnose,
     figure_cells,
     make_card,
+    routing_lines,
     shown_branches,
     summary_sentence,
     variant_rows,
 )
-from mdpr.evaluation.report.charts import (
-    accuracy_by_count,
-    accuracy_by_zero_shot,
-    labelled,
-    reliability_diagram,
-    training_curves,
-    variant_gains,
-    whole,
-)
-from mdpr.evaluation.report.figure import Figure, draw, write_figures
-from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images, routing_pair
-from mdpr.evaluation.report.knowledge_charts import hidden_prior, routing_by_dimension
 from mdpr.evaluation.score_table import BASELINES, BRANCHES, GROUPS, points
 from mdpr.evaluation.tables import (
     Results,
-    confusion_block,
-    confusion_density,
     mean_routing,
-    worst_confusions,
 )
 from mdpr.images.decoding import decode_image
 from mdpr.pages import label, render_page
@@ -153,9 +152,6 @@ def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None
     return sorted(findings, key=lambda finding: levels.index(finding.level))
 
 
-MAX_LABELLED_CLASSES = 20
-WORST_BLOCK_CLASSES = 5  # of a matrix that is labelled whole
-DENSITY_CELLS = 250
 WORST_CONFUSIONS = 12
 AUDIT_ROWS = 200
 
@@ -225,22 +221,3 @@ def make_figures(content: ReportContent) -> list[Figure]:
     if not results.variants.empty:
         charts["variants", "The same model, otherwise"] = lambda: variant_gains(results.variants)
     return [draw(name, title, chart) for (name, title), chart in charts.items()]
-
-
-def confusion_figure(results: Results, names: Sequence[str]) -> Figure:
-    """The whole matrix, with names where they have room, and a closer look at the block of the worst confusions."""
-    classes = len(names)
-    everything = classes <= MAX_LABELLED_CLASSES
-    most = WORST_BLOCK_CLASSES if everything else MAX_LABELLED_CLASSES
-    if everything:
-        _, share_CC = confusion_block(results.predictions, classes, classes)
-        matrix = labelled(names, share_CC, "Confusion", "confusion")
-        if classes <= most:
-            return matrix
-    class_K, share_KK = confusion_block(results.predictions, classes, most)
-    scope = f" Shown are the {len(class_K)} classes of the worst confusions, of {classes:,}."
-    closer = labelled([names[index] for index in class_K], share_KK, "Worst block", "confusion_zoom", scope)
-    if everything:
-        return replace(matrix, zoom=closer)
-    order_C = np.argsort([-item.train_images for item in results.classes], kind="stable")
-    return whole(confusion_density(results.predictions, order_C, DENSITY_CELLS), classes, closer)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mdpr.artifacts import PictureSizes, read_images, write_images
-from mdpr.evaluation.diagnosis import diagnose
 from mdpr.evaluation.report.document import ReportContent
+from mdpr.evaluation.report.text import diagnose
 from mdpr.evaluation.scoring import measure_pictures
 from mdpr.evaluation.tables import Results
 

@@ -13,7 +13,7 @@ import torch
 
 from mdpr.artifacts import ModelConfig
 from mdpr.errors import ConfigError
-from mdpr.model.deployment_prior import DeploymentPrior, assumed_prior, read_prior
+from mdpr.model.inference import DeploymentPrior, assumed_prior, read_prior
 from mdpr.params import BackboneParams, TuneParams
 
 NAMES = ("boot", "bag", "coat")
