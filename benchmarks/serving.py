@@ -34,7 +34,7 @@ from benchmarks.report import device_name, emit
 from benchmarks.servers import running
 from benchmarks.serving_crowd import count_winners
 from mdpr.artifacts import read_run
-from mdpr.mlops.gate import compare
+from mdpr.mlops.gate import compare, read_policy
 from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import Registry
 from mdpr.mlops.served_model import Parts, log_served_model
@@ -192,13 +192,13 @@ def measure_batch(parts: Parts, images: Sequence[bytes], count: int, rows: list[
 
 def measure_gate() -> float:
     """Median seconds of five comparisons."""
-    rng = np.random.default_rng(0)
+    rng, policy = np.random.default_rng(0), read_policy(Path("mlflow/promotion.yaml"))
     label_N = np.repeat(np.arange(1000), 10)
     right_N, other_N = rng.random(10_000) < 0.8, rng.random(10_000) < 0.8
     seconds = []
     for _ in range(5):
         started_s = time.perf_counter()
-        compare(right_N, other_N, label_N, {"all": range(1000)}, confidence=0.95, resamplings=2000, seed=0)
+        compare(right_N, other_N, label_N, {"all": range(1000)}, policy)
         seconds.append(time.perf_counter() - started_s)
     return statistics.median(seconds)
 

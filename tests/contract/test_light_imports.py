@@ -46,8 +46,8 @@ def test_what_the_small_image_runs_needs_no_torch() -> None:
         "        if name.partition('.')[0] in ('torch', 'torchvision', 'open_clip'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Missing())\n"
-        "import mdpr.mlops.releases, mdpr.mlops.promotions, mdpr.mlops.listing, mdpr.mlops.runs\n"
-        "import mdpr.mlops.monitor_results, mdpr.monitoring.shift, mdpr.monitoring.page\n"
+        "import mdpr.mlops.releases, mdpr.mlops.promotions, mdpr.mlops.registry, mdpr.mlops.runs\n"
+        "import mdpr.monitoring.shift, mdpr.monitoring.result, mdpr.commands.monitor\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mdpr.artifacts import Check
-from mdpr.monitoring.page import render_monitoring
-from mdpr.monitoring.shift import Accuracy, Drift, Monitoring, Share
+from mdpr.monitoring.result import Accuracy, Drift, Monitoring, Share, render_monitoring
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

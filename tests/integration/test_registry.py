@@ -23,7 +23,7 @@ from mdpr import artifacts
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.policy import Policy, read_policy
+from mdpr.mlops.gate import Policy, read_policy
 from mdpr.mlops.served_model import Parts, requirements
 from mdpr.mlops.store import Store
 from mdpr.model.inference import Classifier

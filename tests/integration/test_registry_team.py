@@ -25,7 +25,7 @@ from benchmarks.serving_crowd import promote_when_told
 from mdpr import artifacts
 from mdpr.errors import TrackingError
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.policy import read_policy
+from mdpr.mlops.gate import read_policy
 from mdpr.mlops.promotions import move_champion, open_log
 from mdpr.mlops.registry import CHAMPION, Registry
 from mdpr.mlops.served_model import Parts

@@ -12,7 +12,7 @@ import yaml
 
 from mdpr.kubeflow.views import show_summary
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.policy import read_policy
+from mdpr.mlops.gate import read_policy
 from mdpr.mlops.served_model import Parts
 from mdpr.mlops.store import Store
 from mdpr.params import RegisterParams, TrackingParams

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +18,8 @@ from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_
 from mdpr.params import MAX_TOP_K
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mdpr.model.inference import Classifier, Prediction
     from mdpr.monitoring.recording import PredictionLog
 
@@ -34,8 +36,7 @@ def list_versions(params: Path, as_json: bool) -> None:
     """Every version of tracking.model_name: aliases, test figures, and what the gate said."""
     from rich.console import Console
 
-    from mdpr.mlops.listing import registry_rows, registry_table
-    from mdpr.mlops.registry import Registry
+    from mdpr.mlops.registry import Registry, registry_rows
     from mdpr.mlops.store import connect
     from mdpr.params import load_params
 
@@ -44,7 +45,29 @@ def list_versions(params: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
     else:
-        Console().print(registry_table(tracking.model_name, rows))
+        Console().print(_versions_table(tracking.model_name, rows))
+
+
+def _versions_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from mdpr.mlops.registry import FIGURES
+
+    columns = ("version", "aliases", "registered", *FIGURES, "gate")
+    table = Table(box=None, title=f"{name}: versions in the MLflow registry (all, few, ece in percent)")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("version", *FIGURES) else "left")
+    for row in rows:
+        style = "bold" if "champion" in row["aliases"] else None
+        table.add_row(*(Text(_cell(row[column])) for column in columns), style=style)
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(value)
+    return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 @click.group("tracking")
@@ -295,11 +318,12 @@ def serve(
     With --log every answer goes into a prediction log, a file per worker and --log-rows; `mdpr monitor` reads it. At
     --log-max-mb nothing is deleted: further answers are counted as dropped (GET /metrics), and served all the same.
     """
-    from mdpr.mlops.served_model import find_version, serve_command, serve_environment
+    from mdpr.mlops.registry import resolve
+    from mdpr.mlops.served_model import serve_command, serve_environment
     from mdpr.params import load_params
 
     tracking = load_params(params).tracking
-    version = find_version(tracking.model_name, alias)
+    version = resolve(f"models:/{tracking.model_name}@{alias}").number
     click.echo(f"serving version {version} of {tracking.model_name} at http://{host}:{port}/invocations", err=True)
     further = ["--prior", prior] if prior else []
     if log:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from mdpr.monitoring.result import Monitoring
+    from mdpr.params import TrackingParams
 
-    from mdpr.monitoring.shift import Monitoring
+logger = logging.getLogger(__name__)
 
 PAGE, RESULT = "monitor.html", "monitor.json"
 
@@ -79,8 +81,7 @@ def monitor(
 
     Example: mdpr monitor --log predictions --reference models:/mdpr@champion
     """
-    from mdpr.mlops.monitor_results import fetch_reference, publish_monitoring
-    from mdpr.monitoring.page import render_monitoring
+    from mdpr.monitoring.result import monitoring_table, render_monitoring
     from mdpr.monitoring.sample import read_reference, read_sample
     from mdpr.monitoring.shift import Thresholds, analyse
     from mdpr.pages import GENERATOR
@@ -104,7 +105,7 @@ def monitor(
     else:
         from rich.console import Console
 
-        Console().print(summary_table(content))
+        Console().print(monitoring_table(content))
         click.echo(f"{content.advice}: {content.reason}")
         click.echo(f"page: {output / PAGE}")
     if content.advice == "retrain":
@@ -121,29 +122,32 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"--output {folder} cannot be made ({error.strerror}): name another folder") from None
 
 
-def summary_table(content: Monitoring) -> Table:
-    """The figures that the advice rests on."""
-    from rich.table import Table
+def fetch_reference(address: str, folder: Path) -> Path:
+    """`address` as a path: what it is, or copies below `folder` of the reference that runs:/ID or models:/... has.
 
-    from mdpr.evaluation.score_table import points, signed_points
+    Raises `TrackingError` if MLflow has no such run or version, `ArtifactError` if that has no reference.
+    """
+    from mdpr.artifacts.prediction_log import REFERENCE_FILE
+    from mdpr.mlops.registry import MODELS, RUNS, resolve
+    from mdpr.mlops.runs import fetch_results
 
-    accuracy, drift = content.accuracy, content.drift
-    table = Table(title=f"{content.images:,} answers of {content.model} {content.version}".rstrip())
-    for title in ("figure", "estimate", "95 % interval"):
-        table.add_column(title, justify="left" if title == "figure" else "right")
+    if not address.startswith((MODELS, RUNS)):
+        return Path(address)
+    run_id = resolve(address).results_run_id if address.startswith(MODELS) else address.removeprefix(RUNS)
+    return fetch_results(run_id, folder, needed=[REFERENCE_FILE], optional=["per_class.csv"])
 
-    def add(name: str, value: str, interval: Sequence[str]) -> None:
-        table.add_row(name, value, " to ".join(interval))
 
-    shift = [f"{x:.3f}" for x in content.label_shift_interval]
-    add("label shift, total variation", f"{content.label_shift:.3f}", shift)
-    for group, share in content.groups.items():
-        name = f"share of {group} classes, percent (test set {points(share.reference)})"
-        add(name, points(share.estimated), [points(x) for x in share.interval])
-    add("accuracy on the test set, percent", points(accuracy.reference), [])
-    add("accuracy expected, percent", points(accuracy.expected), [points(x) for x in accuracy.expected_interval])
-    gain = [signed_points(x) for x in accuracy.gain_interval]
-    add("gain of --prior, points", signed_points(accuracy.gain_of_prior), gain)
-    if drift:
-        add(f"drift of {drift.features}, AUC", f"{drift.auc:.3f}", [f"{x:.3f}" for x in drift.interval])
-    return table
+def publish_monitoring(content: Monitoring, files: Mapping[str, Path], tracking: TrackingParams) -> None:
+    """A run of its own with the figures and `files` (artifact path -> file). What MLflow does not take is a warning."""
+    from mdpr.errors import TrackingError
+    from mdpr.mlops.runs import add_results, open_run
+    from mdpr.monitoring.result import monitoring_metrics
+
+    tags = {"mdpr.advice": content.advice, "mdpr.model": content.model, "mdpr.model_version": content.version}
+    try:
+        with open_run(tracking, "monitor", {"model": content.model, "version": content.version}, tags) as run:
+            tracked = run.tracked
+    except TrackingError as error:
+        logger.warning("%s; the monitoring is on the disk, not in MLflow", error)
+        return
+    add_results(tracked, tracking, monitoring_metrics(content), files)

@@ -107,9 +107,6 @@ def _render(
     return page
 
 
-MLFLOW = "runs:/"
-
-
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN ...]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -188,13 +185,16 @@ def comparison_tables(runs: Sequence[Run], differences: Sequence[Difference]) ->
 
 def _read(name: str, scratch: Path) -> Run:
     """A folder as it is; an MLflow run's artifacts through a folder below `scratch`."""
+    from mdpr.artifacts import SEEN_FILE
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.comparison import read_results
 
-    if name.startswith(MLFLOW):
+    if name.startswith("runs:/"):
         from mdpr.mlops.runs import fetch_results
 
-        return read_results(fetch_results(name.removeprefix(MLFLOW), scratch), name)
+        needed = ("predictions.parquet", "per_class.csv", "lineage.json")
+        folder = fetch_results(name.removeprefix("runs:/"), scratch, needed, optional=[SEEN_FILE])  # old runs have none
+        return read_results(folder, name)
     folder = Path(name)
     if not folder.is_dir():
         raise ArtifactError(f"{name} is not a folder: name an evaluation folder, or an MLflow run as runs:/RUN_ID")

@@ -179,12 +179,14 @@ def run_monitor(
 
     `params` is YAML text with the section tracking, `limits` are thresholds by their names.
     """
+    from mdpr.mlops.registry import find_champion
+
     with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
         sections = parse_params(read_sections(params, "params"))
         if workspace:
             sections = keep_state(sections, Path(workspace), Path(monitoring.path))
         name, folder = sections.tracking.model_name, Path(scratch)
-        if not has_champion(name):
+        if find_champion(name) is None:
             write_json(Path(monitoring.path), {"advice": "retrain", "reason": f"{name} has no champion yet"})
             Path(page.path).write_text("<p>There is no champion yet.</p>\n", encoding="utf-8")
             return "retrain"
@@ -200,14 +202,6 @@ def run_monitor(
         shutil.copyfile(folder / "monitor.html", page.path)
         monitoring.metadata.update(summarise(Path(monitoring.path)))
         return str(content["advice"])
-
-
-def has_champion(model_name: str) -> bool:
-    """Whether the registry has a champion of this name; raises `TrackingError`."""
-    from mdpr.mlops.registry import CHAMPION, Registry
-    from mdpr.mlops.store import connect
-
-    return Registry(connect(), model_name).get_by_alias(CHAMPION) is not None
 
 
 def close_runs(state: str, workspace: str = "") -> None:

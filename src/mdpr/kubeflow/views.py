@@ -17,7 +17,7 @@ from mdpr.kubeflow.components import Artifact, one_line_errors, read_sections
 from mdpr.params import parse_params
 
 if TYPE_CHECKING:
-    from mdpr.mlops.listing import ChampionFigures
+    from mdpr.mlops.registry import Version
 
 logger = logging.getLogger(__name__)
 CONFUSION_MAX_CLASSES = 100  # the matrix is drawn by a browser, and kept in the metadata store
@@ -66,25 +66,25 @@ def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:
     `params` is YAML text with the section tracking. A registry that does not answer leaves the champion's line out and
     says so: the scores do not depend on it.
     """
-    from mdpr.mlops.listing import champion_figures
-    from mdpr.mlops.registry import Registry
-    from mdpr.mlops.store import connect
+    from mdpr.mlops.registry import find_champion
 
     with one_line_errors():
         tracking = parse_params(read_sections(params, "params")).tracking
         folder = Path(evaluation.path)
         try:
-            champion = champion_figures(Registry(connect(), tracking.model_name))
+            champion = find_champion(tracking.model_name)
             note = _compare(champion, read_run(folder).test_sha256)
         except TrackingError as error:
             champion, note = None, f"The champion is not known: {error}"
         Path(view.path).write_text(summary_table(read_metrics(folder), champion, note), encoding="utf-8")
 
 
-def _compare(champion: ChampionFigures | None, test_sha256: str | None) -> str:
+def _compare(champion: Version | None, test_sha256: str | None) -> str:
+    from mdpr.mlops.registry import TEST_SET_TAG
+
     if champion is None:
         return "There is no champion yet."
-    same = champion.test_sha256 == test_sha256
+    same = champion.tags.get(TEST_SET_TAG) == test_sha256
     return "" if same else "The champion was scored on other test images: the two lines do not compare."
 
 
@@ -92,7 +92,7 @@ def _as_fractions(figures_percent: Mapping[str, float]) -> dict[str, float]:
     return {name: value / 100 for name, value in figures_percent.items()}
 
 
-def summary_table(metrics: Metrics, champion: ChampionFigures | None, note: str = "") -> str:
+def summary_table(metrics: Metrics, champion: Version | None, note: str = "") -> str:
     """The score table as Markdown: accuracies in percent, gains of the model's answer in points.
 
     A group without classes is left out.
@@ -101,7 +101,7 @@ def summary_table(metrics: Metrics, champion: ChampionFigures | None, note: str 
     references = [frozen]
     if champion:
         references.append(f"Champion, version {champion.number}")
-        table = replace(table, rows={**table.rows, references[-1]: _as_fractions(champion.figures)})
+        table = replace(table, rows={**table.rows, references[-1]: _as_fractions(champion.figures())})
     rows = [[f"**{name}**" if name == own else name, *table.cells(name)] for name in table.rows]
     rows += [[f"gain over {name}", *table.gain_cells(own, name)] for name in references]
     lines = [

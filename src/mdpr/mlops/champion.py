@@ -1,11 +1,13 @@
-"""The champion's answers to the test images of today, so that it can be compared with any successor.
+"""What the gate compares of the champion: its answers to the test images of today, and its latency.
 
 A version keeps the answers that it was registered with. If the test set has changed since, its weights come out of the
 registry and answer the images that are there now. Such answers are kept in the run of the version's results, under a
 digest of the images, so that the next challenger of the same test set does not wait for them; a tag of the version has
 the digest of each file, as `register` records one of every other file that the gate reads.
 
-Shapes: N test images, B images in a batch, C classes.
+Models are timed in turn, in one process, so that what else the machine does hits all alike.
+
+Shapes: N test images, B images in a batch, C classes, R requests, M models.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from contextlib import suppress
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,24 +38,19 @@ from mdpr.artifacts import (
 from mdpr.errors import ArtifactError, MdprError, TrackingError
 from mdpr.evaluation.predictions import final_branch
 from mdpr.mlops.gate import Candidate, in_order
-from mdpr.mlops.registry import CHAMPION, DIGEST_TAG, Version
-from mdpr.mlops.releases import (
-    GATE_INPUTS_TAG,
-    RESULTS_RUN_TAG,
-    TEST_SET_TAG,
-    changed_input,
-    gate_inputs_folder,
-)
+from mdpr.mlops.registry import ANSWERS_TAG, CHAMPION, DIGEST_TAG, GATE_INPUTS_TAG, TEST_SET_TAG, Version
+from mdpr.mlops.releases import changed_input, gate_inputs_folder
 from mdpr.mlops.store import Store
 
 logger = logging.getLogger(__name__)
 
-ANSWERS_TAG = "mdpr.gate.answers"  # JSON: digest of the test images -> sha256 of the file of answers
 ANSWERS_FOLDER = "gate/answers"
 ANSWERS_FORMAT = "mdpr-answers/1"
 CHECKPOINT_FILE = "state.safetensors"
 KEY_LENGTH = 12
 BATCH_IMAGES = 64
+WARM_UP, REQUESTS = 5, 100  # of each model that is timed
+IMAGE_SIDE_PX = 224
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def find_answers(kept: pd.DataFrame, test: TestSet, *, same_file: bool) -> dict[
 
 def _download_inputs(store: Store, champion: Version, scratch: Path) -> Path:
     """The files that the champion was registered with."""
-    run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
+    run_id = champion.results_run_id
     try:
         stored = gate_inputs_folder(champion.tags.get(GATE_INPUTS_TAG, ""))
         folder = Path(store.client.download_artifacts(run_id, stored, str(scratch)))
@@ -150,30 +148,21 @@ def _answers_of_today(
         named = scratch / f"{key}.safetensors"
         named.write_bytes(local.read_bytes())
         try:
-            run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
-            store.client.log_artifact(run_id, str(named), ANSWERS_FOLDER)
-            known = json.dumps(_known_answers(champion) | {key: sha256(named)})
+            store.client.log_artifact(champion.results_run_id, str(named), ANSWERS_FOLDER)
+            known = json.dumps(champion.json_tag(ANSWERS_TAG) | {key: sha256(named)})
             store.client.set_model_version_tag(champion.name, champion.number, ANSWERS_TAG, known)
         except TrackingError as error:  # the next challenger scores it again
             logger.warning("the answers of version %s are not kept: %s", champion.number, error)
     return answers
 
 
-def _known_answers(champion: Version) -> dict[str, str]:
-    with suppress(ValueError):
-        content = json.loads(champion.tags.get(ANSWERS_TAG, "{}"))
-        if isinstance(content, dict):
-            return content
-    return {}
-
-
 def _from_store(store: Store, champion: Version, key: str, scratch: Path) -> dict[str, np.ndarray] | None:
-    expected = _known_answers(champion).get(key)
+    expected = champion.json_tag(ANSWERS_TAG).get(key)
     if expected is None:
         return None
-    run_id = champion.tags.get(RESULTS_RUN_TAG, champion.run_id)
+    kept = f"{ANSWERS_FOLDER}/{key}.safetensors"
     try:
-        path = store.client.download_artifacts(run_id, f"{ANSWERS_FOLDER}/{key}.safetensors", str(scratch))
+        path = store.client.download_artifacts(champion.results_run_id, kept, str(scratch))
     except TrackingError as error:
         logger.warning("the kept answers of version %s cannot be read, it is scored again: %s", champion.number, error)
         return None
@@ -202,7 +191,7 @@ def _score(champion: Version, test: TestSet) -> dict[str, np.ndarray]:
 
     logger.info("version %s, the champion, is scored on the %d test images of today", champion.number, len(images))
     try:
-        classifier = Classifier.load(f"models:/{champion.name}/{champion.number}")
+        classifier = Classifier.load(champion.address)
     except MdprError as error:
         raise TrackingError(
             f"champion version {champion.number} cannot be scored on today's test images ({error}): register that "
@@ -210,3 +199,36 @@ def _score(champion: Version, test: TestSet) -> dict[str, np.ndarray]:
         ) from None
     top1_N, probability_N = score_images(classifier, images, BATCH_IMAGES)
     return {"base_top1": top1_N, "base_probability": probability_N}
+
+
+# --- latency ------------------------------------------------------------------------------------------------
+
+
+def time_versions(addresses: Sequence[str]) -> np.ndarray:
+    """Milliseconds for one image, (R, M), of the models at these addresses of the registry.
+
+    Raises `MdprError` if one of them cannot be loaded.
+    """
+    from PIL import Image
+
+    from mdpr.model.inference import Classifier
+
+    image = Image.new("RGB", (IMAGE_SIDE_PX, IMAGE_SIDE_PX), "gray")
+    models = [Classifier.load(address) for address in addresses]
+    return time_in_turn([lambda model=model: model.predict(image) for model in models])  # type: ignore[misc]
+
+
+def time_in_turn(
+    requests: Sequence[Callable[[], object]], count: int = REQUESTS, clock_s: Callable[[], float] = time.perf_counter
+) -> np.ndarray:
+    """Milliseconds of `count` calls of each of `requests`, (R, M), after a few that do not count.
+
+    A row holds calls that followed each other; every other row is made in the opposite order.
+    """
+    ms_RM = np.empty((WARM_UP + count, len(requests)))
+    for row, ms_M in enumerate(ms_RM):
+        for column in range(len(requests))[:: 1 if row % 2 else -1]:
+            started_s = clock_s()
+            requests[column]()
+            ms_M[column] = 1000 * (clock_s() - started_s)
+    return ms_RM[WARM_UP:]

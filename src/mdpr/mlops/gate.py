@@ -1,4 +1,4 @@
-"""The gate: when the champion gives way, by the policy in promotion.yaml. Pure functions of two models' answers.
+"""The gate: its policy, promotion.yaml, and when the champion gives way. Pure functions of two models' answers.
 
 Accuracies are class-balanced, in percent, differences in percentage points, between the challenger and its opponent:
 the champion, or for a first model what costs no tuning (chance, the frozen CLIP's zero-shot answers, and simple
@@ -22,21 +22,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mdpr.artifacts import Check
-from mdpr.errors import printable
+from mdpr.errors import ConfigError, printable
 from mdpr.evaluation.metrics import expected_calibration_error
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.uncertainty import drawn_counts, effective_shares, outcome_counts
-from mdpr.mlops.latency import median_bound
-from mdpr.mlops.policy import FirstModel, Group, LaterModels, NewClasses, Opponent, Policy
+from mdpr.params import fault_line, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Group = Literal["all", "many", "medium", "few", "worst_quartile"]
+Opponent = Literal["chance", "zero_shot", "nearest_mean", "logistic"]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Margin = Annotated[float, Field(ge=-100, le=100)]
+Passes = Literal["above", "at least", "at most"]
 
 FLOOR, AGAINST = ", percent", ", points against "  # in the names of checks
 NAMES: dict[Opponent, str] = {
@@ -53,6 +59,80 @@ SHOWN_CLASSES = 5
 WORST = "worst_quartile"
 WORST_SHARE = 4  # the worst quarter of the classes
 WORTH = ((100, 100), (100, 0), (0, 100), (0, 0))  # of each outcome, in percent: to the challenger, to the opponent
+
+
+# --- the policy ---------------------------------------------------------------------------------------------
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FirstModel(Frozen):
+    """No champion yet: absolute floors, and margins over each of the opponents."""
+
+    floor_percent: dict[Group, Percent]
+    opponents: tuple[Opponent, ...]
+    margin_points: dict[Group, Margin]
+    max_ece_percent: float = Field(gt=0, le=100)
+    max_latency_ms: float | None = Field(gt=0)  # None: latency is not measured
+
+
+class NewClasses(Frozen):
+    """The challenger knows classes that the champion does not: a gain of its own, that may cost something elsewhere."""
+
+    margin_points: dict[Group, Margin]  # over the classes that both know, in place of `LaterModels.margin_points`
+    floor_percent: Percent  # accuracy over the new classes
+    tolerance_points: Percent  # how far below each opponent of a first model that accuracy may be
+
+
+class LaterModels(Frozen):
+    """Against the champion, on the same test images."""
+
+    margin_points: dict[Group, Margin]
+    tolerance_points: dict[Group, Percent]
+    with_new_classes: NewClasses
+    max_ece_increase_points: Percent
+    max_latency_ratio: float | None = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _judges_all(self) -> LaterModels:
+        for name, section in (("", self), ("with_new_classes.", self.with_new_classes)):
+            if "all" not in section.margin_points:
+                raise ValueError(f"{name}margin_points must name the group all")
+        return self
+
+
+class Policy(Frozen):
+    """No key has a default: a gate is written down or there is none. A group that is not named is not judged."""
+
+    required_groups: tuple[Group, ...]  # a model that has no test image of one is not promoted
+    confidence: float = Field(gt=0.5, lt=1)
+    bootstrap_samples: int = Field(ge=100, le=1_000_000)
+    seed: int = Field(ge=0)
+    first_model: FirstModel
+    later_models: LaterModels
+
+    def judges_latency(self, *, first: bool) -> bool:
+        """Whether latency counts, for a `first` model or a later one."""
+        return (self.first_model.max_latency_ms if first else self.later_models.max_latency_ratio) is not None
+
+    def with_margin(self, points: float) -> Policy:
+        """This policy with a margin over the champion, in the accuracy of all classes, that is higher by `points`."""
+        later = self.later_models
+        margins = later.margin_points | {"all": later.margin_points["all"] + points}
+        return self.model_copy(update={"later_models": later.model_copy(update={"margin_points": margins})})
+
+
+def read_policy(path: Path) -> Policy:
+    """The gate's policy; `ConfigError` names the key that is missing, unknown or out of range."""
+    try:
+        return Policy.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {fault_line(error, Policy)}") from None
+
+
+# --- two models compared ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -76,28 +156,26 @@ def compare(
     opponent_right_N: np.ndarray,
     label_N: np.ndarray,
     groups: Mapping[str, Sequence[int]],
-    *,
-    confidence: float,
-    resamplings: int,
-    seed: int,
+    policy: Policy,
 ) -> Comparison:
     """`groups` maps all, many, medium and few to class indices; worst_quartile is added. Bounds are one-sided."""
+    tail = 1 - policy.confidence
     outcome_N = 2 * (1 - right_N.astype(np.int64)) + (1 - opponent_right_N.astype(np.int64))
     classes = 1 + max(int(label_N.max()), *(max(indices, default=0) for indices in groups.values()))
     count_C4 = outcome_counts(label_N, outcome_N, classes, 4)
     accuracy, gain = (
         {
-            group: Figure(share.mean, share.bounds(1 - confidence)[0])
+            group: Figure(share.mean, share.bounds(tail)[0])
             for group, share in effective_shares(count_C4, worth_4, groups).items()
         }
         for worth_4 in ((100, 100, 0, 0), (0, 100, -100, 0))
     )
     count_C4 = count_C4[count_C4.sum(axis=1) > 0]
     ours, theirs = (float(value) for value in _worst(count_C4[None])[0])
-    drawn = drawn_counts(count_C4, resamplings=resamplings, seed=seed)
+    drawn = drawn_counts(count_C4, resamplings=policy.bootstrap_samples, seed=policy.seed)
     pair_S2 = np.concatenate([_worst(block_SC4) for block_SC4 in drawn])
-    accuracy[WORST] = Figure(ours, float(np.quantile(pair_S2[:, 0], 1 - confidence)))
-    gain[WORST] = Figure(ours - theirs, float(np.quantile(pair_S2[:, 0] - pair_S2[:, 1], 1 - confidence)))
+    accuracy[WORST] = Figure(ours, float(np.quantile(pair_S2[:, 0], tail)))
+    gain[WORST] = Figure(ours - theirs, float(np.quantile(pair_S2[:, 0] - pair_S2[:, 1], tail)))
     return Comparison(accuracy, gain)
 
 
@@ -109,6 +187,9 @@ def _worst(count_SC4: np.ndarray) -> np.ndarray:
     return mean_S2
 
 
+# --- the decision -------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A model as the gate sees it: its answers, and what its class indices mean.
@@ -117,7 +198,7 @@ class Candidate:
                    `mdpr.evaluation.predictions`). A champion has the challenger's rows and labels, its own answers
     classes        the name behind each class index of its answers
     seen           digests of the images that it was trained or chosen on; None: not recorded
-    latency_R      milliseconds of each request (see `mdpr.mlops.latency`), a champion's in turn with the challenger's
+    latency_R      milliseconds of each request (see `mdpr.mlops.champion`), a champion's in turn with the challenger's
     """
 
     predictions: pd.DataFrame
@@ -176,14 +257,14 @@ def _first(challenger: Candidate, groups: Mapping[str, Sequence[int]], policy: P
     rule, found = policy.first_model, _Findings()
     table = in_order(challenger.predictions)
     label_N, right_N = table["label"].to_numpy(), answered_right(table)
-    everyone = _compare(right_N, right_N, label_N, groups, policy)
-    found.checks += _floors(rule, everyone.accuracy)
+    everyone = compare(right_N, right_N, label_N, groups, policy)
+    found.checks += _checks(everyone.accuracy, rule.floor_percent, FLOOR, "at least")
     for opponent in rule.opponents:
         gain = _gain_over(opponent, table, everyone, len(challenger.classes), groups, policy)
         if gain is None:
             found.not_judged.append(f"{NAMES[opponent]}: not measured, run evaluate again")
         else:
-            found.checks += _margins(rule.margin_points, gain, NAMES[opponent])
+            found.checks += _checks(gain, rule.margin_points, f"{AGAINST}{NAMES[opponent]}", "above")
     found.checks.append(_check(ECE, _ece_percent(table, right_N), "at most", rule.max_ece_percent))
     if rule.max_latency_ms is not None and challenger.latency_R is not None:
         found.checks.append(_latency(LATENCY, challenger.latency_R, rule.max_latency_ms, policy))
@@ -217,13 +298,15 @@ def _later(challenger: Candidate, champion: Candidate, groups: Mapping[str, Sequ
     use_N = known_N & ~seen_N
     if not use_N.any():
         return Decision(False, f"the champion was trained on all {known_N.sum()} test images of the classes both know")
-    compared = _compare(right_N[use_N], their_right_N[use_N], label_N[use_N], groups, policy)
+    compared = compare(right_N[use_N], their_right_N[use_N], label_N[use_N], groups, policy)
 
     new = [index for index in range(len(challenger.classes)) if index not in set(shared)]
     gone = [name for name in champion.classes if name not in index_of]
     margin_points = rule.with_new_classes.margin_points if new else rule.margin_points
-    found.checks += _margins(margin_points, compared.gain, "the champion")
-    found.checks += _tolerances(rule, compared.gain)
+    against = f"{AGAINST}the champion"
+    found.checks += _checks(compared.gain, margin_points, against, "above")
+    lowest = {group: -points for group, points in rule.tolerance_points.items()}
+    found.checks += _checks(compared.gain, lowest, against, "at least", by_bound=False)
     if new:
         found.remarks.append(f"new to the champion: {_listed([challenger.classes[index] for index in new])}")
         found.checks += _new_classes(rule.with_new_classes, table, new, len(challenger.classes), policy)
@@ -244,6 +327,14 @@ def _latency(name: str, values_R: np.ndarray, limit: float, policy: Policy) -> C
     return _check(f"{name}, lower bound", lower, "at most", limit, median)
 
 
+def median_bound(values_R: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The median and its one-sided lower confidence bound: the order statistic that the binomial law names."""
+    from scipy.stats import binom
+
+    below = int(binom.ppf(1 - confidence, len(values_R), 0.5))
+    return float(np.median(values_R)), float(np.sort(values_R)[max(0, below - 1)])
+
+
 def describe(check: Check) -> str:
     """A check in words: its figure, and the bound. Only differences have a sign."""
     signed = AGAINST in check.name or check.name == ECE_INCREASE
@@ -256,24 +347,6 @@ def describe(check: Check) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
     return f"{', '.join(map(printable, names[:SHOWN_CLASSES]))}{more} ({len(names)})"
-
-
-def _compare(
-    right_N: np.ndarray,
-    opponent_right_N: np.ndarray,
-    label_N: np.ndarray,
-    groups: Mapping[str, Sequence[int]],
-    policy: Policy,
-) -> Comparison:
-    return compare(
-        right_N,
-        opponent_right_N,
-        label_N,
-        groups,
-        confidence=policy.confidence,
-        resamplings=policy.bootstrap_samples,
-        seed=policy.seed,
-    )
 
 
 def _gain_over(
@@ -291,7 +364,7 @@ def _gain_over(
     if f"{opponent}_top1" not in table:
         return None
     right_N = answered_right(table, opponent)
-    return _compare(answered_right(table), right_N, table["label"].to_numpy(), groups, policy).gain
+    return compare(answered_right(table), right_N, table["label"].to_numpy(), groups, policy).gain
 
 
 def _new_classes(
@@ -305,7 +378,7 @@ def _new_classes(
     if rows.empty:
         return
     groups = {"all": new}
-    own = _compare(answered_right(rows), answered_right(rows), rows["label"].to_numpy(), groups, policy)
+    own = compare(answered_right(rows), answered_right(rows), rows["label"].to_numpy(), groups, policy)
     yield _check(f"{NEW}{FLOOR}", own.accuracy["all"].value, "at least", rule.floor_percent)
     for opponent in policy.first_model.opponents:
         gain = _gain_over(opponent, rows, own, classes, groups, policy)
@@ -314,24 +387,14 @@ def _new_classes(
             yield _check(name, gain["all"].value, "at least", -rule.tolerance_points)
 
 
-def _floors(rule: FirstModel, accuracy: Mapping[str, Figure]) -> Iterator[Check]:
-    for group, floor in rule.floor_percent.items():
-        if group in accuracy:
-            figure = accuracy[group]
-            yield _check(f"{group}{FLOOR}, lower bound", figure.lower, "at least", floor, figure.value)
-
-
-def _margins(margin_points: Mapping[Group, float], gain: Mapping[str, Figure], opponent: str) -> Iterator[Check]:
-    for group, margin in margin_points.items():
-        if group in gain:
-            name = f"{group}{AGAINST}{opponent}, lower bound"
-            yield _check(name, gain[group].lower, "above", margin, gain[group].value)
-
-
-def _tolerances(rule: LaterModels, gain: Mapping[str, Figure]) -> Iterator[Check]:
-    for group, tolerance in rule.tolerance_points.items():
-        if group in gain:
-            yield _check(f"{group}{AGAINST}the champion", gain[group].value, "at least", -tolerance)
+def _checks(
+    figures: Mapping[str, Figure], limits: Mapping[Group, float], title: str, passes: Passes, *, by_bound: bool = True
+) -> Iterator[Check]:
+    """A check per group that has test images, judged by its lower bound or else by its value."""
+    for group, limit in limits.items():
+        if figure := figures.get(group):
+            name, value = (", lower bound", figure.lower) if by_bound else ("", figure.value)
+            yield _check(f"{group}{title}{name}", value, passes, limit, figure.value)
 
 
 def _ece_percent(table: pd.DataFrame, right_N: np.ndarray) -> float:
@@ -339,18 +402,10 @@ def _ece_percent(table: pd.DataFrame, right_N: np.ndarray) -> float:
     return 100 * expected_calibration_error(table[f"{final_branch(table)}_probability"].to_numpy(), right_N)
 
 
-def _check(name: str, value: float, passes: str, threshold: float, estimate: float | None = None) -> Check:
+def _check(name: str, value: float, passes: Passes, threshold: float, estimate: float | None = None) -> Check:
     passed = {"above": value > threshold, "at least": value >= threshold, "at most": value <= threshold}[passes]
-    return Check.model_validate(
-        {
-            "name": name,
-            "value": value,
-            "threshold": threshold,
-            "passes": passes,
-            "passed": passed,
-            "estimate": value if estimate is None else estimate,
-        }
-    )
+    shown = value if estimate is None else estimate
+    return Check(name=name, value=value, threshold=threshold, passes=passes, passed=passed, estimate=shown)
 
 
 def answer(table: pd.DataFrame, branch: str | None = None) -> np.ndarray:

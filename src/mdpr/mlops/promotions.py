@@ -14,26 +14,31 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mdpr.artifacts import Promotion, Registration, read_class_names, read_predictions, read_shots
 from mdpr.errors import ArtifactError, TrackingError
-from mdpr.mlops.champion import TestSet, load_champion
-from mdpr.mlops.gate import Candidate, Decision, should_promote
-from mdpr.mlops.latency import time_versions
-from mdpr.mlops.policy import Policy
-from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry, Version
-from mdpr.mlops.releases import (
+from mdpr.mlops.champion import TestSet, load_champion, time_versions
+from mdpr.mlops.gate import Candidate, Decision, Policy, should_promote
+from mdpr.mlops.registry import (
+    CHAMPION,
+    CHECKS_TAG,
     DECISION_TAG,
-    RESULTS_RUN_TAG,
+    PREVIOUS,
+    PROMOTION_LOG_TAG,
+    ROLLED_BACK_TAG,
     TEST_SET_TAG,
-    changed_input,
-    with_gate,
+    Registry,
+    Version,
+    find_champion,
 )
+from mdpr.mlops.releases import changed_input, with_gate
 from mdpr.mlops.runs import RESULTS_FOLDER
 from mdpr.mlops.store import Refused, Store, connect
 
-ROLLED_BACK_TAG = "mdpr.rolled_back"
-CHECKS_TAG = "mdpr.gate.checks"
+if TYPE_CHECKING:
+    from rich.table import Table
+
 UNREGISTERED = (
     "the model of a DVC experiment has no version yet: run `dvc repro --force --single-item register promote`"
 )
@@ -98,9 +103,7 @@ def judge(
         test = TestSet(predictions, challenger.tags.get(TEST_SET_TAG), prepared)
         opponent = load_champion(store, champion, test, checkpoint) if champion else None
         if policy.judges_latency(first=champion is None):
-            ms_RM = time_versions(
-                [f"models:/{version.name}/{version.number}" for version in (challenger, champion) if version]
-            )
+            ms_RM = time_versions([version.address for version in (challenger, champion) if version])
             candidate = replace(candidate, latency_R=ms_RM[:, 0])
             opponent = opponent and replace(opponent, latency_R=ms_RM[:, 1])
         decision = should_promote(candidate, opponent, shot_groups(shots), policy)
@@ -116,7 +119,7 @@ def promote(
     Raises as `judge` does, and `TrackingError` if someone else promoted meanwhile.
     """
     if registration.version is None:
-        champion = Registry(connect(), registration.model_name).get_by_alias(CHAMPION)
+        champion = find_champion(registration.model_name)
         number = champion.number if champion else None
         return Promotion(
             decision="kept",
@@ -171,8 +174,21 @@ def _record(judgement: Judgement, promotion: Promotion) -> None:
     checks = json.dumps([check.model_dump() for check in promotion.checks])
     card = with_gate(version.card, f"{promotion.decision}: {promotion.reason}")
     registry.annotate(version.number, {DECISION_TAG: promotion.decision, CHECKS_TAG: checks}, card)
-    run_id = version.tags.get(RESULTS_RUN_TAG, version.run_id)
-    registry.store.client.log_dict(run_id, promotion.model_dump(mode="json"), f"{RESULTS_FOLDER}/promotion.json")
+    content = promotion.model_dump(mode="json")
+    registry.store.client.log_dict(version.results_run_id, content, f"{RESULTS_FOLDER}/promotion.json")
+
+
+def checks_table(promotion: Promotion) -> Table:
+    from rich.table import Table
+
+    champion = promotion.champion_before or "none"
+    table = Table(title=f"Gate: version {promotion.version or 'none'} of {promotion.model_name}, champion {champion}")
+    for column in ("check", "measured", "judged", "must be", "passed"):
+        table.add_column(column, justify="left" if column in ("check", "must be") else "right")
+    for check in promotion.checks:
+        bound = f"{check.passes} {check.threshold:g}"
+        table.add_row(check.name, f"{check.estimate:.2f}", f"{check.value:.2f}", bound, "yes" if check.passed else "no")
+    return table
 
 
 # --- the promotion log --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The MLflow model registry: versions, their tags and cards, and the aliases. Nothing else talks to it.
+"""The MLflow model registry: versions, their tags and cards, the aliases, and what tables show of them.
 
 Aliases: `challenger` (by default) is the version registered last, `champion` the one that serves, `previous`
 the champion before it. An alias points to one version, so there is never more than one champion; who may move it is
@@ -13,20 +13,36 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from mdpr.errors import TrackingError
+from mdpr.evaluation.score_table import in_percent
 from mdpr.mlops.publishing import create_run
-from mdpr.mlops.store import Refused, Store, StoreError, translate_errors
+from mdpr.mlops.store import Refused, Store, StoreError, connect, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+RUNS, MODELS = "runs:/", "models:/"  # addresses of MLflow
+
+# Tags of a version.
 DIGEST_TAG = "mdpr.model_digest"
-VERSIONS_TAG = "mlflow.modelVersions"  # on a logged model: MLflow's own list of its versions
-PROMOTION_LOG_TAG = "mdpr.promotion_log_run_id"
+ORIGIN_TAG = "mdpr.origin"  # JSON: the classes, digests of data, knowledge and backbone, commit, version of mdpr
+TEST_SET_TAG = "mdpr.test_sha256"
+RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the files that the gate reads
+FIGURES_TAG = "mdpr.test.percent"  # JSON: figure of the model's answer -> percent (nll: nats)
+FRACTIONS_TAG = "mdpr.test.fused"  # the same as fractions: of versions that an earlier release registered
+GATE_INPUTS_TAG = "mdpr.gate.inputs"  # JSON: file -> sha256
+ANSWERS_TAG = "mdpr.gate.answers"  # JSON: digest of the test images -> sha256 of the file of answers
+DECISION_TAG = "mdpr.gate.decision"
+CHECKS_TAG = "mdpr.gate.checks"  # JSON: the gate's checks
+ROLLED_BACK_TAG = "mdpr.rolled_back"  # the version that serves in its place
+
+VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model: MLflow's own list of its versions
+PROMOTION_LOG_TAG = "mdpr.promotion_log_run_id"  # of the registered model
 PROMOTION_LOG_EXPERIMENT = "mdpr promotion logs"  # apart from the experiments that people look at
 PROMOTION_LOG_NOTE = "Every change of champion, in order: a parameter is written once. Do not delete this run."
 MODEL_DESCRIPTION = (
@@ -49,6 +65,28 @@ class Version:
     card: str
     created_ms: int
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"{MODELS}{self.name}/{self.number}"
+
+    @property
+    def results_run_id(self) -> str:
+        """The run that holds what this version scored last; that of the model, of versions without the tag."""
+        return self.tags.get(RESULTS_RUN_TAG, self.run_id)
+
+    def json_tag(self, tag: str) -> dict[str, Any]:
+        """The JSON object in a tag; empty if the version has none, or a person edited it."""
+        try:
+            content = json.loads(self.tags.get(tag, "{}"))
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def figures(self) -> dict[str, Any]:
+        """Figure -> percent (nll: nats) of the model's answer to its test set."""
+        fractions = {name: value for name, value in self.json_tag(FRACTIONS_TAG).items() if isinstance(value, float)}
+        return self.json_tag(FIGURES_TAG) or in_percent(fractions)
 
 
 @dataclass(frozen=True)
@@ -183,3 +221,43 @@ def _as_version(found: ModelVersion) -> Version:
         created_ms=int(found.creation_timestamp),
         tags=dict(found.tags),
     )
+
+
+FIGURES = ("all", "few", "ece")  # of `registry_rows`, in percent
+
+
+def registry_rows(registry: Registry) -> list[dict[str, Any]]:
+    """One row per version, the newest first; a figure that was not recorded is None. Raises `TrackingError`."""
+    aliases = registry.aliases()
+    rows = []
+    for version in registry.versions():
+        figures = version.figures()
+        rows.append(
+            {
+                "version": version.number,
+                "aliases": sorted(alias for alias, number in aliases.items() if number == version.number),
+                "registered": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
+                **{key: figures.get(key) for key in FIGURES},
+                "gate": version.tags.get(DECISION_TAG),
+                "run_id": version.run_id,
+            }
+        )
+    return rows
+
+
+def find_champion(model_name: str) -> Version | None:
+    """The version of `model_name` that serves now, if there is one. Raises `TrackingError`."""
+    return Registry(connect(), model_name).get_by_alias(CHAMPION)
+
+
+def resolve(address: str) -> Version:
+    """The version at models:/NAME/NUMBER or models:/NAME@ALIAS; raises `TrackingError` if there is none."""
+    path = address.removeprefix(MODELS)
+    if "/" in path:
+        name, _, number = path.partition("/")
+        return Registry(connect(), name).get(number)
+    name, _, alias = path.partition("@")
+    version = Registry(connect(), name).get_by_alias(alias)
+    if version is None:
+        raise TrackingError(f"{name} has no version with the alias {alias}: run promote, or name another alias")
+    return version

@@ -23,19 +23,20 @@ from mdpr.errors import ArtifactError
 from mdpr.evaluation.score_table import GROUPS, ROWS, in_percent, points
 from mdpr.mlops.lineage import CONTEXTS, lineage_tags
 from mdpr.mlops.publishing import mirror_run
-from mdpr.mlops.registry import Registry, Version
+from mdpr.mlops.registry import (
+    FIGURES_TAG,
+    GATE_INPUTS_TAG,
+    ORIGIN_TAG,
+    RESULTS_RUN_TAG,
+    TEST_SET_TAG,
+    Registry,
+    Version,
+)
 from mdpr.mlops.runs import RESULTS_FOLDER, add_results, publish_waiting, result_metrics
 from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import Store, connect
 from mdpr.params import RegisterParams, TrackingParams, TuneParams
 
-ORIGIN_TAG = "mdpr.origin"  # JSON: the classes, digests of data, knowledge and backbone, commit, version of mdpr
-TEST_SET_TAG = "mdpr.test_sha256"
-GATE_INPUTS_TAG = "mdpr.gate.inputs"  # JSON: file -> sha256
-DECISION_TAG = "mdpr.gate.decision"
-RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the files that the gate reads
-FIGURES_TAG = "mdpr.test.percent"  # JSON: figure of the model's answer -> percent (nll: nats)
-FRACTIONS_TAG = "mdpr.test.fused"  # the same as fractions: of versions that an earlier release registered
 GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
 OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made have none
 RANKING = "test/fused/all"
@@ -101,7 +102,7 @@ def gate_inputs(evaluation: Path) -> dict[str, str]:
 
 def changed_input(version: Version, folder: Path) -> str | None:
     """The first file in `folder` that is not the one that `version` was registered with."""
-    registered, found = json.loads(version.tags.get(GATE_INPUTS_TAG, "{}")), gate_inputs(folder)
+    registered, found = version.json_tag(GATE_INPUTS_TAG), gate_inputs(folder)
     return next((name for name in {**registered, **found} if registered.get(name) != found.get(name)), None)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mdpr.artifacts import SEEN_FILE, TrackedRun
+from mdpr.artifacts import TrackedRun
 from mdpr.errors import ArtifactError, Interrupted, TrackingError
 from mdpr.evaluation.score_table import in_percent
 from mdpr.launch import in_project
@@ -44,8 +44,6 @@ from mdpr.params import BackboneParams, TrackingParams, TuneParams
 logger = logging.getLogger(__name__)
 
 RESULTS_FOLDER = "evaluation"  # below it a run's artifacts hold predictions.parquet, report.html and so on
-NEEDED_TO_COMPARE = ("predictions.parquet", "per_class.csv", "lineage.json")
-OF_USE_TO_COMPARE = (SEEN_FILE,)  # runs of earlier versions have none
 LOSS = "train/loss"
 PARENT_TAG = "mlflow.parentRunId"
 DESCRIPTION_TAG = "mlflow.note.content"  # shown on the page of a run
@@ -297,18 +295,17 @@ def publish_waiting(store: Store, tracking: TrackingParams) -> None:
         logger.warning("%s", error)
 
 
-def fetch_results(run_id: str, folder: Path) -> Path:
-    """Copy what a comparison needs of run `run_id` below `folder`; returns the folder that holds it.
+def fetch_results(run_id: str, folder: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Path:
+    """Copy files that evaluate wrote from run `run_id` below `folder`; returns the folder that holds them.
 
-    Raises `TrackingError` if the store has no such run, `ArtifactError` if the run has no results.
+    Raises `TrackingError` if the store has no such run, `ArtifactError` if the run lacks a `needed` file.
     """
     client = connect().client
     folder.mkdir(parents=True, exist_ok=True)
     found = {Path(item.path).name for item in client.list_artifacts(run_id, RESULTS_FOLDER)}
-    missing = [name for name in NEEDED_TO_COMPARE if name not in found]
-    if missing:
-        raise ArtifactError(f"run {run_id} has no {RESULTS_FOLDER}/{missing[0]}: run evaluate first")
-    wanted = (*NEEDED_TO_COMPARE, *(name for name in OF_USE_TO_COMPARE if name in found))
+    if missing := [name for name in needed if name not in found]:
+        raise ArtifactError(f"run {run_id} has no {RESULTS_FOLDER}/{missing[0]}: run evaluate again")
+    wanted = (*needed, *(name for name in optional if name in found))
     paths = [f"{RESULTS_FOLDER}/{name}" for name in wanted]
     copies = [Path(client.download_artifacts(run_id, path, str(folder))) for path in paths]
     return copies[0].parent  # below `folder`, or right in it: stores differ

@@ -22,8 +22,8 @@ from mdpr.artifacts import ModelConfig, TrackedRun, read_model_config, sha256
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.lineage import flatten
 from mdpr.mlops.publishing import now_ms
-from mdpr.mlops.registry import DIGEST_TAG, Registry
-from mdpr.mlops.store import DEFAULT_URI, Store, connect, translate_errors
+from mdpr.mlops.registry import DIGEST_TAG
+from mdpr.mlops.store import DEFAULT_URI, Store, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -232,14 +232,6 @@ def _example() -> Any:
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_TIMEOUT_S = 60
-
-
-def find_version(model_name: str, alias: str) -> str:
-    """The version behind `alias` now, so that every worker serves the same; raises `TrackingError` without one."""
-    version = Registry(connect(), model_name).get_by_alias(alias)
-    if version is None:
-        raise TrackingError(f"{model_name} has no version with the alias {alias}: run promote, or name another alias")
-    return version.number
 
 
 def serve_command(

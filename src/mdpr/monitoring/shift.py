@@ -18,8 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-from mdpr.artifacts import SHOT_GROUPS, Check, Format
+from mdpr.artifacts import SHOT_GROUPS, Check
 from mdpr.artifacts.prediction_log import Answers
+from mdpr.monitoring.result import Accuracy, Drift, Interval, Monitoring, Share
 from mdpr.monitoring.sample import Reference, Sample
 from mdpr.probe.prior import PSEUDO_IMAGES, Calibration, estimate_shares, fit_calibration
 from mdpr.progress import track
@@ -34,7 +35,6 @@ DRIFT_IMAGES = 2_500  # of each side
 DRIFT_RESAMPLINGS = 200
 PROFILE_CLASSES = 10  # of the answers, where there are no embeddings
 MIN_LOG = -20.0
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -51,63 +51,6 @@ class Thresholds:
     max_label_shift: float = 0.3
     max_drift_auc: float = 0.65
     min_images: int = 200
-
-
-class Share(Format):
-    """Shares of images as fractions: of the test set, of the predictions counted, and as estimated."""
-
-    reference: float
-    counted: float
-    estimated: float
-    interval: Interval
-
-
-class Drift(Format):
-    """AUC of telling new images from test images by `features`, on held-out images."""
-
-    features: Literal["embeddings", "answers"]
-    auc: float
-    interval: Interval
-    images: int
-
-
-class Accuracy(Format):
-    """Fractions: on the test set, as expected on the new images, and with the estimated shares as deployment prior."""
-
-    reference: float
-    expected: float
-    expected_interval: Interval
-    with_prior: float
-    gain_of_prior: float
-    gain_interval: Interval
-
-
-class Monitoring(Format):
-    """monitor.json. `shares` and `model_prior` make it a deployment prior for `--prior`."""
-
-    format: Literal["mdpr-monitor/1"] = "mdpr-monitor/1"
-    model: str
-    version: str
-    model_digest: str
-    images: int
-    images_used: int
-    first: str
-    last: str
-    priors: tuple[str, ...]
-    unreadable: tuple[str, ...]
-    other_images: int
-    dropped: int
-    shares: dict[str, float]
-    model_prior: dict[str, float]
-    classes: dict[str, Share]
-    groups: dict[str, Share]
-    label_shift: float
-    label_shift_interval: Interval
-    accuracy: Accuracy
-    drift: Drift | None
-    checks: tuple[Check, ...]
-    advice: Literal["keep", "retrain", "wait"]
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mdpr.params import PromoteParams, TrackingParams
 from mdpr.stages.stage import Checkpoint, In, Out
 
 if TYPE_CHECKING:
-    from mdpr.mlops.policy import Policy
+    from mdpr.mlops.gate import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +47,18 @@ def preview(prepared: In, evaluation: In, registration: In, *, params: PromotePa
 
     from mdpr.artifacts import read_registration
     from mdpr.mlops import promotions
-    from mdpr.mlops.listing import checks_table
 
     judgement = promotions.judge(read_registration(registration), evaluation, prepared, _policy(params))
     outcome = judgement.promotion()
     console = Console()
-    console.print(checks_table(outcome))
+    console.print(promotions.checks_table(outcome))
     decision = "would be promoted" if outcome.decision == "promoted" else "would not be promoted"
     console.print(f"version {outcome.version} of {outcome.model_name} {decision}: {outcome.reason}", markup=False)
 
 
 def _policy(params: PromoteParams) -> Policy:
     """The one that decides and the one that is shown beforehand are the same."""
-    from mdpr.mlops.policy import read_policy
+    from mdpr.mlops.gate import read_policy
 
     return read_policy(Path(params.policy)).with_margin(params.margin_points)
 

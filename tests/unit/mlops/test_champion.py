@@ -1,4 +1,4 @@
-"""The answers that a champion was registered with, found again among today's test images."""
+"""A champion's answers, found again among today's test images; models timed in turn."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mdpr.errors import ArtifactError
-from mdpr.mlops.champion import TestSet, find_answers
+from mdpr.mlops.champion import REQUESTS, WARM_UP, TestSet, find_answers, time_in_turn
 
 ROWS = 12
 
@@ -45,3 +45,19 @@ def test_without_digests_the_file_and_its_labels_must_be_the_same() -> None:
     assert find_answers(kept, shorter, same_file=True) is None
     with pytest.raises(ArtifactError, match="no digests of its images"):
         same.key  # noqa: B018 - the property raises
+
+
+def test_requests_are_made_in_turn_and_the_first_do_not_count() -> None:
+    now_s, order = 0.0, []
+
+    def request(name: str, cost_s: float) -> None:
+        nonlocal now_s
+        now_s += cost_s + (10 if len(order) < 2 * WARM_UP else 0)
+        order.append(name)
+
+    ms_RM = time_in_turn([lambda: request("a", 0.001), lambda: request("b", 0.002)], clock_s=lambda: now_s)
+    assert REQUESTS >= 50
+    assert ms_RM == pytest.approx(np.tile([1.0, 2.0], (REQUESTS, 1)))
+    rows = ["".join(order[start : start + 2]) for start in range(0, len(order), 2)]
+    assert set(rows[::2]) != set(rows[1::2])
+    assert {frozenset(row) for row in rows} == {frozenset("ab")}

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from mdpr.errors import ConfigError
 from mdpr.evaluation.uncertainty import drawn_counts
-from mdpr.mlops.gate import Candidate, Comparison, compare, should_promote
-from mdpr.mlops.policy import Policy, read_policy
+from mdpr.mlops.gate import Candidate, Comparison, Policy, compare, median_bound, read_policy, should_promote
 
 POLICY = Policy.model_validate(
     {
@@ -92,7 +91,7 @@ def compared(
     right_N: np.ndarray, other_N: np.ndarray, label_N: np.ndarray = LABEL_N, samples: int = 1000
 ) -> Comparison:
     groups = {"all": list(range(int(label_N.max()) + 1))}
-    return compare(right_N, other_N, label_N, groups, confidence=0.95, resamplings=samples, seed=0)
+    return compare(right_N, other_N, label_N, groups, POLICY.model_copy(update={"bootstrap_samples": samples}))
 
 
 def test_a_first_model_has_floors_and_must_not_lose_to_zero_shot() -> None:
@@ -374,10 +373,11 @@ def test_the_bound_of_equal_models_covers_as_promised() -> None:
 def test_few_images_per_class_promote_no_equal_model_too_often(images: int) -> None:
     rng = np.random.default_rng(images)
     label_N, trials = np.repeat(np.arange(20), images), 300
+    quick = POLICY.model_copy(update={"bootstrap_samples": 100})
     above = 0
     for _ in range(trials):
         ours, theirs = (rng.random(len(label_N)) < 0.7 for _ in range(2))
-        found = compare(ours, theirs, label_N, {"all": range(20)}, confidence=0.95, resamplings=100, seed=0)
+        found = compare(ours, theirs, label_N, {"all": range(20)}, quick)
         assert found.gain["all"].lower < found.gain["all"].value
         above += found.gain["all"].lower > 0
     assert above / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
@@ -462,3 +462,10 @@ def test_a_margin_asks_for_more_over_the_champion_and_over_no_one_else() -> None
     assert POLICY.with_margin(0) == POLICY
     assert failed(strong, weak, asking) == {"all, points against the champion, lower bound"}
     assert should_promote(strong, None, GROUPS, asking) == should_promote(strong, None, GROUPS, POLICY)
+
+
+def test_the_bound_of_a_median_is_below_it_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    bounds = [median_bound(random.lognormal(0.0, 1.0, 100), 0.95) for _ in range(2000)]
+    assert np.mean([lower <= 1.0 for _, lower in bounds]) >= 0.95
+    assert all(lower <= median for median, lower in bounds)

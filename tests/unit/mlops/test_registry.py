@@ -7,9 +7,8 @@ import pytest
 
 from mdpr.errors import ConfigError, TrackingError
 from mdpr.mlops import registry as registry_module
-from mdpr.mlops.listing import champion_figures, registry_rows
 from mdpr.mlops.promotions import move_champion
-from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry
+from mdpr.mlops.registry import CHAMPION, PREVIOUS, PROMOTION_LOG_TAG, Registry, find_champion, registry_rows
 from mdpr.mlops.store import Store
 from mdpr.params import parse_params
 
@@ -117,9 +116,9 @@ def test_figures_of_earlier_releases_are_shown_in_percent_too(registry: Registry
     shown = [[row["all"], row["few"], row["ece"]] for row in registry_rows(registry)]
     assert shown == [[81.5, None, None], [80, 70, 2.1]]
     registry.set_alias(CHAMPION, first)
-    champion = champion_figures(registry)
+    champion = find_champion("shoes")
     assert champion is not None
-    assert champion.figures == {"all": 80, "few": 70, "ece": 2.1, "nll": 0.5}
+    assert champion.figures() == {"all": 80, "few": 70, "ece": 2.1, "nll": 0.5}
     registry.annotate(first, {"mdpr.test.fused": '{"all": "80 %", "few": null, "ece": 0.021}'}, "")  # by a person
     assert [registry_rows(registry)[1][name] for name in ("all", "few", "ece")] == [None, None, 2.1]
 

@@ -11,9 +11,9 @@ from tests.unit.monitoring.conftest import EVEN_C, NAMES, SHIFTED_C, SOURCE, Mak
 
 from mdpr.artifacts.prediction_log import Answers
 from mdpr.monitoring import shift
-from mdpr.monitoring.page import render_monitoring
+from mdpr.monitoring.result import Monitoring, render_monitoring
 from mdpr.monitoring.sample import Reference, Sample
-from mdpr.monitoring.shift import Monitoring, Thresholds, analyse, estimate_label_shares, total_variation
+from mdpr.monitoring.shift import Thresholds, analyse, estimate_label_shares, total_variation
 
 MakeSample = Callable[[Answers], Sample]
 

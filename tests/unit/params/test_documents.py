@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from mdpr.data.class_list import read_class_list
 from mdpr.errors import ArtifactError, ConfigError, MdprError
-from mdpr.mlops.policy import read_policy
+from mdpr.mlops.gate import read_policy
 from mdpr.params import dump_yaml, parse_json, parse_yaml, read_json, read_yaml
 
 DEEP = "[" * 50_000
