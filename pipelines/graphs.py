@@ -34,7 +34,7 @@ from components.vary.component import vary
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from mdpr.kubeflow.fan_out import params_per_setting, params_per_shard
+from mdpr.kubeflow.tasks import params_per_setting, params_per_shard
 from mdpr.params import choices, dump_yaml
 from pipelines.cluster import ClusterProfile, place
 from pipelines.nodes import train_job

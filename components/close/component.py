@@ -12,6 +12,6 @@ def close(status: dsl.PipelineTaskFinalStatus, workspace: str) -> None:
         status: How the pipeline ended; Kubeflow fills it in.
         workspace: Folder with results that MLflow does not have yet; empty: none.
     """
-    from mdpr.kubeflow.components import close_runs
+    from mdpr.kubeflow.tasks import close_runs
 
     close_runs(status.state, workspace)

@@ -28,8 +28,7 @@ def describe(
         page: The sentences with the findings of the audit, for the UI.
         Output: What is wrong, in one line; empty: nothing is.
     """
-    from mdpr.kubeflow.components import run_check
-    from mdpr.kubeflow.views import show_page
+    from mdpr.kubeflow.components import run_check, show_page
 
     problem = run_check("describe", params, workspace, prepared=prepared, probe=probe, knowledge=knowledge)
     show_page(knowledge, "index.html", page)

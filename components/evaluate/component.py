@@ -40,8 +40,7 @@ def evaluate(
         report: The report, for the UI.
         summary: Accuracy by shot group beside zero-shot and the champion, for the UI.
     """
-    from mdpr.kubeflow.components import run_component
-    from mdpr.kubeflow.views import show_confusion, show_metrics, show_page, show_summary
+    from mdpr.kubeflow.components import run_component, show_confusion, show_metrics, show_page, show_summary
 
     run_component(
         "evaluate",

@@ -27,8 +27,8 @@ def merge(
         page: The sentences with the findings of the audit, for the UI.
         Output: What is wrong, in one line; empty: nothing is.
     """
-    from mdpr.kubeflow.fan_out import merge_shards
-    from mdpr.kubeflow.views import show_page
+    from mdpr.kubeflow.components import show_page
+    from mdpr.kubeflow.tasks import merge_shards
 
     problem = merge_shards(params, shards, prepared=prepared, probe=probe, knowledge=knowledge)
     show_page(knowledge, "index.html", page)

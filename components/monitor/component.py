@@ -31,7 +31,7 @@ def monitor(
         page: The figures, for the UI.
         Output: retrain, keep, or wait for more answers; retrain if there is no champion yet.
     """
-    from mdpr.kubeflow.components import run_monitor
+    from mdpr.kubeflow.tasks import run_monitor
 
     limits = {"max_drop_points": max_drop_points, "max_label_shift": max_label_shift, "max_drift_auc": max_drift_auc}
     return run_monitor(params, workspace, log, limits, monitoring=monitoring, page=page)

@@ -16,8 +16,7 @@ def prepare(params: str, prepared: Output[Dataset], classes: Output[Dataset]) ->
         prepared: train, val and test as Parquet, classes.json, card.json.
         classes: Only classes.json, for tasks that read no image.
     """
-    from mdpr.kubeflow.components import run_component
-    from mdpr.kubeflow.views import copy_classes
+    from mdpr.kubeflow.components import copy_classes, run_component
 
     run_component("prepare", params, prepared=prepared)
     copy_classes(prepared, classes)

@@ -11,6 +11,6 @@ def require(problem: str) -> None:
     Args:
         problem: The line that says what is wrong; empty: nothing is.
     """
-    from mdpr.kubeflow.components import require_none
+    from mdpr.kubeflow.tasks import require_none
 
     require_none(problem)

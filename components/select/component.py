@@ -16,6 +16,6 @@ def select(models: Input[list[Model]], model: Output[Model], choice: Output[Mark
         model: The best of them, unchanged.
         choice: All of them with their validation accuracy, for the UI.
     """
-    from mdpr.kubeflow.fan_out import select_model
+    from mdpr.kubeflow.tasks import select_model
 
     select_model(models, model, choice)

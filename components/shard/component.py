@@ -15,6 +15,6 @@ def shard(params: str, shards: int) -> list[str]:
     Returns:
         Output: YAML text with the section describe for each share.
     """
-    from mdpr.kubeflow.fan_out import shard_params
+    from mdpr.kubeflow.tasks import shard_params
 
     return shard_params(params, shards)

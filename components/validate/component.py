@@ -18,8 +18,7 @@ def validate(params: str, prepared: Input[Dataset], validation: Output[Artifact]
         docs: The first page of Data Docs, for the UI.
         Output: What is wrong, in one line; empty: nothing is.
     """
-    from mdpr.kubeflow.components import run_check
-    from mdpr.kubeflow.views import show_page
+    from mdpr.kubeflow.components import run_check, show_page
 
     problem = run_check("validate", params, prepared=prepared, validation=validation)
     show_page(validation, "index.html", docs)

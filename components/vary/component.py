@@ -15,6 +15,6 @@ def vary(params: str, settings: list[str]) -> list[str]:
     Returns:
         Output: YAML text with the sections backbone, tracking and tune for each model.
     """
-    from mdpr.kubeflow.fan_out import vary_params
+    from mdpr.kubeflow.tasks import vary_params
 
     return vary_params(params, settings)

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "monitor": ("monitor", "Judge what a deployed model answered: label shift, expected accuracy, drift of features."),
     "tracking": ("models", "Publish to MLflow what it could not take while it was down."),
     "recipe": ("projects", "List, show or use the settings of a known benchmark."),
-    "pipeline": ("pipeline", "Compile the Kubeflow pipeline, run it here, or start it on a cluster."),
+    "pipeline": ("projects", "Compile the Kubeflow pipeline, run it here, or start it on a cluster."),
     "data": ("data", "See how a data set would be read; bring one that DVC keeps elsewhere into data/."),
 }
 

@@ -48,17 +48,20 @@ class Summary:
 
 def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) -> Summary:
     """Gather the summary; raises `ArtifactError` if the flow has not run to its end."""
+    from mdpr.mlops.registry import find_champion
+
     report = evaluation / "report.html"
     for path in (evaluation / "metrics.json", report, promotion):
         if not path.is_file():
             raise ArtifactError(f"{path} is missing: run `dvc repro` first")
+    champion = find_champion(tracking.model_name)  # someone may have moved it since the gate decided
     return Summary(
         read_metrics(evaluation),
         read_intervals(evaluation),
         read_table(evaluation, "variants.csv"),
         read_routing_check(evaluation),
         read_promotion(promotion),
-        champion_version(tracking.model_name),
+        champion.number if champion else None,
         report,
     )
 
@@ -67,15 +70,6 @@ def short_reason(decision: Promotion) -> str:
     """The gate's reason; if all its checks passed, their number in the place of their figures."""
     reason, found, _ = decision.reason.partition(" passed: ")
     return f"{reason} All {len(decision.checks)} checks passed." if found else decision.reason
-
-
-def champion_version(model_name: str) -> str | None:
-    """The version behind the alias `champion` right now, which someone may have moved since the gate."""
-    from mdpr.mlops.registry import CHAMPION, Registry
-    from mdpr.mlops.store import connect
-
-    version = Registry(connect(), model_name).get_by_alias(CHAMPION)
-    return version.number if version else None
 
 
 def render(summary: Summary) -> RenderableType:

@@ -19,7 +19,7 @@ from tests.contract.kfp_server import DROP, serving
 from tests.contract.kube_server import RUN_ID, WORKFLOW, Kubernetes
 
 from mdpr.kubeflow import train_jobs
-from mdpr.kubeflow.components import close_runs
+from mdpr.kubeflow.tasks import close_runs
 from mdpr.kubeflow.train_jobs import run_on_nodes
 
 SHARED = {"workspace_access": "ReadWriteMany"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mdpr.kubeflow.views import show_summary
+from mdpr.kubeflow.components import show_summary
 from mdpr.mlops import promotions, releases
 from mdpr.mlops.gate import read_policy
 from mdpr.mlops.served_model import Parts

@@ -96,14 +96,14 @@ def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
 @click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
 def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowledge: Path, params: Path) -> None:
     """Merge the folders SHARDS, written by `mdpr describe --shard I/N`, and audit the result."""
-    from mdpr.kubeflow.fan_out import write_merged
     from mdpr.params import load_params
+    from mdpr.stages.describe import merge
 
     section = load_params(params).describe
     for shard in shards:
         if shards.count(shard) > 1:
             raise KnowledgeError(f"{shard} is given {shards.count(shard)} times: give each shard once")
-    write_merged({str(shard): shard for shard in shards}, prepared, probe, knowledge, section)
+    merge({str(shard): shard for shard in shards}, prepared, probe, knowledge, section)
 
 
 def _show(findings: list[Finding]) -> None:

@@ -1,7 +1,12 @@
-"""`mdpr init`, `mdpr demo`, `mdpr recipe`: where a project and its settings come from."""
+"""`mdpr init`, `mdpr demo`, `mdpr repro`, `mdpr recipe`, `mdpr pipeline`: a project, its settings, and what runs it.
+
+`mdpr pipeline` has the commands of the project's own package `pipelines` if the working folder has one, else of ours;
+it is imported only when one of them is used.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -9,10 +14,15 @@ import sys
 import tempfile
 from importlib import util
 from pathlib import Path
+from types import ModuleType
 
 import click
 
-from mdpr.errors import ConfigError
+from mdpr.commands.stage import TableGroup, accept_verbose
+from mdpr.errors import ConfigError, MdprError
+
+DEMO = "emblems-lt"
+PACKAGE = "pipelines"
 
 
 @click.command("init")
@@ -45,11 +55,8 @@ def init(folder: Path, recipe: str, images: str, with_pipeline: bool, update: bo
     click.echo(f"next: cd {shlex.quote(str(folder))}; {first}read README.md; dvc repro", err=True)
 
 
-DEFAULT = "emblems-lt"
-
-
 @click.command("demo")
-@click.argument("recipe", default=DEFAULT)
+@click.argument("recipe", default=DEMO)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -64,11 +71,10 @@ def demo(recipe: str, folder: Path | None) -> None:
     Example: mdpr demo --folder demo
     """
     from mdpr import project
-    from mdpr.errors import ConfigError, MdprError
 
     choices = project.Choices(recipe)
     if not choices.embedded:
-        raise ConfigError(f"the data of the recipe {recipe} do not come with the package: mdpr demo {DEFAULT}")
+        raise ConfigError(f"the data of the recipe {recipe} do not come with the package: mdpr demo {DEMO}")
     folder = (folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo").absolute()
     if not (folder / project.RECORD).exists():
         project.create(folder, choices)
@@ -90,7 +96,6 @@ def repro(arguments: tuple[str, ...]) -> None:
     Example: .venv/bin/mdpr repro evaluate
     """
     from mdpr import project
-    from mdpr.errors import MdprError
 
     if util.find_spec("dvc") is None:
         raise MdprError("mdpr repro needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
@@ -144,3 +149,40 @@ def use(name: str, variant: str | None, overrides: tuple[str, ...], params: Path
         raise ConfigError(f"{params} exists: --force replaces it, --params writes another file")
     write_whole(params, text)
     click.echo(f"wrote {params}; next: {recipe.commands[-1]}")
+
+
+class ProjectGroup(TableGroup):
+    """The commands that the project's package names in `COMMANDS` (name -> module, line of help)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(load_graph(PACKAGE).COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module, _ = load_graph(PACKAGE).COMMANDS[cmd_name]
+        command: click.Command = getattr(load_graph(f"{PACKAGE}.{module}"), f"{cmd_name}_command")
+        return accept_verbose(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in load_graph(PACKAGE).COMMANDS.items()])
+
+
+def load_graph(name: str) -> ModuleType:
+    """A module of the graph's package; raises `MdprError` if a library is missing."""
+    from mdpr.project import packaged
+
+    own = Path.cwd() / PACKAGE / "__init__.py"
+    folder = Path.cwd() if own.is_file() else packaged(PACKAGE).parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # behind the libraries: a folder here must not stand in for one of them
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MdprError(f"mdpr pipeline needs {error.name}: pip install 'mdpr[pipeline]'") from None
+
+
+@click.group("pipeline", cls=ProjectGroup)
+def pipeline() -> None:
+    """Compile the Kubeflow pipeline, run it here, or start it on a cluster."""

@@ -7,7 +7,7 @@ It needs neither numpy nor torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,12 @@ def points(fraction: float | None) -> str:
 def signed_points(difference: float | None) -> str:
     """A difference of fractions as percentage points with sign and one decimal; a dash for None."""
     return NO_FIGURE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown. A bar in a cell would end it, and becomes a slash."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def in_percent(figures: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The functions that Kubeflow components call: a stage by its name, parameters as text, ports as artifacts.
+"""What the components of the stages call: a stage by name, parameters as text, ports as artifacts, views for the UI.
 
 Parameters travel as YAML text because Kubeflow turns whole numbers inside dictionaries into floats. Nothing
 here imports kfp: an artifact is anything with a `path` and a `metadata` dictionary.
@@ -17,13 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mdpr.artifacts import data_digests, read_json, write_json
+from mdpr.artifacts import data_digests, read_json, read_metrics, read_run, read_table
+from mdpr.artifacts.prepared import CLASSES_FILE
 from mdpr.errors import CheckFailed, ConfigError, MdprError, TrackingError
+from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable, in_percent, markdown_table
 from mdpr.params import SECTIONS, Params, choices, dump_yaml, parse_params, parse_yaml
 from mdpr.stages.outputs import Place
 from mdpr.stages.stage import CHECKPOINTS, STAGES, Stage, load_stage, run_stage
+
+if TYPE_CHECKING:
+    from mdpr.mlops.registry import Version
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +37,7 @@ HIDDEN = "MDPR_HIDDEN_"
 # In the folder that a task has in the workspace: results for MLflow, and the name of its TrainJob.
 OUTBOX = "mlflow.outbox"
 TRAIN_JOB = "trainjob"
-# The states of a pipeline that ended well: of the cluster's backend, of kfp.local, of a pipeline from the cache.
-SUCCEEDED = ("COMPLETE", "SUCCEEDED", "CACHED")
+CONFUSION_MAX_CLASSES = 100  # the matrix is drawn by a browser, and kept in the metadata store
 
 
 class Artifact(Protocol):
@@ -100,11 +104,30 @@ def _summarise_outputs(stage_name: str, ports: Mapping[str, Artifact]) -> None:
         ports[port].metadata.update(summarise(Path(ports[port].path)))
 
 
-def require_none(problem: str) -> None:
-    """End the process with `problem` as its one line and exit code 2, if there is one."""
-    with one_line_errors():
-        if problem:
-            raise CheckFailed(problem)
+def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int) -> None:
+    """`mdpr STAGE` in `processes` processes of this machine, their output that of this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_text(params, encoding="utf-8")
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+        ports = [part for port in stage.ports for part in (f"--{port}", str(paths[port].absolute()))]
+        command = [sys.executable, *launch, "-m", "mdpr", stage.name, "--params", str(file), *ports]
+        code = subprocess.run(command).returncode
+    if code:
+        raise MdprError(
+            f"{stage.name}: one of {processes} processes failed with exit code {code}; its own line is above"
+        )
+
+
+def summarise(output: Path) -> dict[str, Any]:
+    """Single values and digests for an artifact's metadata, from the JSON file it is or from the run.json inside it."""
+    path = output if output.is_file() else output / "run.json"
+    content = read_json(path) if path.is_file() else {}
+    digests = data_digests(output) if (output / "card.json").is_file() else content.get("digests", {})
+    return {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)} | digests
+
+
+# --- what outlives a task -----------------------------------------------------------------------------------
 
 
 def keep_state(params: Params, workspace: Path, output: Path) -> Params:
@@ -157,74 +180,95 @@ def publish_workspace(workspace: Path) -> None:
             logger.warning("%s; results of this run wait in %s", error, outbox)
 
 
-def _spread(stage: Stage, paths: Mapping[str, Path], params: str, processes: int) -> None:
-    """`mdpr STAGE` in `processes` processes of this machine, their output that of this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "params.yaml"
-        file.write_text(params, encoding="utf-8")
-        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-        ports = [part for port in stage.ports for part in (f"--{port}", str(paths[port].absolute()))]
-        command = [sys.executable, *launch, "-m", "mdpr", stage.name, "--params", str(file), *ports]
-        code = subprocess.run(command).returncode
-    if code:
-        raise MdprError(
-            f"{stage.name}: one of {processes} processes failed with exit code {code}; its own line is above"
-        )
+# --- what the UI draws --------------------------------------------------------------------------------------
 
 
-def run_monitor(
-    params: str, workspace: str, log: str, limits: Mapping[str, float], *, monitoring: Artifact, page: Artifact
-) -> str:
-    """`mdpr monitor` on the log and the reference of the champion; its advice, `retrain` without a champion.
+class ConfusionView(Protocol):
+    """The part of `kfp.dsl.ClassificationMetrics` that is used here."""
 
-    `params` is YAML text with the section tracking, `limits` are thresholds by their names.
+    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None: ...
+
+
+def show_metrics(evaluation: Artifact, view: Artifact) -> None:
+    """metrics.json, each value as branch.figure, in percent (NLL in nats)."""
+    for branch, figures in read_metrics(Path(evaluation.path)).items():
+        view.metadata.update({f"{branch}.{figure}": value for figure, value in in_percent(figures).items()})
+
+
+def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
+    """confusion.csv (columns actual, predicted; one row a test image) as a matrix, rows actual."""
+    import pandas as pd
+
+    pairs = read_table(Path(evaluation.path), "confusion.csv")
+    names = sorted(set(pairs["actual"]) | set(pairs["predicted"]))
+    if len(names) > CONFUSION_MAX_CLASSES:
+        logger.info("no confusion matrix in the UI: %d classes, at most %d", len(names), CONFUSION_MAX_CLASSES)
+        return
+    counts = pd.crosstab(pairs["actual"], pairs["predicted"]).reindex(index=names, columns=names, fill_value=0)
+    view.log_confusion_matrix(names, counts.to_numpy().tolist())
+
+
+def show_page(source: Artifact, name: str, view: Artifact) -> None:
+    """One HTML file of an output as an artifact of its own, which the UI opens."""
+    shutil.copyfile(Path(source.path) / name, view.path)
+
+
+def copy_classes(prepared: Artifact, classes: Artifact) -> None:
+    """The class list as an artifact of its own: Kubeflow copies every input whole, used or not."""
+    folder = Path(classes.path)
+    folder.mkdir()
+    shutil.copyfile(Path(prepared.path) / CLASSES_FILE, folder / CLASSES_FILE)
+
+
+def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:
+    """The model's accuracy by shot group beside the zero-shot model's and the champion's, as Markdown.
+
+    `params` is YAML text with the section tracking. A registry that does not answer leaves the champion's line out and
+    says so: the scores do not depend on it.
     """
     from mdpr.mlops.registry import find_champion
 
-    with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
-        sections = parse_params(read_sections(params, "params"))
-        if workspace:
-            sections = keep_state(sections, Path(workspace), Path(monitoring.path))
-        name, folder = sections.tracking.model_name, Path(scratch)
-        if find_champion(name) is None:
-            write_json(Path(monitoring.path), {"advice": "retrain", "reason": f"{name} has no champion yet"})
-            Path(page.path).write_text("<p>There is no champion yet.</p>\n", encoding="utf-8")
-            return "retrain"
-        file = folder / "params.yaml"
-        file.write_text(dump_yaml(sections.dump(["tracking"])), encoding="utf-8")
-        options = [f"--{key.replace('_', '-')}={value}" for key, value in limits.items()]
-        command = [sys.executable, "-m", "mdpr", "monitor", "--params", str(file), "--output", scratch, "--log", log]
-        code = subprocess.run([*command, "--reference", f"models:/{name}@champion", *options]).returncode
-        if code not in (0, 1):
-            raise MdprError(f"monitor failed with exit code {code}; its own line is above")
-        content = read_json(folder / "monitor.json")
-        shutil.copyfile(folder / "monitor.json", monitoring.path)
-        shutil.copyfile(folder / "monitor.html", page.path)
-        monitoring.metadata.update(summarise(Path(monitoring.path)))
-        return str(content["advice"])
-
-
-def close_runs(state: str, workspace: str = "") -> None:
-    """Send MLflow what waits in `workspace`, stop a TrainJob that goes on without its task, and mark the MLflow runs
-    that this run of Kubeflow left open as failed.
-
-    `state`: how the pipeline ended, in the backend's words; after a task that was killed it may be RUNNING. KFP_RUN_ID
-    is the run of Kubeflow; without it (on one machine) there is nothing to find.
-    """
-    from mdpr.mlops.runs import fail_open_runs
-
-    run_id = os.environ.get("KFP_RUN_ID")
     with one_line_errors():
-        if workspace:
-            publish_workspace(Path(workspace))
-            if any(Path(workspace).glob(f"*/{TRAIN_JOB}")):
-                from mdpr.kubeflow.train_jobs import stop_jobs  # few runs need Kubernetes' client
+        tracking = parse_params(read_sections(params, "params")).tracking
+        folder = Path(evaluation.path)
+        try:
+            champion = find_champion(tracking.model_name)
+            note = _compare(champion, read_run(folder).test_sha256)
+        except TrackingError as error:
+            champion, note = None, f"The champion is not known: {error}"
+        Path(view.path).write_text(summary_table(read_metrics(folder), champion, note), encoding="utf-8")
 
-                stop_jobs(Path(workspace))
-        if state in SUCCEEDED or not run_id:
-            return
-        for closed in fail_open_runs("kfp.run_id", run_id):
-            logger.info("MLflow run %s was left open: marked as failed", closed)
+
+def _compare(champion: Version | None, test_sha256: str | None) -> str:
+    from mdpr.mlops.registry import TEST_SET_TAG
+
+    if champion is None:
+        return "There is no champion yet."
+    same = champion.tags.get(TEST_SET_TAG) == test_sha256
+    return "" if same else "The champion was scored on other test images: the two lines do not compare."
+
+
+def _as_fractions(figures_percent: Mapping[str, float]) -> dict[str, float]:
+    return {name: value / 100 for name, value in figures_percent.items()}
+
+
+def summary_table(metrics: Metrics, champion: Version | None, note: str = "") -> str:
+    """The score table as Markdown: accuracies in percent, gains of the model's answer in points.
+
+    A group without classes is left out.
+    """
+    table, own, frozen = ScoreTable.of(metrics), BRANCHES["fused"], BRANCHES["zero_shot"]
+    references = [frozen]
+    if champion:
+        references.append(f"Champion, version {champion.number}")
+        table = replace(table, rows={**table.rows, references[-1]: _as_fractions(champion.figures())})
+    rows = [[f"**{name}**" if name == own else name, *table.cells(name)] for name in table.rows]
+    rows += [[f"gain over {name}", *table.gain_cells(own, name)] for name in references]
+    parts = ["# Test accuracy", markdown_table(["percent", *table.groups], rows), *filter(None, [note])]
+    return "\n\n".join(parts) + "\n"
+
+
+# --- parameters as text -------------------------------------------------------------------------------------
 
 
 def configure_stages(arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -323,11 +367,3 @@ def one_line_errors() -> Iterator[None]:
     except MdprError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-
-
-def summarise(output: Path) -> dict[str, Any]:
-    """Single values and digests for an artifact's metadata, from the JSON file it is or from the run.json inside it."""
-    path = output if output.is_file() else output / "run.json"
-    content = read_json(path) if path.is_file() else {}
-    digests = data_digests(output) if (output / "card.json").is_file() else content.get("digests", {})
-    return {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)} | digests

@@ -20,7 +20,7 @@ from mdpr.artifacts import (
     sha256,
 )
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.score_table import GROUPS, ROWS, in_percent, points
+from mdpr.evaluation.score_table import GROUPS, ROWS, in_percent, markdown_table, points
 from mdpr.mlops.lineage import CONTEXTS, lineage_tags
 from mdpr.mlops.publishing import mirror_run
 from mdpr.mlops.registry import (
@@ -69,9 +69,9 @@ def model_card(config: ModelConfig, metrics: Mapping[str, Mapping[str, float]], 
     parts = [
         "## Results\n",
         "Class-balanced accuracy on the test images, percent.\n",
-        _table(("branch", *GROUPS), rows),
+        markdown_table(("branch", *GROUPS), rows),
         "\n## Data and settings\n",
-        _table(("", ""), list(settings.items())),
+        markdown_table(("", ""), settings.items()),
     ]
     return with_gate("\n".join(parts), NOT_JUDGED)
 
@@ -84,11 +84,6 @@ def with_gate(card: str, words: str) -> str:
 def gate_of(card: str) -> str:
     """The gate's section of `card`."""
     return card.partition(GATE_HEADING)[2].strip() or NOT_JUDGED
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def gate_inputs(evaluation: Path) -> dict[str, str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from mdpr.params import DescribeParams
+from mdpr.stages.outputs import whole_or_not_at_all
 from mdpr.stages.stage import In, Out
 
 
@@ -23,6 +27,23 @@ def describe(prepared: In, probe: In, knowledge: Out, *, params: DescribeParams)
     written = gathered.knowledge.classes
     sentences = sum(len(item.sentences) for item in written)
     return f"described: {len(written):,} classes, {sentences:,} sentences, {len(findings):,} findings of the audit"
+
+
+def merge(shards: Mapping[str, Path], prepared: Path, probe: Path, knowledge: Path, params: DescribeParams) -> None:
+    """Write what `describe` would have written of all classes, from its shards; whole or not at all.
+
+    `shards`: name -> folder that describe wrote with `describe.shard`. Raises `KnowledgeError` if they do not fit
+    together, and as describe does for what the audit finds.
+    """
+    from mdpr.artifacts import parse_knowledge, read_classes, read_probe
+    from mdpr.knowledge import bases
+    from mdpr.knowledge.write import write_knowledge
+
+    classes = read_classes(prepared)
+    rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
+    merged = bases.merge({name: parse_knowledge(path / "knowledge.json") for name, path in shards.items()}, classes)
+    with whole_or_not_at_all({"knowledge": knowledge}, {**shards, "prepared": prepared, "probe": probe}) as (partial,):
+        write_knowledge(bases.Gathered(merged), classes, rival_C, partial, params)
 
 
 def preview(prepared: In, probe: In, *, params: DescribeParams) -> None:

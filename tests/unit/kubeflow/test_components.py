@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +16,19 @@ from benchmarks.llm_stub import failure, running
 
 from mdpr.artifacts import write_json
 from mdpr.errors import ConfigError
-from mdpr.kubeflow import views as kubeflow_views
+from mdpr.kubeflow import components
 from mdpr.kubeflow.components import (
-    close_runs,
     configure_stages,
     keep_state,
     merge_params,
-    require_none,
     run_check,
     run_component,
+    show_confusion,
+    show_metrics,
     state_folder,
     summarise,
 )
-from mdpr.kubeflow.views import show_confusion, show_metrics
-from mdpr.mlops.store import connect
+from mdpr.kubeflow.tasks import require_none
 from mdpr.params import SECTIONS, Params, load_params, parse_params
 from mdpr.params.section import DIMENSIONS
 from mdpr.stages.stage import CHECKPOINTS, STAGES
@@ -177,29 +175,12 @@ def test_a_confusion_matrix_too_large_to_draw_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "confusion.csv").write_text("actual,predicted\na,b\nc,a\n", "utf-8")
-    monkeypatch.setattr(kubeflow_views, "CONFUSION_MAX_CLASSES", 2)
+    monkeypatch.setattr(components, "CONFUSION_MAX_CLASSES", 2)
     view = Port("")
     with caplog.at_level(logging.INFO, logger="mdpr"):
         show_confusion(Port(str(tmp_path)), view)
     assert view.matrix is None
     assert "3 classes, at most 2" in caplog.text
-
-
-@pytest.mark.parametrize("state", ["COMPLETE", "SUCCEEDED", "CACHED", "FAILED", "RUNNING", "CANCELED", "UNKNOWN"])
-def test_the_exit_handler_reads_the_words_of_the_backend(
-    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
-) -> None:
-    """A run that a killed task left open is a failed one, unless the pipeline ended well: then it is not the task's."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("KFP_RUN_ID", "r1")
-    client = connect().client
-    left = client.create_run("0", tags={"kfp.run_id": "r1"})
-    other = client.create_run("0", tags={"kfp.run_id": "r2"})
-    close_runs(state)
-    found = client.get_run(left.info.run_id).info.status
-    assert found == ("RUNNING" if state in ("COMPLETE", "SUCCEEDED", "CACHED") else "FAILED")
-    assert client.get_run(other.info.run_id).info.status == "RUNNING"
 
 
 def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path) -> None:

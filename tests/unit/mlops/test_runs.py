@@ -9,7 +9,7 @@ import pytest
 
 from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError
-from mdpr.kubeflow.components import close_runs
+from mdpr.kubeflow.tasks import close_runs
 from mdpr.mlops.publishing import ORIGINAL_RUN_TAG, find_run
 from mdpr.mlops.runs import add_results, kubeflow_run, open_run
 from mdpr.mlops.store import Store

@@ -15,7 +15,7 @@ from tests.unit.monitoring.conftest import EVEN_C, SHIFTED_C, SOURCE, MakeAnswer
 from mdpr.artifacts.prediction_log import REFERENCE_FILE, Answers, LogSource, write_prediction_log
 from mdpr.commands.monitor import fetch_reference, monitor, publish_monitoring
 from mdpr.errors import ArtifactError, ConfigError, MdprError, TrackingError
-from mdpr.kubeflow.components import run_monitor
+from mdpr.kubeflow.tasks import run_monitor
 from mdpr.mlops.registry import CHAMPION, Registry
 from mdpr.mlops.runs import add_results, open_run
 from mdpr.mlops.store import Store

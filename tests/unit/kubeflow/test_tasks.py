@@ -1,4 +1,4 @@
-"""What the pipelines `knowledge` and `sweep` add to the stages: parameters for many tasks, the choice of a model."""
+"""The tasks beside the stages: parameters for many tasks, the choice of a model, the last task of a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import yaml
 
 from mdpr.artifacts import ModelConfig, read_json, write_json
 from mdpr.errors import ConfigError
-from mdpr.kubeflow import fan_out as fan_out
+from mdpr.kubeflow import tasks
 from mdpr.kubeflow.components import merge_params
-from mdpr.kubeflow.fan_out import params_per_setting, params_per_shard
+from mdpr.kubeflow.tasks import close_runs, params_per_setting, params_per_shard
+from mdpr.mlops.store import connect
 from mdpr.params import BackboneParams, Params, TuneParams, parse_params
 
 LIMITS = {"requests_per_minute": 100, "tokens_per_minute": 9000}
@@ -100,7 +101,7 @@ def test_settings_that_cannot_be_are_one_line(settings: list[str], message: str)
 
 def test_a_mistake_ends_the_task_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        fan_out.vary_params("", ["tune: {epochs: 0}"])
+        tasks.vary_params("", ["tune: {epochs: 0}"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: tune.epochs = 0")
@@ -132,7 +133,7 @@ def tuned(tmp_path: Path) -> Callable[..., Port]:
 
 def choose(models: list[Port], folder: Path) -> tuple[Port, str]:
     model, choice = Port(str(folder / "out" / "model")), Port(str(folder / "choice.md"))
-    fan_out.select_model(models, model, choice)
+    tasks.select_model(models, model, choice)
     return model, Path(choice.path).read_text("utf-8")
 
 
@@ -181,10 +182,27 @@ def test_merged_shards_are_what_describe_writes_in_one_piece(
         shards.append(Port(str(paths["knowledge"])))
     inputs = {name: Port(str(encoded[name])) for name in ("prepared", "probe")}
     whole = Port(str(tmp_path / "whole"))
-    assert fan_out.merge_shards(text, shards[::-1], **inputs, knowledge=whole) == ""
+    assert tasks.merge_shards(text, shards[::-1], **inputs, knowledge=whole) == ""
     for name in ("knowledge.json", "audit.json", "index.html"):
         assert (Path(whole.path) / name).read_bytes() == (encoded["knowledge"] / name).read_bytes()
     shutil.rmtree(whole.path)
     with pytest.raises(SystemExit):
-        fan_out.merge_shards(text, shards[1:], **inputs, knowledge=whole)
+        tasks.merge_shards(text, shards[1:], **inputs, knowledge=whole)
     assert not Path(whole.path).exists()
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "SUCCEEDED", "CACHED", "FAILED", "RUNNING", "CANCELED", "UNKNOWN"])
+def test_the_exit_handler_reads_the_words_of_the_backend(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    """A run that a killed task left open is a failed one, unless the pipeline ended well: then it is not the task's."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("KFP_RUN_ID", "r1")
+    client = connect().client
+    left = client.create_run("0", tags={"kfp.run_id": "r1"})
+    other = client.create_run("0", tags={"kfp.run_id": "r2"})
+    close_runs(state)
+    found = client.get_run(left.info.run_id).info.status
+    assert found == ("RUNNING" if state in ("COMPLETE", "SUCCEEDED", "CACHED") else "FAILED")
+    assert client.get_run(other.info.run_id).info.status == "RUNNING"

@@ -1,21 +1,43 @@
-"""Fan-out and fan-in: shards of the classes for `describe`, settings of a sweep for `tune`.
+"""The tasks of the pipelines that are no stage: shard, merge, vary, select, monitor, require, close.
 
-The components of the pipelines `knowledge` and `sweep` call these functions. Parameters travel as YAML text.
+A task's parameters travel as YAML text. Shards of the classes go through `describe` side by side, settings of a sweep
+through `tune`. A user's mistake ends the process with one line and exit code 2.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdpr.artifacts import read_model_config
-from mdpr.errors import ConfigError
-from mdpr.kubeflow.components import Artifact, keep_outputs, lay_over, one_line_errors, read_sections, summarise
-from mdpr.params import DescribeParams, dump_yaml, parse_params
+from mdpr.artifacts import read_json, read_model_config, write_json
+from mdpr.errors import CheckFailed, ConfigError, MdprError
+from mdpr.evaluation.score_table import markdown_table
+from mdpr.kubeflow.components import (
+    TRAIN_JOB,
+    Artifact,
+    keep_outputs,
+    keep_state,
+    lay_over,
+    one_line_errors,
+    publish_workspace,
+    read_sections,
+    summarise,
+)
+from mdpr.params import dump_yaml, parse_params
+from mdpr.stages.describe import merge
 from mdpr.stages.outputs import whole_or_not_at_all
 
+logger = logging.getLogger(__name__)
+
+# The states of a pipeline that ended well: of the cluster's backend, of kfp.local, of a pipeline from the cache.
+SUCCEEDED = ("COMPLETE", "SUCCEEDED", "CACHED")
 SHARED_LIMITS = ("requests_per_minute", "tokens_per_minute")  # of describe.llm: over all calls; 0 is none
 
 
@@ -82,7 +104,7 @@ def merge_shards(
         section = parse_params(read_sections(params, "params")).describe
         folders = {f"shard {number}": Path(shard.path) for number, shard in enumerate(shards, start=1)}
         places = Path(prepared.path), Path(probe.path), Path(knowledge.path)
-        problem = keep_outputs("merge", {"knowledge": places[-1]}, lambda: write_merged(folders, *places, section))
+        problem = keep_outputs("merge", {"knowledge": places[-1]}, lambda: merge(folders, *places, section))
         knowledge.metadata.update(summarise(Path(knowledge.path)))
         return problem
 
@@ -117,32 +139,71 @@ def _table(models: Sequence[Artifact], scores: Sequence[float], best: int) -> st
     """Markdown, one row a model: what it was tuned with that another was not, and its validation accuracy."""
     settings = [read_model_config(Path(item.path)).tune.model_dump(mode="json") for item in models]
     varied = [key for key in settings[0] if any(item[key] != settings[0][key] for item in settings)]
-    head = ["model", *varied, "validation accuracy, percent", "chosen"]
-    lines = ["# Chosen by validation", "", _row(head), _row(["---"] * len(head))]
-    for place, (values, score) in enumerate(zip(settings, scores, strict=True)):
-        mark = "yes" if place == best else ""
-        lines.append(_row([str(place + 1), *(str(values[key]) for key in varied), f"{100 * score:.2f}", mark]))
-    return "\n".join(lines) + "\n"
+    rows = [
+        [str(place + 1), *(str(values[key]) for key in varied), f"{100 * score:.2f}", "yes" if place == best else ""]
+        for place, (values, score) in enumerate(zip(settings, scores, strict=True))
+    ]
+    table = markdown_table(["model", *varied, "validation accuracy, percent", "chosen"], rows)
+    return f"# Chosen by validation\n\n{table}\n"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def require_none(problem: str) -> None:
+    """End the process with `problem` as its one line and exit code 2, if there is one."""
+    with one_line_errors():
+        if problem:
+            raise CheckFailed(problem)
 
 
-def write_merged(
-    shards: Mapping[str, Path], prepared: Path, probe: Path, knowledge: Path, params: DescribeParams
-) -> None:
-    """Write knowledge.json of all classes, audit.json of the whole, and index.html to read both; whole or not at all.
+def run_monitor(
+    params: str, workspace: str, log: str, limits: Mapping[str, float], *, monitoring: Artifact, page: Artifact
+) -> str:
+    """`mdpr monitor` on the log and the reference of the champion; its advice, `retrain` without a champion.
 
-    `shards`: name -> folder that describe wrote with `describe.shard`. Raises `KnowledgeError` where they do not fit
-    together, and as describe does for what the audit finds.
+    `params` is YAML text with the section tracking, `limits` are thresholds by their names.
     """
-    from mdpr.artifacts import parse_knowledge, read_classes, read_probe
-    from mdpr.knowledge.bases import Gathered, merge
-    from mdpr.knowledge.write import write_knowledge
+    from mdpr.mlops.registry import find_champion
 
-    classes = read_classes(prepared)
-    rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist()
-    merged = merge({name: parse_knowledge(path / "knowledge.json") for name, path in shards.items()}, classes)
-    with whole_or_not_at_all({"knowledge": knowledge}, {**shards, "prepared": prepared, "probe": probe}) as (partial,):
-        write_knowledge(Gathered(merged), classes, rival_C, partial, params)
+    with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
+        sections = parse_params(read_sections(params, "params"))
+        if workspace:
+            sections = keep_state(sections, Path(workspace), Path(monitoring.path))
+        name, folder = sections.tracking.model_name, Path(scratch)
+        if find_champion(name) is None:
+            write_json(Path(monitoring.path), {"advice": "retrain", "reason": f"{name} has no champion yet"})
+            Path(page.path).write_text("<p>There is no champion yet.</p>\n", encoding="utf-8")
+            return "retrain"
+        file = folder / "params.yaml"
+        file.write_text(dump_yaml(sections.dump(["tracking"])), encoding="utf-8")
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in limits.items()]
+        command = [sys.executable, "-m", "mdpr", "monitor", "--params", str(file), "--output", scratch, "--log", log]
+        code = subprocess.run([*command, "--reference", f"models:/{name}@champion", *options]).returncode
+        if code not in (0, 1):
+            raise MdprError(f"monitor failed with exit code {code}; its own line is above")
+        content = read_json(folder / "monitor.json")
+        shutil.copyfile(folder / "monitor.json", monitoring.path)
+        shutil.copyfile(folder / "monitor.html", page.path)
+        monitoring.metadata.update(summarise(Path(monitoring.path)))
+        return str(content["advice"])
+
+
+def close_runs(state: str, workspace: str = "") -> None:
+    """Send MLflow what waits in `workspace`, stop a TrainJob that goes on without its task, and mark the MLflow runs
+    that this run of Kubeflow left open as failed.
+
+    `state`: how the pipeline ended, in the backend's words; after a task that was killed it may be RUNNING. KFP_RUN_ID
+    is the run of Kubeflow; without it (on one machine) there is nothing to find.
+    """
+    from mdpr.mlops.runs import fail_open_runs
+
+    run_id = os.environ.get("KFP_RUN_ID")
+    with one_line_errors():
+        if workspace:
+            publish_workspace(Path(workspace))
+            if any(Path(workspace).glob(f"*/{TRAIN_JOB}")):
+                from mdpr.kubeflow.train_jobs import stop_jobs  # few runs need Kubernetes' client
+
+                stop_jobs(Path(workspace))
+        if state in SUCCEEDED or not run_id:
+            return
+        for closed in fail_open_runs("kfp.run_id", run_id):
+            logger.info("MLflow run %s was left open: marked as failed", closed)
