@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import click
 
+from mdpr.commands import PATH, params_option
 from mdpr.errors import DataError, MdprError
 
 
@@ -15,13 +16,13 @@ def data() -> None:
 
 
 @data.command("look")
-@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("root", type=PATH)
 @click.option("--source", help="prepare.source; without it, what the files in ROOT suggest")
 @click.option(
     "--class-depth", metavar="top|leaf|N", help="which folder is the class; leaf: the innermost (prepare.class_depth)"
 )
 @click.option("--classes", "most_classes", type=int, default=20, show_default=True, help="classes that are shown")
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@params_option
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one parameter; may be repeated")
 def look_command(
     root: Path,
@@ -54,9 +55,7 @@ def look_command(
 @click.option("--repo", required=True, metavar="URL", help="Git repository with DVC data: an address or a folder")
 @click.option("--path", required=True, help="the data set in that repository")
 @click.option("--rev", help="commit, tag or branch; without it, the default branch as it is now")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="where it goes; without it, data/ and the path's last part"
-)
+@click.option("--out", type=PATH, help="where it goes; without it, data/ and the path's last part")
 def import_data(repo: str, path: str, rev: str | None, out: Path | None) -> None:
     """Fetch a data set, and track which commit of which repository it is (`dvc import`)."""
     target = out or Path("data") / PurePosixPath(path).name

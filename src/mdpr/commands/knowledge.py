@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mdpr.commands import PATH, params_option
 from mdpr.errors import CheckFailed, KnowledgeError, printable
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ def knowledge() -> None:
 
 
 @knowledge.command("audit")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--names", type=click.Path(path_type=Path), help="class names, one per line, in order of class index")
+@click.argument("file", type=PATH)
+@click.option("--names", type=PATH, help="class names, one per line, in order of class index")
 @click.option("--tokens", is_flag=True, help="count CLIP's tokens too (loads open_clip)")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of one line per finding")
 @click.option("--strict", is_flag=True, help="warnings count as errors")
@@ -67,8 +68,8 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
 
 @knowledge.command("new")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
-@click.option("--probe", type=click.Path(path_type=Path), help="reads: the class that each is most confused with")
+@click.option("--prepared", type=PATH, required=True, help="reads: the classes")
+@click.option("--probe", type=PATH, help="reads: the class that each is most confused with")
 def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
     """Write a knowledge base with all classes of the data and empty sentences, to be filled in.
 
@@ -87,13 +88,11 @@ def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
 
 
 @knowledge.command("merge")
-@click.argument("shards", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--prepared", type=click.Path(path_type=Path), required=True, help="reads: the classes")
-@click.option(
-    "--probe", type=click.Path(path_type=Path), required=True, help="reads: the class that each is most confused with"
-)
-@click.option("--knowledge", type=click.Path(path_type=Path), required=True, help="writes: the merged knowledge base")
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@click.argument("shards", type=PATH, nargs=-1, required=True)
+@click.option("--prepared", type=PATH, required=True, help="reads: the classes")
+@click.option("--probe", type=PATH, required=True, help="reads: the class that each is most confused with")
+@click.option("--knowledge", type=PATH, required=True, help="writes: the merged knowledge base")
+@params_option
 def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowledge: Path, params: Path) -> None:
     """Merge the folders SHARDS, written by `mdpr describe --shard I/N`, and audit the result."""
     from mdpr.params import load_params

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from mdpr.commands import PATH, params_option
 from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
 from mdpr.params import MAX_TOP_K
 
@@ -30,7 +31,7 @@ def registry() -> None:
 
 
 @registry.command("list")
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@params_option
 @click.option("--json", "as_json", is_flag=True, help="print a JSON array and nothing else")
 def list_versions(params: Path, as_json: bool) -> None:
     """Every version of tracking.model_name: aliases, test figures, and what the gate said."""
@@ -76,7 +77,7 @@ def tracking() -> None:
 
 
 @tracking.command("publish")
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@params_option
 def publish(params: Path) -> None:
     """Publish what waits in tracking.outbox to the store that it is for. Every later stage does so, too."""
     from mdpr.mlops.publishing import publish_outbox
@@ -98,21 +99,15 @@ PRIOR_HELP = (
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("--model", help="data/model, or an address like models:/mdpr@champion  [default: the champion]")
-@click.option(
-    "--features", type=click.Path(path_type=Path), help="the folder that encode wrote  [default: beside --model]"
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("predictions.csv"), show_default=True, help="- to print"
-)
+@click.option("--features", type=PATH, help="the folder that encode wrote  [default: beside --model]")
+@click.option("--out", type=PATH, default=Path("predictions.csv"), show_default=True, help="- to print")
 @click.option(
     "--top-k", type=click.IntRange(1, MAX_TOP_K), default=1, show_default=True, help="how many classes to name"
 )
 @click.option("--routing", is_flag=True, help="Add a column per dimension: how much the image relied on that sentence.")
-@click.option(
-    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), help="names the model's registry entry"
-)
+@params_option
 @click.option("--prior", metavar=PRIOR_FORMS, help=PRIOR_HELP)
-@click.option("--log", type=click.Path(path_type=Path), help="folder for a prediction log, as of mdpr serve")
+@click.option("--log", type=PATH, help="folder for a prediction log, as of mdpr serve")
 @click.option("--log-embeddings", is_flag=True, help="Write the image features into the log, too.")
 def predict(
     images: tuple[str, ...],
@@ -173,8 +168,7 @@ def _recording(classifier: Classifier, address: str, folder: Path, embeddings: b
     from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, log_source
 
     check_folder(folder)
-    name, _, version = address.removeprefix("models:/").replace("@", "/").rpartition("/")
-    log = PredictionLog(LogSettings(folder, embeddings), log_source(classifier, name or address, version))
+    log = PredictionLog(LogSettings(folder, embeddings), log_source(classifier, address))
     classifier.record = log.record
     try:
         yield log
@@ -294,9 +288,9 @@ def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
 @click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="processes, a model in each")
 @click.option("--timeout-s", type=click.IntRange(min=1), default=DEFAULT_TIMEOUT_S, show_default=True)
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@params_option
 @click.option("--prior", metavar=PRIOR_FORMS, help=PRIOR_HELP)
-@click.option("--log", type=click.Path(path_type=Path), help="folder for a prediction log: Parquet, without the images")
+@click.option("--log", type=PATH, help="folder for a prediction log: Parquet, without the images")
 @click.option("--log-embeddings", is_flag=True, help="Write the image features into the log, too.")
 @click.option("--log-rows", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="rows of a file")
 @click.option("--log-seconds", type=click.FloatRange(0.1), default=300, show_default=True, help="age of a file at most")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mdpr.commands import PATH, params_option
+
 if TYPE_CHECKING:
     from mdpr.monitoring.result import Monitoring
     from mdpr.params import TrackingParams
@@ -21,16 +23,14 @@ PAGE, RESULT = "monitor.html", "monitor.json"
 
 
 @click.command("monitor")
-@click.option("--log", required=True, type=click.Path(path_type=Path), help="prediction log: a folder or one file")
+@click.option("--log", required=True, type=PATH, help="prediction log: a folder or one file")
 @click.option(
     "--reference",
     default="data/evaluation",
     show_default=True,
     help="what evaluate wrote for the model: its folder, reference.parquet, runs:/RUN_ID or models:/NAME@ALIAS",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("data/monitor"), show_default=True, help="folder to write"
-)
+@click.option("--output", type=PATH, default=Path("data/monitor"), show_default=True, help="folder to write")
 @click.option(
     "--max-drop-points",
     type=click.FloatRange(0, 100),
@@ -58,7 +58,7 @@ PAGE, RESULT = "monitor.html", "monitor.json"
 @click.option("--resamplings", type=click.IntRange(20, 10_000), default=100, show_default=True, help="of the intervals")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--mlflow/--no-mlflow", "to_mlflow", default=True, show_default=True, help="a run with figures and page")
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), help="names the experiment")
+@params_option
 @click.option("--json", "as_json", is_flag=True, help="Print monitor.json and nothing else.")
 def monitor(
     log: Path,

@@ -18,6 +18,7 @@ from types import ModuleType
 
 import click
 
+from mdpr.commands import PATH
 from mdpr.commands.stage import TableGroup, accept_verbose
 from mdpr.errors import ConfigError, MdprError
 
@@ -26,7 +27,7 @@ PACKAGE = "pipelines"
 
 
 @click.command("init")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--recipe", default="own-data", show_default=True, help="settings to start from: mdpr recipe list")
 @click.option(
     "--images", default="", help="folder of your images, CLASS/*.jpg; one that is not here is one in the project"
@@ -59,7 +60,7 @@ def init(folder: Path, recipe: str, images: str, with_pipeline: bool, update: bo
 @click.argument("recipe", default=DEMO)
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="new folder, or that of an earlier demo  [default: a temporary one]",
 )
 def demo(recipe: str, folder: Path | None) -> None:
@@ -134,9 +135,7 @@ def show(name: str) -> None:
 @click.argument("name")
 @click.option("--variant", metavar="NAME", help="one of the recipe's variants; without it, the recipe as it is")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="one parameter over the recipe's")
-@click.option(
-    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="file to write"
-)
+@click.option("--params", type=PATH, default=Path("params.yaml"), show_default=True, help="file to write")
 @click.option("--force", is_flag=True, help="replace the file; nothing of it is kept")
 def use(name: str, variant: str | None, overrides: tuple[str, ...], params: Path, force: bool) -> None:
     """Write params.yaml: all settings of the recipe, and the defaults of what it does not name."""

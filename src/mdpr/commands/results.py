@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mdpr.commands import PATH, params_option
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 
 @click.command("summary")
-@click.option("--evaluation", type=click.Path(path_type=Path), default=Path("data/evaluation"), show_default=True)
-@click.option("--promotion", type=click.Path(path_type=Path), default=Path("data/promotion.json"), show_default=True)
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True)
+@click.option("--evaluation", type=PATH, default=Path("data/evaluation"), show_default=True)
+@click.option("--promotion", type=PATH, default=Path("data/promotion.json"), show_default=True)
+@params_option
 def summary(evaluation: Path, promotion: Path, params: Path) -> None:
     """Show the scores, the champion in the MLflow registry, the gate's decision and the report's path."""
     from rich.console import Console
@@ -45,13 +47,12 @@ def report() -> None:
 
 
 def _options(function: CommandT) -> CommandT:
-    path = click.Path(path_type=Path)
     options = [
-        click.option("--data", type=path, default=Path("data"), show_default=True, help="folder of all of these"),
-        *(click.option(f"--{port}", type=path, help=f"reads: {port}  [default: DATA/{port}]") for port in PORTS),
-        click.option("--promotion", type=path, help=f"reads: the gate's decision  [default: DATA/{PROMOTION}]"),
-        click.option("--output", type=path, help="the page  [default: DATA/report.html]"),
-        click.option("--params", type=path, default=Path("params.yaml"), show_default=True),
+        click.option("--data", type=PATH, default=Path("data"), show_default=True, help="folder of all of these"),
+        *(click.option(f"--{port}", type=PATH, help=f"reads: {port}  [default: DATA/{port}]") for port in PORTS),
+        click.option("--promotion", type=PATH, help=f"reads: the gate's decision  [default: DATA/{PROMOTION}]"),
+        click.option("--output", type=PATH, help="the page  [default: DATA/report.html]"),
+        params_option,
     ]
     for option in reversed(options):
         function = option(function)

@@ -12,18 +12,19 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mdpr.commands import PATH
 from mdpr.errors import ConfigError
+from mdpr.launch import DVC_STAGE
 from mdpr.params import SECTIONS, load_params
 from mdpr.params.describing import PREPARED, DescribeParams
 from mdpr.params.section import suggest
 from mdpr.stages.stage import MEMORY_MB, STAGES, Stage, run_otherwise, run_stage
 
 EXAMPLE_WIDTH = 90
-DVC_STAGE = "DVC_STAGE"  # environment variable that DVC sets for what it runs
 
 
 class TableGroup(click.Group):
-    """A group whose commands are built when they are asked for; an unknown one gets a suggestion."""
+    """A group whose commands are built when they are used; an unknown name gets a suggestion."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -123,7 +124,7 @@ def _port_options(stage: Stage) -> Iterator[click.Parameter]:
 def _common_options() -> Iterator[click.Parameter]:
     yield click.Option(
         ["--params"],
-        type=click.Path(path_type=Path),
+        type=PATH,
         default=Path("params.yaml"),
         show_default=True,
         help="parameters, one section a stage",

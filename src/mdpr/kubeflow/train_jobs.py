@@ -135,21 +135,21 @@ class Cluster:
             raise ConfigError(f"there is no Kubernetes API to start a TrainJob with ({error})") from None
         return cls(client.ApiClient(), os.environ["KFP_NAMESPACE"])
 
-    @property
-    def _jobs(self) -> client.CustomObjectsApi:
-        return client.CustomObjectsApi(self.api)
+    def _call(self, request: str, api: type, method: str, **arguments: Any) -> Any:
+        """The answer of the API, in a bounded time. `request`: verb and resource, as in a role."""
+        with translate_errors(request):
+            call = getattr(api(self.api), method)
+            return call(namespace=self.namespace, **arguments, _request_timeout=REQUEST_TIMEOUT_S)
 
-    @property
-    def _core(self) -> client.CoreV1Api:
-        return client.CoreV1Api(self.api)
+    def _call_jobs(self, verb: str, **arguments: Any) -> Any:
+        method = f"{verb}_namespaced_custom_object"
+        return self._call(f"{verb} trainjobs", client.CustomObjectsApi, method, **RESOURCE, **arguments)
 
     def complete(self, job: dict[str, Any], name: str, workspace: str, arguments: Sequence[str]) -> dict[str, Any]:
         """`job` with its name, its owner, the volume of the run and the arguments of the stage."""
-        with translate_errors("get pods"):
-            pod = self._core.read_namespaced_pod(
-                os.environ["KFP_POD_NAME"], self.namespace, _request_timeout=REQUEST_TIMEOUT_S
-            )
-        spec, (patch,) = job["spec"], job["spec"]["runtimePatches"]
+        pod = self._call("get pods", client.CoreV1Api, "read_namespaced_pod", name=os.environ["KFP_POD_NAME"])
+        spec = job["spec"]
+        (patch,) = spec["runtimePatches"]
         (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
         nodes = node["template"]["spec"]["template"]["spec"]
         claim = {"claimName": _claim_at(workspace, pod)}
@@ -186,94 +186,85 @@ class Cluster:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The TrainJob as it is now, None if there is none."""
-        with translate_errors("get trainjobs"):
-            try:
-                found: dict[str, Any] = self._jobs.get_namespaced_custom_object(
-                    namespace=self.namespace, name=name, **RESOURCE, _request_timeout=REQUEST_TIMEOUT_S
-                )
-            except ApiException as error:
-                if error.status != 404:
-                    raise
-                return None
+        try:
+            found: dict[str, Any] = self._call_jobs("get", name=name)
+        except NotFound:
+            return None
         return found
 
     def delete(self, name: str) -> None:
         """Delete the TrainJob, which goes when its pods have ended."""
-        with translate_errors("delete trainjobs"):
-            self._jobs.delete_namespaced_custom_object(
-                namespace=self.namespace,
-                name=name,
-                **RESOURCE,
-                propagation_policy="Foreground",
-                _request_timeout=REQUEST_TIMEOUT_S,
-            )
-
-    def _wait_until_gone(self, name: str) -> None:
-        deadline = time.monotonic() + GONE_TIMEOUT_S
-        while self.get(name):
-            if time.monotonic() > deadline:
-                raise MdprError(f"TrainJob {name} was deleted and is still there after {GONE_TIMEOUT_S} s")
-            time.sleep(POLL_S)
+        self._call_jobs("delete", name=name, propagation_policy="Foreground")
 
     def _create(self, name: str, manifest: Mapping[str, Any]) -> None:
-        with translate_errors("create trainjobs"):
-            self._jobs.create_namespaced_custom_object(
-                namespace=self.namespace, body=manifest, **RESOURCE, _request_timeout=REQUEST_TIMEOUT_S
-            )
+        self._call_jobs("create", body=manifest)
         logger.info("TrainJob %s started on %s nodes", name, manifest["spec"]["trainer"]["numNodes"])
 
-    def _follow(self, name: str) -> Mapping[str, str]:
-        """Its condition once it has ended; a change of its pods is a line of the log."""
-        shown, lost = "", 0
+    def _polled(self, name: str) -> Iterator[tuple[dict[str, Any] | None, str]]:
+        """The TrainJob and the phases of its pods, every `POLL_S`; a poll without an answer is repeated."""
+        lost = 0
         while True:
             try:
-                job = self.get(name)
-                pods = ", ".join(_phase(pod) for pod in self._pods(name))
-                lost = 0
+                seen = self.get(name), ", ".join(map(_phase, self._pods(name)))
             except NotAnswered:
                 lost += 1
                 if lost > LOST_POLLS:
                     raise
-                time.sleep(POLL_S)
-                continue
+            else:
+                lost = 0
+                yield seen
+            time.sleep(POLL_S)
+
+    def _wait_until_gone(self, name: str) -> None:
+        deadline = time.monotonic() + GONE_TIMEOUT_S
+        for job, _ in self._polled(name):
             if job is None:
-                raise MdprError(f"TrainJob {name} was deleted while it ran")
+                return
+            if time.monotonic() > deadline:
+                raise MdprError(f"TrainJob {name} was deleted and is still there after {GONE_TIMEOUT_S} s")
+
+    def _follow(self, name: str) -> Mapping[str, str]:
+        """Its condition once it has ended; a change of its pods is a line of the log."""
+        shown = ""
+        for job, pods in self._polled(name):
+            if job is None:
+                break
             if pods != shown:
                 logger.info("TrainJob %s: %s", name, pods)
                 shown = pods
             if end := condition(job):
                 return end
-            time.sleep(POLL_S)
+        raise MdprError(f"TrainJob {name} was deleted while it ran")
 
     def _pods(self, name: str) -> list[Any]:
-        with translate_errors("list pods"):
-            found = self._core.list_namespaced_pod(
-                self.namespace, label_selector=f"{PODS}={name}", _request_timeout=REQUEST_TIMEOUT_S
-            )
+        labels = f"{PODS}={name}"
+        found = self._call("list pods", client.CoreV1Api, "list_namespaced_pod", label_selector=labels)
         return sorted(found.items, key=lambda pod: str(pod.metadata.name))
 
     def _show(self, pods: Iterator[Any]) -> list[str]:
-        """Print the ends of the pods' logs; returns the line of each that says most."""
-        said = []
+        """Print the ends of the pods' logs; returns one line of each: its error, or else its last."""
+        found = []
         for pod in pods:
             try:
-                answer = self._core.read_namespaced_pod_log(
-                    pod.metadata.name,
-                    self.namespace,
+                answer = self._call(
+                    "get pods/log",
+                    client.CoreV1Api,
+                    "read_namespaced_pod_log",
+                    name=pod.metadata.name,
                     container=NODE,
                     tail_lines=TAIL_LINES,
                     _preload_content=False,  # the client takes a log that looks like JSON to pieces
-                    _request_timeout=REQUEST_TIMEOUT_S,
                 )
-            except (ApiException, urllib3.exceptions.HTTPError):  # of a pod on a node that is lost
-                said.append(f"{_node(pod)}: its log cannot be read")
+                text = answer.data.decode("utf-8", "replace")
+            except (MdprError, urllib3.exceptions.HTTPError):  # of a pod on a node that is lost
+                found.append(f"{_node(pod)}: its log cannot be read")
                 continue
-            lines = [line for line in answer.data.decode("utf-8", "replace").splitlines() if line.strip()]
+            lines = [line for line in text.splitlines() if line.strip()]
             print(f"--- the log of {_node(pod)}, up to {TAIL_LINES} lines", *lines, sep="\n", file=sys.stderr)
             # torchrun's own report comes after the line of the process that failed.
             errors = [line for line in lines if line.startswith("error:")]
-            said.append(f"{_node(pod)}: {(errors or lines or ['no log'])[-1]}")
-        return said
+            found.append(f"{_node(pod)}: {(errors or lines or ['no log'])[-1]}")
+        return found
 
 
 def _claim_at(workspace: str, pod: Any) -> str:
@@ -301,6 +292,10 @@ class NotAnswered(MdprError):
     """The API did not answer, or could not: it may soon."""
 
 
+class NotFound(ConfigError):
+    """The object or its kind is not there."""
+
+
 @contextmanager
 def translate_errors(request: str) -> Iterator[None]:
     """An error of the API as one line. `request`: verb and resource, as in a role."""
@@ -314,8 +309,9 @@ def translate_errors(request: str) -> Iterator[None]:
         if error.status >= 500 or error.status == 429:
             raise NotAnswered(f"the Kubernetes API could not {request} ({error.status}: {words})") from None
         hints = {403: f": kubectl apply -f {ROLE}", 404: ": install Kubeflow Trainer, 2.3 or later"}
+        kind = NotFound if error.status == 404 else ConfigError
         hint = hints.get(error.status, "")
-        raise ConfigError(f"the Kubernetes API refused to {request} ({error.status}: {words}){hint}") from None
+        raise kind(f"the Kubernetes API refused to {request} ({error.status}: {words}){hint}") from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise NotAnswered(f"the Kubernetes API does not answer ({reason})") from None

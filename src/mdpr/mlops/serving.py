@@ -256,11 +256,9 @@ def _prepare(classifier: Classifier) -> PredictionLog | None:
         classifier.prior = read_prior(prior, classifier.config)
     if not (settings := os.environ.get(LOG_VARIABLE)):
         return None
-    name, _, version = os.environ[MODEL_VARIABLE].removeprefix("models:/").replace("@", "/").rpartition("/")
     content = json.loads(settings)
-    log = PredictionLog(
-        LogSettings(**{**content, "folder": Path(content["folder"])}), log_source(classifier, name or version, version)
-    )
+    bounds = LogSettings(**{**content, "folder": Path(content["folder"])})
+    log = PredictionLog(bounds, log_source(classifier, os.environ[MODEL_VARIABLE]))
     classifier.record = log.record
     return log
 

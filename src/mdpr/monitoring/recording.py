@@ -58,15 +58,17 @@ class LogSettings:
     max_mb: int = 1024  # of all files in the folder
 
 
-def log_source(classifier: Classifier, model: str, version: str = "") -> LogSource:
-    """What the answers of `classifier` belong to; `model` and `version` as people know it."""
-    prior = classifier.prior.name if classifier.prior else ""
+def log_source(classifier: Classifier, address: str) -> LogSource:
+    """The model behind recorded answers: `address` is its name, or models:/NAME/VERSION or models:/NAME@ALIAS."""
+    model, version = address, ""
+    if address.startswith("models:/"):
+        model, _, version = address.removeprefix("models:/").replace("@", "/").rpartition("/")
     return LogSource(
         model=model,
         version=version,
         model_digest=classifier.digest,
         class_names=classifier.class_names,
-        prior=prior,
+        prior=classifier.prior.name if classifier.prior else "",
     )
 
 

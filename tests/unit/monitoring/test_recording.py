@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from mdpr.artifacts.prediction_log import LogSource, open_prediction_log
 from mdpr.errors import DataError
 from mdpr.model.classifier import Outputs
-from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, take_answers
+from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, log_source, take_answers
 
 NAMES = tuple(f"c{index}" for index in range(150))
 SOURCE = LogSource(model="shoes", version="3", model_digest="d", class_names=NAMES)
@@ -125,3 +126,18 @@ def test_processes_write_files_of_their_own(tmp_path: Path) -> None:
     log = open_prediction_log(tmp_path)
     assert log.faults == []
     assert rows(tmp_path) == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "model", "version"),
+    [
+        ("models:/shoes/3", "shoes", "3"),
+        ("models:/shoes@champion", "shoes", "champion"),
+        ("shoes", "shoes", ""),
+        ("data/model", "data/model", ""),
+    ],
+)
+def test_a_log_names_its_model(address: str, model: str, version: str) -> None:
+    classifier = SimpleNamespace(prior=None, digest="d", class_names=("boot", "bag"))
+    source = log_source(classifier, address)  # type: ignore[arg-type]
+    assert (source.model, source.version) == (model, version)
