@@ -129,7 +129,7 @@ PLACEMENTS = {
 
 
 class Toleration(Section):
-    """As in a pod: a taint of a node that does not keep a task away."""
+    """As in a pod: a taint of a node that a task accepts."""
 
     key: str | None = None
     operator: Literal["Equal", "Exists"] = "Equal"

@@ -103,7 +103,7 @@ def _frame(tasks: Mapping[str, Any], document: Mapping[str, Any], indent: str) -
 
 
 def _condition(task: Mapping[str, Any]) -> str:
-    """`if monitor is retrain`, of a frame that Kubeflow enters only if the task `monitor` says so."""
+    """`if monitor is retrain`, of a frame that Kubeflow enters only if the task `monitor` returns that."""
     condition = task.get("triggerPolicy", {}).get("condition", "")
     found = re.search(r"pipelinechannel--(\w+)-Output'\] == '(\w+)'", condition)
     return "if {} is {}".format(*found.groups()) if found else ""

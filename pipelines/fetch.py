@@ -96,9 +96,9 @@ class RunFolder:
         return found[0] if found else None
 
     def outputs(self) -> dict[str, str]:
-        """Port -> path of what the stages wrote; some are missing where a run stopped early, or its pipeline is short.
+        """Port -> path of what the stages wrote; some are missing if a run stopped early, or its pipeline is short.
 
-        Raises `ArtifactError` where an output is there and an input of its stage is not: Kubeflow took that from an
+        Raises `ArtifactError` if an output is there and an input of its stage is not: Kubeflow took that from an
         earlier run's cache.
         """
         found: dict[str, str] = {}
@@ -157,7 +157,7 @@ class Workspace:
         return path.relative_to(self.repo.root_dir).as_posix()
 
     def places(self) -> dict[str, Path]:
-        """Output port -> path, as the commands in dvc.yaml say it."""
+        """Output port -> path, as the commands in dvc.yaml name it."""
         commands = {stage.addressing: shlex.split(str(stage.cmd)) for stage in self.repo.index.stages if stage.cmd}
         found: dict[str, Path] = {}
         for name in STAGES:
@@ -257,7 +257,7 @@ def find_run(connection: Connection, run_id: str, default_root: str) -> str:
 @click.argument("run")
 @connection_options(required=False)
 @click.option(
-    "--root", default=DEFAULT_ROOT, show_default=True, help="pipeline root of the cluster, where a run names none"
+    "--root", default=DEFAULT_ROOT, show_default=True, help="pipeline root of the cluster, if a run names none"
 )
 @click.option(
     "--force",

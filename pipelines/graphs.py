@@ -263,7 +263,9 @@ MONITORED = {
     "log": Parameter("/data/predictions", "Folder of the prediction log, as mdpr serve --log writes it."),
     "max_drop_points": Parameter(2.0, "Retrain if the expected accuracy falls by more points."),
     "max_label_shift": Parameter(0.3, "Retrain if the class shares differ by more (total variation, 0 to 1)."),
-    "max_drift_auc": Parameter(0.65, "Retrain if new images are told from test images with a higher AUC (0.5 to 1)."),
+    "max_drift_auc": Parameter(
+        0.65, "Retrain if a classifier distinguishes new from test images with a higher AUC (0.5 to 1)."
+    ),
 }
 RELEASED = {"report": "evaluate/evaluation/report.html", "promotion": "promote/promotion"}
 

@@ -121,6 +121,6 @@ def check_batch(tune_params: str, nodes: int, profile: ClusterProfile) -> None:
     tune, processes = parse_params(read_sections(tune_params, "params")).tune, nodes * max(1, profile.gpus_of(STAGE))
     if tune.batch_size < processes:
         raise ConfigError(
-            f"tune.batch_size = {tune.batch_size} is less than the {processes} processes (nodes times GPUs a node): "
+            f"tune.batch_size = {tune.batch_size} is less than the {processes} processes (nodes times GPUs per node): "
             "raise it, or take fewer nodes"
         )

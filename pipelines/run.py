@@ -34,7 +34,7 @@ def in_processes(output: Path, profile: ClusterProfile) -> Iterator[None]:
     os.environ[DRIVER_PID] = str(os.getpid())  # tasks end with this process, even if it is killed
     try:
         with warnings.catch_warnings():
-            # It misses the word python in the image's name, and thinks of packages that may be missing.
+            # kfp takes an image without python in its name for one that may lack packages.
             warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
             warnings.filterwarnings("ignore", ".* have no effect in the current local runner", UserWarning)
             yield
@@ -63,7 +63,7 @@ RUNNERS: dict[str, Callable[[Path, ClusterProfile], AbstractContextManager[None]
 def run_locally(runner: str, output: Path, request: Request) -> Path:
     """Run a pipeline with kfp's local `runner`; returns the folder of the run.
 
-    `output` receives a folder for each run, in it one a task. kfp's own cache stays off: it knows nothing of a
+    `output` receives a folder for each run, in it one per task. kfp's own cache stays off: it does not notice a
     change in the code of an imported package. Raises `RuntimeError` (kfp's) that names the task which failed.
     """
     check_machine(request)

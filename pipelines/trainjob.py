@@ -43,7 +43,7 @@ class Request(Section):
 def render(request: Request, tune_params: str, profile: ClusterProfile) -> list[dict[str, Any]]:
     """ConfigMap and TrainJob. `tune_params`: YAML text of the sections that tune reads.
 
-    Raises `ConfigError` where a step has fewer images than there are processes.
+    Raises `ConfigError` if a step has fewer images than there are processes.
     """
     check_batch(tune_params, request.nodes, profile)
     settings = f"{request.name}-params"

@@ -14,7 +14,7 @@ def describe(
     knowledge: Output[Artifact],
     page: Output[HTML],
 ) -> str:
-    """Gather one sentence a class in each of the five dimensions, and audit them. `require` ends the run if some are
+    """Gather one sentence per class in each of the five dimensions, and audit them. `require` ends the run if some are
     missing or refused.
 
     Args:

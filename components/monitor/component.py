@@ -24,7 +24,7 @@ def monitor(
         log: Folder of the prediction log, as mdpr serve --log writes it.
         max_drop_points: Retrain if the expected accuracy falls by more points.
         max_label_shift: Retrain if the class shares differ by more (total variation).
-        max_drift_auc: Retrain if a classifier tells new images from test images with a higher AUC.
+        max_drift_auc: Retrain if a classifier distinguishes new images from test images with a higher AUC.
 
     Returns:
         monitoring: One JSON file: the figures, and the class shares as a deployment prior.

@@ -7,7 +7,7 @@ from kfp.dsl import Input, Markdown, Model, Output
 
 @dsl.component(base_image=IMAGE_CPU, packages_to_install=[], install_kfp_package=False)
 def select(models: Input[list[Model]], model: Output[Model], choice: Output[Markdown]) -> None:
-    """Choose the model that is best on validation; the test set has no say.
+    """Choose the model that is best on validation; the test set is not used.
 
     Args:
         models: The models of a sweep, as tune wrote them.

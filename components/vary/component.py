@@ -10,7 +10,7 @@ def vary(params: str, settings: list[str]) -> list[str]:
 
     Args:
         params: YAML text with the sections backbone, tracking and tune.
-        settings: YAML texts with keys of tune, one a model.
+        settings: YAML texts with keys of tune, one per model.
 
     Returns:
         Output: YAML text with the sections backbone, tracking and tune for each model.

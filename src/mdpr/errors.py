@@ -10,7 +10,7 @@
     │   └── Diverged          a loss that is no longer a number
     ├── Interrupted           exit code 143: SIGTERM, everything is saved, the same command goes on
     ├── TrackingError         MLflow: the store, the run, the registry
-    └── CheckFailed           a check did its work and said no; what it wrote is kept beside the output
+    └── CheckFailed           a check found faults; the outputs are kept beside their place
         └── AnswersMissing    exit code 3: a language model left questions open; what it answered is stored
 
 A programmer's mistake is an assert, never one of these.
@@ -36,7 +36,7 @@ def _printable_letter(letter: str) -> str:
 
 
 class MdprError(Exception):
-    """A mistake the user can mend. The message is one line: what is wrong, then what to do."""
+    """A mistake that the user can correct. The message is one line: the fault, then the fix."""
 
     exit_code = 2
 
@@ -54,11 +54,11 @@ class DataError(MdprError):
 
 
 class KnowledgeError(MdprError):
-    """The knowledge base is incomplete or speaks of other classes."""
+    """The knowledge base is incomplete, or of other classes."""
 
 
 class BackboneError(MdprError):
-    """The CLIP model cannot be built, its weights are missing, or it cannot do what was asked of it."""
+    """The CLIP model cannot be built, its weights are missing, or it does not support a setting."""
 
 
 class TrainingError(MdprError):
@@ -76,7 +76,7 @@ class Interrupted(MdprError):
 
 
 class TrackingError(MdprError):
-    """The MLflow store or registry refused, or does not hold what was asked for."""
+    """The MLflow store or registry refused, or lacks a run, a version or an alias."""
 
 
 class CheckFailed(MdprError):
@@ -84,6 +84,6 @@ class CheckFailed(MdprError):
 
 
 class AnswersMissing(CheckFailed):
-    """A language model did not answer everything. Its answers are stored: the same command asks only for the rest."""
+    """A language model did not answer everything. Its answers are stored: the same command requests only the rest."""
 
     exit_code = 3

@@ -73,7 +73,7 @@ def experiment_name(environment: Mapping[str, str] = os.environ) -> str | None:
 def address_space_mb() -> float:
     """The limit of this process's address space (`ulimit -v`), infinite if it has none.
 
-    Some libraries end the process by a signal when they cannot reserve what they want: ask before they do.
+    Some libraries end the process by a signal when they cannot reserve enough memory: check this first.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return float("inf") if limit == resource.RLIM_INFINITY else limit / 10**6

@@ -30,8 +30,8 @@ def track(
         yield item
         if time.monotonic() - last >= LOG_EVERY_S:
             last = time.monotonic()
-            told = f", {status()}" if status else ""
-            logger.info("%s: %d%s%s", description, done, f" of {total}" if total else "", told)
+            more = f", {status()}" if status else ""
+            logger.info("%s: %d%s%s", description, done, f" of {total}" if total else "", more)
 
 
 def _bar(

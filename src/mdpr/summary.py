@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OTHER_SENTENCES = "Fused, sentences of other classes"
 COMPARED = {"zero_shot": "the frozen model", "base": "its own base"}
-VERDICTS = {"promoted": "promoted", "kept": "not promoted"}
+DECISIONS = {"promoted": "promoted", "kept": "not promoted"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def render(summary: Summary) -> RenderableType:
     champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
     facts = {
         "champion": f"{champion} (MLflow registry)",
-        "gate": f"version {decision.version or 'none'} {VERDICTS[decision.decision]}: {short_reason(decision)}",
+        "gate": f"version {decision.version or 'none'} {DECISIONS[decision.decision]}: {short_reason(decision)}",
         "report": str(summary.report),
     }
     found = [*gains(summary), sentences_line(summary.variants), faithfulness_line(summary.routing)]

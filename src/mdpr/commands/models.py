@@ -34,7 +34,7 @@ def registry() -> None:
 @params_option
 @click.option("--json", "as_json", is_flag=True, help="print a JSON array and nothing else")
 def list_versions(params: Path, as_json: bool) -> None:
-    """Every version of tracking.model_name: aliases, test figures, and what the gate said."""
+    """Every version of tracking.model_name: aliases, test figures, and the gate's decision."""
     from rich.console import Console
 
     from mdpr.mlops.registry import Registry, registry_rows
@@ -134,7 +134,7 @@ def predict(
     paths = list(chain.from_iterable(map(_paths, images)))
     if not paths:
         raise DataError(f"no image in {', '.join(images)}: name image files, or a folder that holds some")
-    from mdpr.mlops.store import connect  # seconds to load: a mistake in the names is told before
+    from mdpr.mlops.store import connect  # seconds to load: a wrong name is an error before
     from mdpr.model.inference import Classifier, read_prior
 
     columns = _columns(top_k, routing)
@@ -177,7 +177,7 @@ def _recording(classifier: Classifier, address: str, folder: Path, embeddings: b
 
 
 def _paths(name: str) -> list[Path]:
-    """The images that an argument names, in a stable order; says how many other files a folder holds."""
+    """The images that an argument names, in a stable order; the number of other files in a folder is printed."""
     from mdpr.errors import DataError
     from mdpr.images.decoding import IMAGE_SUFFIXES
 

@@ -50,7 +50,7 @@ PAGE, RESULT = "monitor.html", "monitor.json"
     type=click.FloatRange(0.5, 1),
     default=0.65,
     show_default=True,
-    help="retrain if a classifier tells new images from test images with a higher AUC",
+    help="retrain if a classifier distinguishes new images from test images with a higher AUC",
 )
 @click.option(
     "--min-images", type=click.IntRange(1), default=200, show_default=True, help="fewer answers give no advice"

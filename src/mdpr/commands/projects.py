@@ -86,7 +86,7 @@ def demo(recipe: str, folder: Path | None) -> None:
         raise MdprError(f"dvc repro ended with exit code {code} in {folder}: the lines above say why")
     summary = [sys.executable, "-m", "mdpr", "summary", "--evaluation", str(folder / "data/evaluation")]
     if code := subprocess.run(summary, cwd=folder).returncode:
-        sys.exit(code)  # it has said why
+        sys.exit(code)  # its own error is above
 
 
 @click.command("repro", context_settings={"ignore_unknown_options": True})

@@ -69,7 +69,7 @@ def render(data: Path, promotion: Path | None, output: Path | None, params: Path
 @report.command("open")
 @_options
 def open_page(data: Path, promotion: Path | None, output: Path | None, params: Path, **ports: Path | None) -> None:
-    """Write the page and open it in the browser; where there is none, print its path."""
+    """Write the page and open it in the browser; without a browser, print its path."""
     import webbrowser
 
     page = _render(data, promotion, output, params, ports)

@@ -35,7 +35,7 @@ class TableGroup(click.Group):
 
 
 class StageCommand(click.Command):
-    """A stage's command, its options in the groups a user thinks in: ports, what else it can do, settings."""
+    """A stage's command, its options in groups: ports and flags, then settings."""
 
     def __init__(self, stage: Stage, **rest: Any) -> None:
         super().__init__(**rest)
@@ -127,7 +127,7 @@ def _common_options() -> Iterator[click.Parameter]:
         type=PATH,
         default=Path("params.yaml"),
         show_default=True,
-        help="parameters, one section a stage",
+        help="parameters, one section per stage",
     )
     yield click.Option(
         ["--set", "overrides"],

@@ -1,4 +1,4 @@
-"""What the components of the stages call: a stage by name, parameters as text, ports as artifacts, views for the UI.
+"""The code behind the components of the stages: parameters as text, ports as artifacts, views for the UI.
 
 Parameters travel as YAML text because Kubeflow turns whole numbers inside dictionaries into floats. Nothing
 here imports kfp: an artifact is anything with a `path` and a `metadata` dictionary.
@@ -155,7 +155,7 @@ def state_folder(workspace: Path, output: Path) -> Path:
 
 @contextmanager
 def _checkpoints_in(folder: Path | None) -> Iterator[None]:
-    """Tell the stage, and the processes it starts, where checkpoints are kept; nothing if `folder` is None."""
+    """Keep checkpoints in `folder`, also of the processes that the stage starts; None: beside the output."""
     if folder:
         os.environ[CHECKPOINTS] = str(folder)
     try:
@@ -223,8 +223,8 @@ def copy_classes(prepared: Artifact, classes: Artifact) -> None:
 def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:
     """The model's accuracy by shot group beside the zero-shot model's and the champion's, as Markdown.
 
-    `params` is YAML text with the section tracking. A registry that does not answer leaves the champion's line out and
-    says so: the scores do not depend on it.
+    `params` is YAML text with the section tracking. If the registry does not answer, a note takes the
+    place of the champion's line: the scores do not depend on it.
     """
     from mdpr.mlops.registry import find_champion
 

@@ -44,7 +44,7 @@ SHARED_LIMITS = ("requests_per_minute", "tokens_per_minute")  # of describe.llm:
 def params_per_shard(params: str, shards: int) -> list[str]:
     """`params` (section describe) for each of `shards` shares of the classes.
 
-    The budget and the limits a minute hold for all shards together, so each gets its share of them. Raises
+    The budget and the limits per minute hold for all shards together, so each gets its share of them. Raises
     `ConfigError` for a number of shards that is none, or among which a limit cannot be divided.
     """
     if shards < 1:
@@ -136,7 +136,7 @@ def validation_accuracy(model: Path) -> float:
 
 
 def _table(models: Sequence[Artifact], scores: Sequence[float], best: int) -> str:
-    """Markdown, one row a model: what it was tuned with that another was not, and its validation accuracy."""
+    """Markdown, one row per model: the settings in which the models differ, and its validation accuracy."""
     settings = [read_model_config(Path(item.path)).tune.model_dump(mode="json") for item in models]
     varied = [key for key in settings[0] if any(item[key] != settings[0][key] for item in settings)]
     rows = [

@@ -1,4 +1,4 @@
-"""What the gate compares of the champion: its answers to the test images of today, and its latency.
+"""The champion's side of the gate: its answers to the test images of today, and its latency.
 
 A version keeps the answers that it was registered with. If the test set has changed since, its weights come out of the
 registry and answer the images that are there now. Such answers are kept in the run of the version's results, under a
@@ -143,7 +143,7 @@ def _answers_of_today(
     if answers is None:
         answers = _score(champion, test)
         local.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(local, answers, metadata)  # on the disk before the store is spoken to again
+        write_tensors(local, answers, metadata)  # on the disk before the next request to the store
     if checkpoint is not None:
         named = scratch / f"{key}.safetensors"
         named.write_bytes(local.read_bytes())

@@ -12,8 +12,8 @@ worst_quartile is the mean over the quarter of the classes with the lowest accur
 classes by one model's result would favour the other.
 
 The champion may be older than the data. Images that it was trained on are left out, for both models. Classes are
-matched by name and compared where both know them; those that are new to the champion are judged beside the opponents
-of a first model. An answer with a class that the other does not know is wrong, as it is in use.
+matched by name and compared if both models have them; those that are new to the champion are judged beside the
+opponents of a first model. An answer with a class that the other model lacks is wrong, as it is in use.
 
 Shapes: N test images, C classes, S resamplings.
 """
@@ -54,7 +54,7 @@ NAMES: dict[Opponent, str] = {
 NEW = "new classes"
 ECE, ECE_INCREASE = "calibration error (ECE), percent", "increase of calibration error (ECE), points"
 LATENCY, LATENCY_RATIO = "latency of one image, ms", "latency over the champion's"
-NO_CLASS = -1  # of the challenger: a class that only the champion knows
+NO_CLASS = -1  # of the challenger: a class that only the champion has
 SHOWN_CLASSES = 5
 WORST = "worst_quartile"
 WORST_SHARE = 4  # the worst quarter of the classes
@@ -79,9 +79,9 @@ class FirstModel(Frozen):
 
 
 class NewClasses(Frozen):
-    """The challenger knows classes that the champion does not: a gain of its own, that may cost something elsewhere."""
+    """For a challenger with classes that the champion lacks: a gain of its own, that may cost something elsewhere."""
 
-    margin_points: dict[Group, Margin]  # over the classes that both know, in place of `LaterModels.margin_points`
+    margin_points: dict[Group, Margin]  # over the classes that both have, in place of `LaterModels.margin_points`
     floor_percent: Percent  # accuracy over the new classes
     tolerance_points: Percent  # how far below each opponent of a first model that accuracy may be
 
@@ -216,7 +216,7 @@ class Decision:
 
 @dataclass
 class _Findings:
-    """What the gate found: checks, what failed without a figure, what could not be judged, what a reader must know."""
+    """Checks, failures without a figure, groups that could not be judged, and remarks."""
 
     checks: list[Check] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -322,7 +322,7 @@ def _later(challenger: Candidate, champion: Candidate, groups: Mapping[str, Sequ
 
 
 def _latency(name: str, values_R: np.ndarray, limit: float, policy: Policy) -> Check:
-    """Too slow only if it is shown: noise alone must not refuse a model."""
+    """Too slow only if it is shown: noise must not refuse a model."""
     median, lower = median_bound(values_R, policy.confidence)
     return _check(f"{name}, lower bound", lower, "at most", limit, median)
 
@@ -411,7 +411,7 @@ def _check(name: str, value: float, passes: Passes, threshold: float, estimate: 
 def answer(table: pd.DataFrame, branch: str | None = None) -> np.ndarray:
     """The class that each image was given, in order of index; by default by the model's own answer.
 
-    That is fused, or base where routing is off and there is no fused branch.
+    That is fused, or base if routing is off.
     """
     top1_N: np.ndarray = in_order(table)[f"{branch or final_branch(table)}_top1"].to_numpy()
     return top1_N

@@ -44,7 +44,7 @@ def split_inputs(prepared: Path, splits: Sequence[Split]) -> list[DatasetInput]:
 
 
 def run_name(tune: TuneParams) -> str:
-    """DVC's name of the experiment, or else the settings that runs are told apart by."""
+    """DVC's name of the experiment, or else the settings in which runs usually differ."""
     answer = "with routing" if tune.routing else "without routing"
     return experiment_name() or f"{tune.prompting} {answer}, {tune.base_loss}, {tune.epochs} epochs, seed {tune.seed}"
 

@@ -1,6 +1,6 @@
 """From a version in the registry to the champion, and back.
 
-The promotion log says which version follows which as champion. MLflow has no compare-and-set for aliases, but a run's
+The promotion log holds which version followed which as champion. MLflow has no compare-and-set for aliases, but a run's
 parameter can be written once and by one writer only. So every change of champion is reserved first: parameter
 `champion.000007` of one run (the log, named by a tag of the registered model) belongs to whoever writes it, and
 everybody else is refused. The alias follows the reservation; a reservation whose process died before that is carried

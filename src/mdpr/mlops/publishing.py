@@ -1,4 +1,4 @@
-"""The outbox: what MLflow does not have yet, as whole items on this disk, and their way into the store.
+"""The outbox: results that MLflow does not have yet, as whole items on this disk, and their way into the store.
 
 An item is a folder `OUTBOX/RUN_ID.KIND/` (history, then results) with `item.json` (an `Item`) and `files/`, laid out as
 the run's artifacts are. It appears whole, belongs to one store and one run, and is removed once the store has all of
@@ -58,7 +58,7 @@ class DatasetInput(BaseModel):
 
 
 class Item(BaseModel):
-    """What one process has to say about one run.
+    """All that one process adds to one run.
 
     store     address of the store that the item is for (`Store.address`)
     name      of the run, if the store does not hold it and it has to be made
@@ -264,7 +264,7 @@ def publish_outbox(store: Store, outbox: Path, besides: str | None = None) -> in
         except Refused as error:
             box.set_aside(error)
         except Unreachable as error:
-            store.check()  # raises if it is not this item alone that fails
+            store.check()  # raises if every other item would fail, too
             logger.warning("%s; %s stays for the next time", error, box.folder)
         else:
             box.remove()
@@ -390,7 +390,7 @@ def _experiment_id(store: Store, name: str) -> str:
     """The id of an experiment, made if there is none yet; its page opens as machine learning."""
     found = store.client.get_experiment_by_name(name)
     if found is None:
-        # Beside the sqlite file, not in the folder that the process happens to work in; a server knows its own.
+        # Beside the sqlite file, not in the working folder; a server has a place of its own.
         folder = store.file and str(store.file.absolute().parent / ARTIFACT_FOLDER)
         try:
             return str(store.client.create_experiment(name, artifact_location=folder, tags={KIND_TAG: KIND}))

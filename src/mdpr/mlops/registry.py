@@ -184,7 +184,7 @@ class Registry:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the registry if the store is a local file; a server has no lock to offer."""
+        """Keep other processes out of the registry if the store is a local file; a server offers no lock."""
         if self.store.file is None:
             yield
             return
@@ -204,7 +204,7 @@ class Registry:
             yield  # closing the file gives the lock back
 
     def _find(self, method: str, *arguments: str) -> Version | None:
-        """One version; None if MLflow says that there is no such thing."""
+        """One version; None if MLflow has no such model, version or alias."""
         try:
             return _as_version(getattr(self.store.client, method)(*arguments))
         except Refused:  # a missing model or version is one code of MLflow's, a missing alias another

@@ -162,7 +162,7 @@ def _tuner(tune: TuneParams) -> str:
 
 
 def unregistered(parts: Parts, evaluation: Path, tracking: TrackingParams, params: RegisterParams) -> Registration:
-    """What `register` would be called for; no version is made. Raises `ArtifactError` if a part is missing."""
+    """The registration of a model that gets no version. Raises `ArtifactError` if a part is missing."""
     run = read_run(evaluation)
     return Registration(
         model_name=tracking.model_name,

@@ -101,7 +101,7 @@ class OpenRun:
             logger.warning("%s; the values wait in %s", error, self.box.folder)
 
     def send(self) -> None:
-        """What the store does not have yet; on first contact, all of the item. Raises `TrackingError`."""
+        """Send the values that the store does not have yet; the first time, all of the item. Raises `TrackingError`."""
         self.store = self.store or connect()
         if self.here is None or self.item.status != "RUNNING":
             self.here = publish(self.store, self.item.model_copy(update={"metrics": self.item.metrics[self._sent :]}))
@@ -180,7 +180,7 @@ def open_run(
 
 
 def kubeflow_run() -> str | None:
-    """The run that Kubeflow's MLflow plugin has opened for this task (KEP-12862); MLFLOW_RUN_ID alone says nothing."""
+    """The run that Kubeflow's MLflow plugin has opened for this task (KEP-12862); None outside Kubeflow."""
     return os.environ.get("MLFLOW_RUN_ID") if "KFP_RUN_ID" in os.environ else None
 
 
@@ -286,7 +286,7 @@ def add_results(run: TrackedRun, tracking: TrackingParams, *results: Any, **more
 
 
 def publish_waiting(store: Store, tracking: TrackingParams) -> None:
-    """Publish what earlier processes left; a later stage's own work does not depend on it."""
+    """Publish what earlier processes left; a failure is a warning, for no stage depends on it."""
     try:
         published = publish_outbox(store, in_project(Path(tracking.outbox)))
         if published:

@@ -1,6 +1,6 @@
 """The servable model: what goes into it, its digest, and how it is logged to MLflow (models from code).
 
-What `mdpr serve` starts (`mdpr.mlops.serving`), for one version that is named before it starts.
+Also the command line and the environment with which `mdpr serve` starts `mdpr.mlops.serving`.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Parts:
 def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) -> str:
     """Log the model to `run`, served by the file `code`; returns its MLflow id. The caller holds the registry's lock.
 
-    It is loaded and asked before it is uploaded: a model that does not answer never becomes a version.
+    It is loaded and tried on one picture before it is uploaded: a model that fails never becomes a version.
     Without torch in this environment (a small image of the cluster) that trial is left out.
-    Raises `TrackingError`, and `ArtifactError` where a part is missing.
+    Raises `TrackingError`, and `ArtifactError` if a part is missing.
     """
     if not code.is_file():
         raise TrackingError(f"register.pyfunc: {code} does not exist: run from the project folder or name the file")
@@ -98,7 +98,7 @@ def log_served_model(store: Store, run: TrackedRun, parts: Parts, code: Path) ->
         _save(saved, parts, code, form)
         if util.find_spec("torch"):
             _try_out(saved)
-        # The store hears of the model only now: a process that is killed before leaves nothing unready there.
+        # The store gets an entry only now: a process that is killed before leaves nothing unready there.
         logged, status = _open_logged_model(store, run, parts), "FAILED"
         form.model_id, form.artifact_path = logged.model_id, logged.artifact_location
         form.save(str(saved / MLMODEL_FILE_NAME))
@@ -204,7 +204,7 @@ def signature() -> Any:
 
 @contextmanager
 def _artifacts(parts: Parts) -> Iterator[dict[str, str]]:
-    """What MLflow copies into the model: the folders with just the files that count, and a local backbone."""
+    """Paths that MLflow copies into the model: folders with only the files that count, and a local backbone."""
     backbone = parts.config.backbone
     with TemporaryDirectory(prefix="mdpr-") as folder:
         artifacts = {}

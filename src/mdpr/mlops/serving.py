@@ -48,7 +48,7 @@ from mdpr.model.inference import DEADLINE, Classifier, read_prior, read_served_c
 from mdpr.monitoring.recording import REQUEST_ID, LogSettings, PredictionLog, check_folder, log_source
 from mdpr.params import MAX_TOP_K
 
-# How workers learn what to serve.
+# The environment variables that carry the command's options to the workers.
 MODEL_VARIABLE, TIMEOUT_VARIABLE = "MDPR_SERVED_MODEL", "MDPR_SERVE_TIMEOUT_S"
 LOG_VARIABLE, PRIOR_VARIABLE = "MDPR_SERVE_LOG", "MDPR_SERVE_PRIOR"
 REQUEST_HEADER = "X-Request-Id"
@@ -328,7 +328,7 @@ def parse_arguments() -> tuple[argparse.Namespace, LogSettings | None]:
 
 
 def check(model: str, prior: str | None, log: LogSettings | None) -> None:
-    """What a mistake in would only show in the workers. Raises `MdprError`."""
+    """Try what only the workers use, so that a mistake ends the command. Raises `MdprError`."""
     if log:
         check_folder(log.folder)
     if prior:

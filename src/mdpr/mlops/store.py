@@ -87,7 +87,7 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process of ours is in such a block, if the store is a local file; a server has no lock to offer."""
+        """Only one process of ours is in such a block, if the store is a local file; a server offers no lock."""
         with _alone(self.file):
             yield
 
@@ -123,7 +123,7 @@ class BoundedClient:
 def connect() -> Store:
     """The MLflow store of this process; raises `TrackingError` if it does not answer or is no MLflow store.
 
-    Bounds MLflow's time-outs and keeps it quiet (`DEFAULTS`), unless the user's environment says otherwise.
+    Bounds MLflow's time-outs and its messages (`DEFAULTS`), unless the user's environment sets them.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -205,7 +205,7 @@ def within(limit_s: float, call: Callable[[], Any]) -> Any:
 def translate_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into `TrackingError`: one line, the address without its password, the fix.
 
-    Over HTTP every exception is translated: MLflow's client fails in many ways at answers that it does not know.
+    Over HTTP every exception is translated: MLflow's client fails in many ways at an unexpected answer.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

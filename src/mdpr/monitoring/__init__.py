@@ -1,1 +1,1 @@
-"""After deployment: the log of a served model's answers, and what it says about the images that come in."""
+"""After deployment: the log of a model's answers, and estimates from it about the new images."""

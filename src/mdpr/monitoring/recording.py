@@ -73,7 +73,7 @@ def log_source(classifier: Classifier, address: str) -> LogSource:
 
 
 def take_answers(outputs: Outputs, *, embeddings: bool, answer_B: Tensor | None = None) -> Answers:
-    """What is recorded of a batch: the K best classes without a deployment prior, and the embedding if asked for."""
+    """The record of a batch: the K best classes without a deployment prior, and the embedding with `embeddings`."""
     best = outputs.fused_BC.detach().float().topk(min(TOP_CLASSES, outputs.fused_BC.shape[1]), dim=-1)
     return Answers(
         class_NK=best.indices.cpu().numpy().astype(np.int32),

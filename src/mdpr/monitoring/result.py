@@ -25,7 +25,7 @@ class Share(Format):
 
 
 class Drift(Format):
-    """AUC of telling new images from test images by `features`, on held-out images."""
+    """AUC of a classifier that distinguishes new images from test images by `features`, on held-out images."""
 
     features: Literal["embeddings", "answers"]
     auc: float

@@ -1,4 +1,4 @@
-"""What an analysis works on: the answers to a labelled test set, and a bounded sample of a prediction log.
+"""The input of an analysis: the answers to a labelled test set, and a bounded sample of a prediction log.
 
 Shapes: N images, C classes, K recorded classes, d joint embedding width.
 """

@@ -1,10 +1,10 @@
-"""What comes in where a model is used, beside its test set: class shares, expected accuracy, drift of features.
+"""New images beside the test set: class shares, expected accuracy, drift of features.
 
 Label shift: calibration on the labelled test set, then expectation maximisation on the unlabelled answers
 (`mdpr.probe.prior`). Accuracy: the recall of each class on the test set, weighed by the estimated shares; this assumes
-that a class looks as it did. Drift: a classifier learns to tell new images from test images, the latter weighed to the
-estimated shares, so that label shift alone is no drift (classifier two-sample test: Lopez-Paz and Oquab, ICLR 2017). An
-AUC of 0.5 on held-out images is no drift.
+that a class looks as it did. Drift: a classifier learns to distinguish new images from test images, the latter weighed
+to the estimated shares, so that label shift by itself is no drift (classifier two-sample test: Lopez-Paz and Oquab, ICLR
+2017). An AUC of 0.5 on held-out images is no drift.
 
 Intervals: new images by bootstrap, test images by Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981), together.
 
@@ -33,7 +33,7 @@ REFIT_CELLS = 1_000_000  # the same of a resampled test set
 REFIT_ITERATIONS = 15  # of a resampled calibration, from the whole one
 DRIFT_IMAGES = 2_500  # of each side
 DRIFT_RESAMPLINGS = 200
-PROFILE_CLASSES = 10  # of the answers, where there are no embeddings
+PROFILE_CLASSES = 10  # of the answers, if there are no embeddings
 MIN_LOG = -20.0
 
 
@@ -43,7 +43,7 @@ class Thresholds:
 
     max_drop_points     points of accuracy that the model may be expected to lose
     max_label_shift     total variation between the class shares, 0 to 1
-    max_drift_auc       how well a classifier may tell new images from test images, 0.5 to 1
+    max_drift_auc       how well a classifier may distinguish new images from test images, 0.5 to 1
     min_images          fewer answers give no advice
     """
 
@@ -260,7 +260,7 @@ def measure_drift(
     sample: Sample,
     generator: np.random.Generator,
 ) -> Drift | None:
-    """How well new images are told from test images beyond the label shift; None with too few images of either."""
+    """How well a classifier distinguishes new from test images beyond the label shift; None with too few images."""
     old_N, old = np.arange(len(reference.answers)), reference.answers
     if sample.embedding_nd is not None and old.embedding_Nd is not None:
         kind: Literal["embeddings", "answers"] = "embeddings"

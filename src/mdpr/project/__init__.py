@@ -34,7 +34,7 @@ PIPELINE = ("pipelines", "components")
 
 @dataclass(frozen=True)
 class Choices:
-    """What a project starts from: a recipe, a folder of images, and whether it keeps a Kubeflow graph of its own."""
+    """The start of a project: a recipe, a folder of images, and whether it keeps a Kubeflow graph of its own."""
 
     recipe: str = "own-data"
     images: str = ""
@@ -52,7 +52,7 @@ class Choices:
 
 @dataclass
 class Update:
-    """What `update` did: files that are current, files written anew, and the difference for those the team changed."""
+    """The result of `update`: files that are current, files written anew, the difference of those the team changed."""
 
     current: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ def create(folder: Path, choices: Choices) -> list[str]:
 
 
 def read_record(folder: Path) -> tuple[Choices, dict[str, str]]:
-    """What a project was made from, and the digest of each file as it was written.
+    """The choices that a project was made from, and the digest of each file as it was written.
 
     Raises `ConfigError` if `create` did not make it.
     """
@@ -214,7 +214,7 @@ def _digest(text: str) -> str:
 
 
 def _is_ignored(folder: Path, repository: Path) -> bool:
-    # The slash says that it is a folder: it need not exist yet, and the pattern `demo/` is of folders only.
+    # The slash marks a folder: it need not exist yet, and the pattern `demo/` is of folders only.
     command = ("git", "-C", str(repository), "check-ignore", "--quiet", f"{folder}/")
     return subprocess.run(command, capture_output=True).returncode == 0
 

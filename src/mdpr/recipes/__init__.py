@@ -1,4 +1,4 @@
-"""A YAML file a benchmark: the paper, the commands, published figures to compare with, the settings.
+"""A YAML file per benchmark: the paper, the commands, published figures to compare with, the settings.
 
 A recipe names the settings that differ from the documented defaults; a variant names those in which it differs
 from the recipe (another imbalance ratio). Every recipe has the variant `published`: all settings in which the published

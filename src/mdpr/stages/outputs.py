@@ -6,7 +6,7 @@ output, so it comes back with `dvc checkout` and travels with a Kubeflow artifac
 `dvc metrics show` would list it: its files are known by their names and keys.
 
 While a stage runs, `.NAME.mdpr/` beside the output holds the lock, the new output, and for a moment the old one.
-A caller may ask that what is not of the port is set aside, as `NAME.replaced-TOKEN`, instead of refused.
+With `set_aside`, anything else in an output's place is renamed to `NAME.replaced-TOKEN` instead of refused.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Place:
     port: str
     named: Path  # as the user wrote it
     final: Path
-    overwrites: bool = False  # whatever file is there may be replaced: its caller has asked
-    sets_aside: bool = False  # whatever else is there is renamed first, never removed
+    overwrites: bool = False  # any file that is there may be replaced
+    sets_aside: bool = False  # anything else that is there is renamed first, never removed
     token: str = field(default_factory=lambda: uuid4().hex[:8])
 
     @classmethod

@@ -8,7 +8,7 @@ sections of params.yaml: `params` is the section named like the stage, any other
 argument. It returns what it made, in one line; or a `Made`, if there is more to do once its outputs stand.
 
 A stage that takes long may take a `Checkpoint` as well: a folder of its own beside its first output, which outlives a
-run that was killed and is removed by one that succeeds. It is not a port: no driver knows of it.
+run that was killed and is removed by one that succeeds. It is not a port, so drivers do not handle it.
 
 Stage modules import their libraries inside the function, so that reading a signature (for --help, for a compiled
 pipeline, for the contract test) loads neither torch nor mlflow.
@@ -70,7 +70,7 @@ STAGES: dict[str, str] = {
     "prepare": "Cut a long-tailed training set, a balanced validation set and the test set from a source.",
     "validate": "Check the prepared data and write Data Docs.",
     "probe": "Read the frozen CLIP's own bias from the training images: confusion, rivals, hidden prior.",
-    "describe": "Gather one sentence a class in each of the five dimensions, and audit them.",
+    "describe": "Gather one sentence per class in each of the five dimensions, and audit them.",
     "encode": "Turn the sentences into features with the frozen text encoder.",
     "tune": "Train the prompts and the router; keep the epoch that is best on validation.",
     "evaluate": "Score the untouched test set: base, routed, fused, by all / many / medium / few.",

@@ -24,5 +24,5 @@ def validate(prepared: In, validation: Out, *, params: ValidateParams) -> str:
     write_json(validation / "result.json", findings)
     write_data_docs(validation, findings, results, card, thumbnails(prepared))
     raise_for_errors(findings)
-    asked, met = len(findings.expectations), sum(item.success for item in findings.expectations)
-    return f"validated: {met} of {asked} expectations met, {asked - met} warnings"
+    made, met = len(findings.expectations), sum(item.success for item in findings.expectations)
+    return f"validated: {met} of {made} expectations met, {made - met} warnings"
