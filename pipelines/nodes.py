@@ -87,15 +87,17 @@ def _pod(profile: ClusterProfile, claims: Mapping[str, str], settings: tuple[str
             volumes.append({"name": known[claim], "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": known[claim], "mountPath": path})
     user = {"runAsUser": profile.run_as_user, "runAsGroup": profile.run_as_group}
-    pod: dict[str, Any] = {
-        "volumes": volumes,
-        "containers": [{"name": NODE, "volumeMounts": mounts}],
-        "imagePullSecrets": [{"name": profile.image_pull_secret}] if profile.image_pull_secret else [],
-        "nodeSelector": dict(profile.node_selector),
-        "tolerations": [item.model_dump(exclude_none=True) for item in profile.tolerations],
-        "securityContext": {key: number for key, number in user.items() if number is not None},
-    }
-    return filled(pod)
+    return filled(
+        {
+            "volumes": volumes,
+            "containers": [{"name": NODE, "volumeMounts": mounts}],
+            "serviceAccountName": profile.service_account,
+            "imagePullSecrets": [{"name": profile.image_pull_secret}] if profile.image_pull_secret else [],
+            "nodeSelector": dict(profile.node_selector),
+            "tolerations": [item.model_dump(exclude_none=True) for item in profile.tolerations],
+            "securityContext": {key: number for key, number in user.items() if number is not None},
+        }
+    )
 
 
 def filled(fields: Mapping[str, Any]) -> dict[str, Any]:

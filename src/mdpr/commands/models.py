@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mdpr.commands import PATH, params_option
-from mdpr.mlops.served_model import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_TIMEOUT_S
 from mdpr.params import MAX_TOP_K
 
 if TYPE_CHECKING:
@@ -284,10 +283,10 @@ def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
 
 @click.command("serve")
 @click.option("--alias", default="champion", show_default=True, help="which version of tracking.model_name to serve")
-@click.option("--host", default=DEFAULT_HOST, show_default=True, help="0.0.0.0 to be reached from elsewhere")
-@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from elsewhere")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="processes, a model in each")
-@click.option("--timeout-s", type=click.IntRange(min=1), default=DEFAULT_TIMEOUT_S, show_default=True)
+@click.option("--timeout-s", type=click.IntRange(min=1), default=60, show_default=True)
 @params_option
 @click.option("--prior", metavar=PRIOR_FORMS, help=PRIOR_HELP)
 @click.option("--log", type=PATH, help="folder for a prediction log: Parquet, without the images")
@@ -313,18 +312,21 @@ def serve(
     --log-max-mb nothing is deleted: further answers are counted as dropped (GET /metrics), and served all the same.
     """
     from mdpr.mlops.registry import resolve
-    from mdpr.mlops.served_model import serve_command, serve_environment
+    from mdpr.mlops.store import tracking_uri
     from mdpr.params import load_params
 
     tracking = load_params(params).tracking
-    version = resolve(f"models:/{tracking.model_name}@{alias}").number
-    click.echo(f"serving version {version} of {tracking.model_name} at http://{host}:{port}/invocations", err=True)
-    further = ["--prior", prior] if prior else []
-    if log:
-        bounds = [part for name, value in log_bounds.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        further += ["--log", str(log), *(["--log-embeddings"] if log_embeddings else []), *bounds]
-    arguments = serve_command(
-        tracking.model_name, version, host=host, port=port, workers=workers, timeout_s=timeout_s, further=further
-    )
+    version = resolve(f"models:/{tracking.model_name}@{alias}")  # one for all workers, whoever promotes meanwhile
+    click.echo(f"serving version {version.number} of {version.name} at http://{host}:{port}/invocations", err=True)
+    options: dict[str, object] = {"host": host, "port": port, "workers": workers, "timeout_s": timeout_s}
+    options |= {"prior": prior} if prior else {}
+    options |= {"log": log, **log_bounds} if log else {}
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    arguments += ["--log-embeddings"] if log and log_embeddings else []
+    # Workers share the cores: with all of them in each, PyTorch's threads would stand in each other's way.
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    defaults = {"OMP_NUM_THREADS": str(threads), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**defaults, **os.environ, "MLFLOW_TRACKING_URI": tracking_uri()}
+    command = [sys.executable, "-m", "mdpr.mlops.serving", version.address, *arguments]
     # The server takes this process's place: signals and the exit code are its own.
-    os.execve(sys.executable, arguments, serve_environment(os.environ, workers))  # noqa: S606 - no shell
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell

@@ -1,15 +1,10 @@
-"""The servable model: what goes into it, its digest, and how it is logged to MLflow (models from code).
-
-Also the command line and the environment with which `mdpr serve` starts `mdpr.mlops.serving`.
-"""
+"""The servable model: what goes into it, its digest, and how it is logged to MLflow (models from code)."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -23,7 +18,7 @@ from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.lineage import flatten
 from mdpr.mlops.publishing import now_ms
 from mdpr.mlops.registry import DIGEST_TAG
-from mdpr.mlops.store import DEFAULT_URI, Store, translate_errors
+from mdpr.mlops.store import Store, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -227,34 +222,3 @@ def _example() -> Any:
     import pandas as pd
 
     return pd.DataFrame({"image": [EXAMPLE_IMAGE]})
-
-
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8080
-DEFAULT_TIMEOUT_S = 60
-
-
-def serve_command(
-    model_name: str,
-    version: str,
-    *,
-    host: str,
-    port: int,
-    workers: int,
-    timeout_s: int,
-    further: Sequence[str] = (),
-) -> list[str]:
-    """`python -m mdpr.mlops.serving` as arguments, for one version: every worker serves the same."""
-    command = [sys.executable, "-m", "mdpr.mlops.serving", f"models:/{model_name}/{version}", "--host", host]
-    return [*command, "--port", str(port), "--workers", str(workers), "--timeout-s", str(timeout_s), *further]
-
-
-def serve_environment(environment: Mapping[str, str], workers: int) -> dict[str, str]:
-    """`environment` with what serving needs; what the user has set stays.
-
-    Workers share the cores: with all of them in each, PyTorch's threads would stand in each other's way.
-    """
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    uri = environment.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    defaults = {"OMP_NUM_THREADS": str(threads), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**defaults, **environment, "MLFLOW_TRACKING_URI": uri}

@@ -3,8 +3,8 @@
 Label shift: calibration on the labelled test set, then expectation maximisation on the unlabelled answers
 (`mdpr.probe.prior`). Accuracy: the recall of each class on the test set, weighed by the estimated shares; this assumes
 that a class looks as it did. Drift: a classifier learns to distinguish new images from test images, the latter weighed
-to the estimated shares, so that label shift by itself is no drift (classifier two-sample test: Lopez-Paz and Oquab, ICLR
-2017). An AUC of 0.5 on held-out images is no drift.
+to the estimated shares, so that label shift by itself is no drift (classifier two-sample test: Lopez-Paz and Oquab,
+ICLR 2017). An AUC of 0.5 on held-out images is no drift.
 
 Intervals: new images by bootstrap, test images by Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981), together.
 
