@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import click
 
-from mdpr.commands import PATH, params_option
+from mdpr.commands.stage import PATH, params_option
 from mdpr.errors import DataError, MdprError
 
 

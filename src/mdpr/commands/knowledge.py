@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mdpr.commands import PATH, params_option
+from mdpr.commands.stage import PATH, params_option
 from mdpr.errors import CheckFailed, KnowledgeError, printable
 
 if TYPE_CHECKING:

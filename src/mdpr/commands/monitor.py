@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mdpr.commands import PATH, params_option
+from mdpr.commands.stage import PATH, params_option
 
 if TYPE_CHECKING:
     from mdpr.monitoring.result import Monitoring

@@ -18,8 +18,7 @@ from types import ModuleType
 
 import click
 
-from mdpr.commands import PATH
-from mdpr.commands.stage import TableGroup, accept_verbose
+from mdpr.commands.stage import PATH, TableGroup, accept_verbose
 from mdpr.errors import ConfigError, MdprError
 
 DEMO = "emblems-lt"

@@ -12,7 +12,6 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mdpr.commands import PATH
 from mdpr.errors import ConfigError
 from mdpr.launch import DVC_STAGE
 from mdpr.params import SECTIONS, load_params
@@ -21,6 +20,9 @@ from mdpr.params.section import suggest
 from mdpr.stages.stage import MEMORY_MB, STAGES, Stage, run_otherwise, run_stage
 
 EXAMPLE_WIDTH = 90
+PATH = click.Path(path_type=Path)
+# Of every command that reads the settings.
+params_option = click.option("--params", type=PATH, default=Path("params.yaml"), show_default=True, help="the settings")
 
 
 class TableGroup(click.Group):
