@@ -1,10 +1,8 @@
-"""Captions measured from each picture, and sentences of what most pictures of a class show: a trial.
+"""Captions measured from each picture of pre-training, and sentences of what most pictures of a class show.
 
-    python -m tools.embedded.pretrain --captions measured --output build/measured
-
-captions.yaml says the same of all pictures of a class, so the text tower maps the five sentences of a class onto each
-other. Here a few lines of numpy measure what each picture shows: outline, tone, surface, sleeves, heel. A value between
-two thresholds is not said, nor the sleeves of a shoe. docs/benchmarks.md (knowledge) has what came of it.
+captions.yaml says the same of all pictures of a class: from it alone the text tower learns to map the five sentences of
+a class onto each other. Here a few lines of numpy measure what each picture shows: outline, tone, surface, sleeves,
+heel. A value between two thresholds is not said, nor the sleeves of a shoe. docs/benchmarks.md, knowledge, compares.
 
 N pictures of 28 x 28 grey pixels (h rows, w columns), B in a batch, A attributes.
 """

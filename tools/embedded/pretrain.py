@@ -3,9 +3,9 @@
     python -m tools.embedded.pretrain --source /usr/share/datasets/fashion-mnist
 
 The images are an exponentially imbalanced part of the first half of Fashion-MNIST's training set (see
-fashion_mnist.select): a miniature of the bias that CLIP brings along. The captions are captions.yaml's; with
-`--captions measured` each picture has one of what it shows too, and the knowledge base of the trial lies beside the
-weights (tools/embedded/measured.py).
+fashion_mnist.select): a miniature of the bias that CLIP brings along. Captions name the class (captions.yaml), and each
+picture has one of what was measured in it too (measured.py). A knowledge base in the terms of these measurements lies
+beside the weights. `--captions classes` leaves the second kind out.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from tools.embedded.zero_shot import (
 )
 
 HASH_DIGITS = 16
+MEASURED_FILE = "measured_knowledge.json"
 
 
 def save_weights(model: open_clip.CustomTextCLIP, path: Path) -> None:
@@ -57,19 +58,19 @@ def save_weights(model: open_clip.CustomTextCLIP, path: Path) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(save(state, metadata={"format": "pt"})))
 
 
-def evaluate(
-    folder: Path, train_split: Split, test: Split, selection: Selection, knowledge: Path
-) -> dict[str, dict[str, float]]:
+def evaluate(folder: Path, train_split: Split, test: Split, selection: Selection) -> dict[str, dict[str, float]]:
     """Return the zero-shot tables of the saved weights on the tuning pool and on the test set."""
     model = load_model(folder)
-    print(f"mean cosine between two sentences of a class: {sentence_cosine(model, knowledge)}", flush=True)
+    for knowledge in (KNOWLEDGE_PATH, folder / MEASURED_FILE):
+        if knowledge.exists():
+            print(f"mean cosine between two sentences of a class, {knowledge}: {sentence_cosine(model, knowledge)}")
     chosen = {
         "pool": (train_split.pixels[selection.pool], train_split.labels[selection.pool]),
         "test": (test.pixels, test.labels),
     }
     tables = {}
     for name, (pixels, labels) in chosen.items():
-        tables[name] = zero_shot_table(model, preprocess(pixels, model), torch.from_numpy(labels), knowledge)
+        tables[name] = zero_shot_table(model, preprocess(pixels, model), torch.from_numpy(labels))
         print(f"zero-shot on {name}: {tables[name]}", flush=True)
     return tables
 
@@ -92,10 +93,11 @@ def provenance(split: Split, selection: Selection, recipe: Recipe, tables: dict[
     }
 
 
-def pretrain(source: Path, folder: Path, recipe: Recipe, measured: bool = False) -> None:
+def pretrain(source: Path, folder: Path, recipe: Recipe, measured: bool = True) -> None:
     """Train, save the weights as fp16, and record their provenance and their own figures beside them.
 
-    If `measured`, every picture has a caption of what was measured of it too; knowledge.json says it of the classes.
+    If `measured`, every picture has a caption of what was measured of it too, and a knowledge base in the same terms is
+    written beside the weights.
     """
     if recipe.epochs < 1:
         raise InputError(f"--epochs {recipe.epochs}: training takes at least 1")
@@ -112,15 +114,15 @@ def pretrain(source: Path, folder: Path, recipe: Recipe, measured: bool = False)
     model = open_clip.create_model(MODEL_NAME, force_custom_text=True)
     images_N = preprocess(train_split.pixels[selection.pretraining], model)
     labels_N = torch.from_numpy(train_split.labels[selection.pretraining])
-    value_NA, knowledge = None, KNOWLEDGE_PATH
+    value_NA = None
     if measured:
         value_NA = measure(train_split.pixels[selection.pretraining], labels_N.numpy())
-        present, knowledge = json.loads(KNOWLEDGE_PATH.read_text(encoding="utf-8")), folder / "knowledge.json"
-        write_json(knowledge, knowledge_base(present, value_NA, labels_N.numpy()))
+        present = json.loads(KNOWLEDGE_PATH.read_text(encoding="utf-8"))
+        write_json(folder / MEASURED_FILE, knowledge_base(present, value_NA, labels_N.numpy()))
     print(f"{len(images_N)} images; training", flush=True)
     train(model, images_N, labels_N, captions, recipe, value_NA)
     save_weights(model, folder / f"{MODEL_NAME}.safetensors")
-    tables = evaluate(folder, train_split, test, selection, knowledge)
+    tables = evaluate(folder, train_split, test, selection)
     record = provenance(train_split, selection, recipe, tables)
     if measured:
         record["captions"] = f"{record['captions']} and tools/embedded/measured.py"
@@ -137,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="passes over the images")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of weights, order and captions")
     parser.add_argument("--threads", type=int, default=Recipe.threads, help="processor threads; they change the bits")
-    parser.add_argument("--captions", choices=("classes", "measured"), default="classes", help="what captions say")
+    parser.add_argument("--captions", choices=("classes", "measured"), default="measured", help="what captions say")
     options = parser.parse_args(arguments)
     recipe = Recipe(epochs=options.epochs, seed=options.seed, threads=options.threads)
     return run(lambda: pretrain(options.source, options.output, recipe, options.captions == "measured"))

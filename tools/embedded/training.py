@@ -35,7 +35,7 @@ class Recipe:
     weight_decay: float = 0.1
     warmup_steps: int = 80
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
 
 def multi_positive_loss(logits_BN: Tensor, image_labels_B: Tensor, caption_labels_N: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def class_embeddings(model: open_clip.CustomTextCLIP, knowledge: dict[str, Any])
     return embeddings | {"knowledge_mean": mean} | sentences
 
 
-def sentence_cosine(model: open_clip.CustomTextCLIP, knowledge_path: Path = KNOWLEDGE_PATH) -> float:
+def sentence_cosine(model: open_clip.CustomTextCLIP, knowledge_path: Path) -> float:
     """Return the mean cosine between two sentences of a class."""
     knowledge = json.loads(knowledge_path.read_text(encoding="utf-8"))
     embeddings = class_embeddings(model, knowledge)
@@ -90,11 +90,9 @@ def sentence_cosine(model: open_clip.CustomTextCLIP, knowledge_path: Path = KNOW
     return round(cosine_CVV[:, rows, columns].mean().item(), 3)
 
 
-def zero_shot_table(
-    model: open_clip.CustomTextCLIP, images_N: Tensor, labels_N: Tensor, knowledge_path: Path = KNOWLEDGE_PATH
-) -> dict[str, float]:
-    """Return zero-shot accuracy in per cent, by the text that stands for the classes."""
-    knowledge = json.loads(knowledge_path.read_text(encoding="utf-8"))
+def zero_shot_table(model: open_clip.CustomTextCLIP, images_N: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Return zero-shot accuracy in percent, by the text that stands for the classes."""
+    knowledge = json.loads(KNOWLEDGE_PATH.read_text(encoding="utf-8"))
     image_Nd = image_features(model, images_N)
     return {
         text: accuracy(image_Nd, class_Cd, labels_N) for text, class_Cd in class_embeddings(model, knowledge).items()
