@@ -89,9 +89,8 @@ def _render(
     from mdpr.params import load_params
     from mdpr.stages.outputs import write_whole
 
-    folders = Folders(**{port: path or data / port for port, path in ports.items()})
-    for port, path in ports.items():
-        folder = path or data / port
+    folders = {port: path or data / port for port, path in ports.items()}
+    for port, folder in folders.items():
         if not folder.is_dir():
             raise ArtifactError(f"{folder} is missing: run `dvc repro` first, or name it with --{port}")
     if promotion is not None and not promotion.is_file():
@@ -101,7 +100,7 @@ def _render(
     sections = load_params(params)
     tracking, evaluate = sections.tracking, sections.evaluate
     title = f"{tracking.model_name}: evaluation on the test set"
-    content = gather(folders, title, evaluate.gallery_images, decision)
+    content = gather(Folders(**folders), title, evaluate.gallery_images, decision)
     page = output or data / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, render_report(content, make_figures(content)), replaces=GENERATOR)

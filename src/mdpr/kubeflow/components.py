@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from mdpr.artifacts import data_digests, read_json, read_metrics, read_run, read
 from mdpr.artifacts.prepared import CLASSES_FILE
 from mdpr.errors import CheckFailed, ConfigError, MdprError, TrackingError
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable, in_percent, markdown_table
-from mdpr.params import SECTIONS, Params, choices, dump_yaml, parse_params, parse_yaml
+from mdpr.params import Params, choices, dump_yaml, parse_params, parse_yaml
 from mdpr.stages.outputs import Place
 from mdpr.stages.stage import CHECKPOINTS, STAGES, Stage, load_stage, run_stage
 
@@ -55,8 +55,9 @@ def run_component(stage_name: str, params: str, workspace: str = "", /, **ports:
     code 2.
     """
     with one_line_errors():
-        _run(stage_name, params, workspace, ports)
-        _summarise_outputs(stage_name, ports)
+        stage = load_stage(stage_name)
+        _run(stage, params, workspace, ports)
+        _summarise_outputs(stage, ports)
 
 
 def run_check(stage_name: str, params: str, workspace: str = "", /, **ports: Artifact) -> str:
@@ -66,9 +67,10 @@ def run_check(stage_name: str, params: str, workspace: str = "", /, **ports: Art
     one after it fails (`require_none`). Other mistakes end the process as in `run_component`.
     """
     with one_line_errors():
-        outputs = {port: Path(ports[port].path) for port in load_stage(stage_name).outputs}
-        problem = keep_outputs(stage_name, outputs, lambda: _run(stage_name, params, workspace, ports))
-        _summarise_outputs(stage_name, ports)
+        stage = load_stage(stage_name)
+        outputs = {port: Path(ports[port].path) for port in stage.outputs}
+        problem = keep_outputs(stage_name, outputs, lambda: _run(stage, params, workspace, ports))
+        _summarise_outputs(stage, ports)
         return problem
 
 
@@ -83,24 +85,24 @@ def keep_outputs(task: str, outputs: Mapping[str, Path], write: Callable[[], Non
     return ""
 
 
-def _run(stage_name: str, params: str, workspace: str, ports: Mapping[str, Artifact]) -> None:
-    stage = load_stage(stage_name)
+def _run(stage: Stage, params: str, workspace: str, ports: Mapping[str, Artifact]) -> None:
     paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-    sections = parse_params(read_sections(params, "params"))
+    sections, own = parse_params(read_sections(params, "params")), None
     if workspace:
-        if "tracking" in stage.sections and stage_name != "tune":  # models of a sweep are tuned side by side
+        if "tracking" in stage.sections and stage.name != "tune":  # models of a sweep are tuned side by side
             publish_workspace(Path(workspace))
-        sections = keep_state(sections, Path(workspace), paths[stage.outputs[0]])
+        own = state_folder(Path(workspace), paths[stage.outputs[0]])
+        sections = keep_state(sections, own)
     processes = int(os.environ.get("MDPR_PROCESSES", "1"))
-    with _checkpoints_in(state_folder(Path(workspace), paths[stage.outputs[0]]) if workspace else None):
+    with _checkpoints_in(own):
         if processes > 1:
             _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
         else:
             run_stage(stage, paths, sections)
 
 
-def _summarise_outputs(stage_name: str, ports: Mapping[str, Artifact]) -> None:
-    for port in load_stage(stage_name).outputs:
+def _summarise_outputs(stage: Stage, ports: Mapping[str, Artifact]) -> None:
+    for port in stage.outputs:
         ports[port].metadata.update(summarise(Path(ports[port].path)))
 
 
@@ -130,12 +132,11 @@ def summarise(output: Path) -> dict[str, Any]:
 # --- what outlives a task -----------------------------------------------------------------------------------
 
 
-def keep_state(params: Params, workspace: Path, output: Path) -> Params:
-    """`params`, whose files that must outlive the task are in its `state_folder`.
+def keep_state(params: Params, own: Path) -> Params:
+    """`params`, whose files that must outlive the task are in `own`, its `state_folder`.
 
     A store of answers with an absolute path stays, so that runs can share one.
     """
-    own = state_folder(workspace, output)
     store = Path(params.describe.llm.store)
     llm = params.describe.llm.model_copy(update={"store": str(store if store.is_absolute() else own / store.name)})
     tracking = params.tracking.model_copy(update={"outbox": str(own / OUTBOX)})
@@ -173,11 +174,16 @@ def publish_workspace(workspace: Path) -> None:
     from mdpr.mlops.publishing import publish_outbox
     from mdpr.mlops.store import connect
 
+    try:
+        store = connect()  # once: a server that is down costs its time-out, not one per task
+    except TrackingError as error:
+        logger.warning("%s; results of this run wait in %s", error, workspace)
+        return
     for outbox in outboxes:
         try:
-            publish_outbox(connect(), outbox)
+            publish_outbox(store, outbox)
         except TrackingError as error:
-            logger.warning("%s; results of this run wait in %s", error, outbox)
+            logger.warning("%s; results wait in %s", error, outbox)
 
 
 # --- what the UI draws --------------------------------------------------------------------------------------
@@ -196,7 +202,7 @@ def show_metrics(evaluation: Artifact, view: Artifact) -> None:
 
 
 def show_confusion(evaluation: Artifact, view: ConfusionView) -> None:
-    """confusion.csv (columns actual, predicted; one row a test image) as a matrix, rows actual."""
+    """confusion.csv (columns actual, predicted; one row per test image) as a matrix, rows actual."""
     import pandas as pd
 
     pairs = read_table(Path(evaluation.path), "confusion.csv")
@@ -283,17 +289,11 @@ def configure_stages(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """
     with one_line_errors():
         chosen = {name: arguments[name] for name in choices() if name in arguments}
-        texts = merge_params(arguments["base"], as_sections(chosen), arguments["overrides"], arguments["recipe"])
-        settings: Artifact = arguments["settings"]
-        Path(settings.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(settings.path).write_text(_together(texts.values()), encoding="utf-8")
-        return tuple(texts.values())
-
-
-def _together(texts: Iterable[str]) -> str:
-    """The sections of several texts as one params.yaml."""
-    found = {section: values for text in texts for section, values in read_sections(text, "params").items()}
-    return dump_yaml({section: found[section] for section in SECTIONS})
+        params = _merged(arguments["base"], as_sections(chosen), arguments["overrides"], arguments["recipe"])
+        settings = Path(arguments["settings"].path)
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(dump_yaml(params.dump()), encoding="utf-8")
+        return tuple(_by_stage(params).values())
 
 
 def as_sections(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,6 +313,14 @@ def merge_params(
     base: str, chosen: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str = ""
 ) -> dict[str, str]:
     """`configure_stages` by stage name; raises `ConfigError`."""
+    return _by_stage(_merged(base, chosen, overrides, recipe))
+
+
+def _by_stage(params: Params) -> dict[str, str]:
+    return {name: dump_yaml(params.dump(load_stage(name).sections.values())) for name in STAGES}
+
+
+def _merged(base: str, chosen: Mapping[str, Mapping[str, Any]], overrides: str, recipe: str) -> Params:
     merged = read_sections(base, "base")
     if recipe:
         from mdpr.recipes import params_text, read_recipe  # only `configure` needs it: no stage's task waits
@@ -321,8 +329,7 @@ def merge_params(
         merged = read_sections(params_text(read_recipe(recipe), None), recipe)
     for layer in (chosen, read_sections(overrides, "overrides")):
         merged = lay_over(merged, layer)
-    sections = parse_params(merged)
-    return {name: dump_yaml(sections.dump(load_stage(name).sections.values())) for name in STAGES}
+    return parse_params(merged)
 
 
 def read_sections(text: str, what: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mdpr.kubeflow.components import (
     one_line_errors,
     publish_workspace,
     read_sections,
+    state_folder,
     summarise,
 )
 from mdpr.params import dump_yaml, parse_params
@@ -166,7 +167,7 @@ def run_monitor(
     with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
         sections = parse_params(read_sections(params, "params"))
         if workspace:
-            sections = keep_state(sections, Path(workspace), Path(monitoring.path))
+            sections = keep_state(sections, state_folder(Path(workspace), Path(monitoring.path)))
         name, folder = sections.tracking.model_name, Path(scratch)
         if find_champion(name) is None:
             write_json(Path(monitoring.path), {"advice": "retrain", "reason": f"{name} has no champion yet"})

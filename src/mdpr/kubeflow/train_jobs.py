@@ -65,11 +65,10 @@ def run_on_nodes(stage_name: str, params: str, workspace: str, job: str, /, **po
     with one_line_errors():
         stage = load_stage(stage_name)
         paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-        output = paths[stage.outputs[0]]
-        own = state_folder(Path(workspace), output)
+        own = state_folder(Path(workspace), paths[stage.outputs[0]])
         shared = {port: own / port for port in stage.ports}
         if not all(shared[port].exists() for port in stage.outputs):
-            sections = keep_state(parse_params(read_sections(params, "params")), Path(workspace), output)
+            sections = keep_state(parse_params(read_sections(params, "params")), own)
             (own / PARAMS_FILE).write_text(dump_yaml(sections.dump(stage.sections.values())), encoding="utf-8")
             for port in stage.inputs:
                 if not shared[port].exists():

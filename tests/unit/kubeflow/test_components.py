@@ -18,9 +18,11 @@ from mdpr.artifacts import write_json
 from mdpr.errors import ConfigError
 from mdpr.kubeflow import components
 from mdpr.kubeflow.components import (
+    OUTBOX,
     configure_stages,
     keep_state,
     merge_params,
+    publish_workspace,
     run_check,
     run_component,
     show_confusion,
@@ -187,8 +189,8 @@ def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path) -> None:
     params = parse_params({"describe": {"llm": {"store": "data/answers.sqlite"}}, "tune": {"epochs": 3}})
     kept, folders = [], []
     for output in ("/minio/1/a", "/minio/1/a", "/minio/2/a"):
-        kept.append(keep_state(params, tmp_path, Path(output)))
         folders.append(state_folder(tmp_path, Path(output)))
+        kept.append(keep_state(params, folders[-1]))
     assert kept[0] == kept[1] != kept[2]
     assert folders[0] == folders[1] != folders[2]
     assert all(folder.parent == tmp_path for folder in folders)
@@ -196,5 +198,16 @@ def test_what_must_outlive_a_task_is_in_the_workspace(tmp_path: Path) -> None:
     assert [Path(item.tracking.outbox).parent for item in kept] == folders
     assert kept[0].tune == params.tune
     shared = parse_params({"describe": {"llm": {"store": "/data/answers.sqlite"}}})
-    assert keep_state(shared, tmp_path, Path("x")).describe.llm.store == "/data/answers.sqlite"
+    assert keep_state(shared, tmp_path).describe.llm.store == "/data/answers.sqlite"
     assert CHECKPOINTS not in os.environ
+
+
+def test_a_server_that_is_down_costs_its_time_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for task in "abc":
+        (tmp_path / task / OUTBOX).mkdir(parents=True)
+    publish_workspace(tmp_path)
+    assert [str(tmp_path) in line for line in caplog.messages] == [True]
