@@ -138,7 +138,7 @@ def predict(
 
     columns = _columns(top_k, routing)
     with ExitStack() as stack:
-        stream = stack.enter_context(_output(out, columns))
+        stream = stack.enter_context(_output(out))
         address = model or _champion(params)
         if address.startswith("models:/"):
             connect()
@@ -259,7 +259,7 @@ def _champion(params: Path) -> str:
 
 
 @contextmanager
-def _output(out: Path, columns: list[str]) -> Iterator[TextIO]:
+def _output(out: Path) -> Iterator[TextIO]:
     """A stream that becomes `out` once all of it is written. Only an earlier table of this command is replaced."""
     from mdpr.errors import DataError
 

@@ -209,6 +209,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Decision:
+    """The gate's decision: its reason in one line, and the checks behind it."""
+
     promote: bool
     reason: str
     checks: tuple[Check, ...] = ()
@@ -424,4 +426,5 @@ def answered_right(table: pd.DataFrame, branch: str | None = None) -> np.ndarray
 
 
 def in_order(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of `index`."""
     return predictions.sort_values("index", ignore_index=True)

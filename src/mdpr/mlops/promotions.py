@@ -179,6 +179,7 @@ def _record(judgement: Judgement, promotion: Promotion) -> None:
 
 
 def checks_table(promotion: Promotion) -> Table:
+    """The gate's checks for a terminal."""
     from rich.table import Table
 
     champion = promotion.champion_before or "none"
@@ -216,6 +217,7 @@ class PromotionLog:
     run_id: str
 
     def last(self) -> Reservation | None:
+        """The newest reservation, None if there is none."""
         params = self.store.client.get_run(self.run_id).data.params
         keys = [key for key in params if key.removeprefix("champion.").isdigit()]
         if not keys:
@@ -240,6 +242,7 @@ class PromotionLog:
         return reservation
 
     def finish(self, reservation: Reservation) -> None:
+        """Note that the alias follows the reservation."""
         self.store.client.log_param(self.run_id, f"{reservation.key}.done", "true")
 
 

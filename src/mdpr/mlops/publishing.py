@@ -99,6 +99,7 @@ class Box:
         return Item.model_validate(json.loads(path.read_bytes()))
 
     def is_readable(self) -> bool:
+        """Whether `read` returns an item."""
         try:
             return bool(self.read())
         except (ValueError, OSError, RecursionError):
@@ -126,11 +127,13 @@ class Box:
         return {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
 
     def remove(self) -> None:
+        """Remove the box, and the outbox if it was the last one."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # other items are in it
             self.folder.parent.rmdir()
 
     def set_aside(self, reason: object) -> None:
+        """Keep the box under a name that is never published, with a warning."""
         kept = self.folder.with_name(f"{self.folder.name}{REFUSED_SUFFIX}")
         while kept.exists():
             kept = kept.with_name(f"{self.folder.name}.{uuid.uuid4().hex[:4]}{REFUSED_SUFFIX}")
@@ -142,6 +145,7 @@ class Box:
 
 
 def box_folder(outbox: Path, run_id: str, kind: str) -> Path:
+    """The folder of a run's box of this kind."""
     return outbox / f"{run_id}.{kind}"
 
 
@@ -312,6 +316,7 @@ def publish(store: Store, item: Item, files: Mapping[str, Path] | None = None) -
 
 
 def publish_metrics(store: Store, run_id: str, metrics: Sequence[MetricValue]) -> None:
+    """Send values in requests of the size that MLflow takes; raises `TrackingError`."""
     from mlflow.entities import Metric
 
     for group in in_groups([Metric(*value) for value in metrics], METRICS_PER_REQUEST):
@@ -319,11 +324,13 @@ def publish_metrics(store: Store, run_id: str, metrics: Sequence[MetricValue]) -
 
 
 def in_groups(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`values` in slices of `size`; the last may be shorter."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
 
 
 def now_ms() -> int:
+    """The time as MLflow has it: milliseconds since 1970."""
     return int(time.time() * 1000)
 
 

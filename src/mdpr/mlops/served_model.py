@@ -53,9 +53,11 @@ class Parts:
 
     @property
     def config(self) -> ModelConfig:
+        """config.json of the model; raises `ArtifactError`."""
         return read_model_config(self.model)
 
     def files(self) -> dict[str, list[Path]]:
+        """Folder -> the files of it that the model computes with."""
         return {
             "model": [self.model / "model.safetensors", self.model / "config.json"],
             "features": [self.features / "knowledge.safetensors"],

@@ -307,6 +307,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def parse_arguments() -> tuple[argparse.Namespace, LogSettings | None]:
+    """The command line, and the settings of the prediction log if there is one."""
     parser = argparse.ArgumentParser(description="Serve a model of the MLflow registry, or a folder, over HTTP.")
     parser.add_argument("model", help="models:/NAME/VERSION, models:/NAME@ALIAS or the folder of a model")
     parser.add_argument("--host", default="127.0.0.1")
@@ -336,6 +337,7 @@ def check(model: str, prior: str | None, log: LogSettings | None) -> None:
 
 
 def main() -> None:
+    """Start the server: one line and exit code 2 for a user's mistake."""
     options, log = parse_arguments()
     try:
         check(options.model, options.prior, log)

@@ -145,6 +145,7 @@ def connect() -> Store:
 
 
 def tracking_uri() -> str:
+    """The address of this process's store; a sqlite file lies in the project."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     file = sqlite_file(uri)
     return f"sqlite:///{in_project(file)}" if file else uri
@@ -157,6 +158,7 @@ def store_address(uri: str) -> str:
 
 
 def without_login(uri: str) -> str:
+    """`uri` without user and password; raises `TrackingError` if it is no address."""
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -167,10 +169,12 @@ def without_login(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite address, None for any other."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def is_http(uri: str) -> bool:
+    """Whether the store is a server."""
     return uri.startswith(("http://", "https://"))
 
 
@@ -284,6 +288,7 @@ def _check_server(uri: str) -> None:
 
 
 def not_mlflow(uri: str, reason: str) -> str:
+    """One line about an address that something else answers at."""
     return f"{without_login(uri)} does not answer as an MLflow server does ({reason}): mend MLFLOW_TRACKING_URI"
 
 

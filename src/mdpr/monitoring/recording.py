@@ -183,6 +183,7 @@ class ReferenceRecorder:
         self._parts: list[Answers] = []
 
     def add(self, label_B: Tensor, outputs: Outputs) -> None:
+        """Collect a batch: labels (B,) and the model's outputs."""
         taken = take_answers(outputs, embeddings=True)
         label_N = label_B.cpu().numpy()
         self._parts.append(Answers(taken.class_NK, taken.log_probability_NK, taken.embedding_Nd, label_N))

@@ -48,6 +48,8 @@ OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|start new thread")
 
 
 class Direction(Enum):
+    """What a stage does with a path."""
+
     IN = "in"
     OUT = "out"
     CHECKPOINT = "checkpoint"
