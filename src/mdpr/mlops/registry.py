@@ -83,10 +83,13 @@ class Version:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def figures(self) -> dict[str, Any]:
-        """Figure -> percent (nll: nats) of the model's answer to its test set."""
-        fractions = {name: value for name, value in self.json_tag(FRACTIONS_TAG).items() if isinstance(value, float)}
-        return self.json_tag(FIGURES_TAG) or in_percent(fractions)
+    def figures(self) -> dict[str, float]:
+        """Figure -> percent (nll: nats) of the model's answer to its test set; what is no number is left out."""
+        percent, fractions = (
+            {name: float(value) for name, value in self.json_tag(tag).items() if isinstance(value, int | float)}
+            for tag in (FIGURES_TAG, FRACTIONS_TAG)
+        )
+        return percent or in_percent(fractions)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ def test_figures_of_earlier_releases_are_shown_in_percent_too(registry: Registry
     assert champion.figures() == {"all": 80, "few": 70, "ece": 2.1, "nll": 0.5}
     registry.annotate(first, {"mdpr.test.fused": '{"all": "80 %", "few": null, "ece": 0.021}'}, "")  # by a person
     assert [registry_rows(registry)[1][name] for name in ("all", "few", "ece")] == [None, None, 2.1]
+    registry.annotate(second, {"mdpr.test.percent": '{"all": "81.5", "few": 70}'}, "")
+    assert [registry_rows(registry)[0][name] for name in ("all", "few", "ece")] == [None, 70, None]
 
 
 @pytest.mark.parametrize("name", ["team/mdpr", "a:b", "it's", 'a "b"', "x\ny", "", " ", "..", "a" * 10_000])
