@@ -40,7 +40,7 @@ from mdpr.params import Params, dump_yaml, load_params
 from mdpr.progress import track
 from mdpr.stages.outputs import whole_or_not_at_all
 from mdpr.stages.stage import STAGES, load_stage
-from pipelines.submit import Connection, connection_options, one_line_errors
+from pipelines.submit import Connection, connection_options, translate_errors
 
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"  # of Kubeflow, unless the config map kfp-launcher names another
 HEADER = "# The settings of {run}, brought here by `mdpr pipeline fetch`.\n"
@@ -224,7 +224,7 @@ def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]
         used = Path(name) / workspace.params.name
         folder.copy({settings: used} | {found[port]: copies[port] for port in found})
         params = as_run(load_params(used), copies.get("model"))
-        partial[-1].write_text(params_text(params, workspace.params, folder.name), encoding="utf-8")
+        partial[-1].write_text(settings_text(params, workspace.params, folder.name), encoding="utf-8")
     return paths
 
 
@@ -233,16 +233,16 @@ def as_run(params: Params, model: Path | None) -> Params:
     return replace(params, tune=read_model_config(model).tune) if model else params
 
 
-def params_text(params: Params, present: Path, run: str) -> str:
+def settings_text(params: Params, present: Path, run: str) -> str:
     """params.yaml with `params`; as it is, comments and all, if it has the same values already."""
     if present.is_file() and load_params(present) == params:
         return present.read_text("utf-8")
     return HEADER.format(run=run) + dump_yaml(params.dump())
 
 
-def find_run(connection: Connection, run_id: str, default_root: str) -> str:
+def run_address(connection: Connection, run_id: str, default_root: str) -> str:
     """Address of the folder of a run: below the pipeline root that the run names, or `default_root`."""
-    with one_line_errors(connection.host):
+    with translate_errors(connection.host):
         run = connection.connect().client.get_run(run_id)
     config = run.runtime_config
     root = RunFolder.open((config.pipeline_root if config else None) or default_root)
@@ -266,7 +266,7 @@ def find_run(connection: Connection, run_id: str, default_root: str) -> str:
 )
 def fetch_command(run: str, connection: Connection | None, root: str, force: bool) -> None:
     """Bring what RUN made into this DVC workspace: a folder, an address such as s3://..., or an id with --host."""
-    folder = RunFolder.open(find_run(connection, run, root) if connection else run)
+    folder = RunFolder.open(run_address(connection, run, root) if connection else run)
     with open_workspace() as workspace:
         written = fetch(folder, workspace, force=force)
         for path in written:

@@ -57,7 +57,7 @@ class Connection:
     ca_file: str | None
     namespace: str | None
 
-    def connect(self) -> Service:
+    def connect(self) -> Api:
         """The API, whose every request ends in `REQUEST_TIMEOUT_S`.
 
         Raises `ConfigError` for an address that is none and for a namespace that is missing, `MdprError` if the host
@@ -90,7 +90,7 @@ class Connection:
                 ssl_ca_cert=self.ca_file,
             )
         _bound_requests(client._run_api.api_client.rest_client)  # kfp has no public place for a time-out
-        return Service(client, self.namespace if shared else None)
+        return Api(client, self.namespace if shared else None)
 
     def _service_account(self) -> str | None:
         """The file with the token of the pod's own account, if this is a pod and there is no other login."""
@@ -124,7 +124,7 @@ def _bound_requests(rest_client: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Service:
+class Api:
     """The API of a cluster. `namespace`: of the user, which every request names; None if the cluster has one user."""
 
     client: kfp.Client
@@ -170,7 +170,7 @@ def all_pages(listing: Callable[..., Any], kind: str) -> Iterator[Any]:
 
 
 @contextmanager
-def one_line_errors(host: str) -> Iterator[None]:
+def translate_errors(host: str) -> Iterator[None]:
     """An error of the server or the network as one `MdprError`."""
     try:
         yield
@@ -237,7 +237,7 @@ def connection_options(*, required: bool = True) -> Callable[[Callable[..., None
 
 
 def start_options(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that starts runs; the command takes a started `Service` and what goes into a run."""
+    """The options of a command that starts runs; the command takes a connected `Api` and what goes into a run."""
 
     @functools.wraps(function)
     def command(
@@ -252,18 +252,18 @@ def start_options(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         profile = read_profile(profile_file)
         check_batch(stage_texts(read_params(), request.arguments)["tune"], profile.nodes, profile)
-        with package(profile, request.variant) as file, one_line_errors(connection.host):
-            service = connection.connect()
-            pipeline_id, version_id = service.upload(file, request.pipeline_name)
+        with package(profile, request.variant) as file, translate_errors(connection.host):
+            api = connection.connect()
+            pipeline_id, version_id = api.upload(file, request.pipeline_name)
             run = {
-                "experiment_id": service.experiment(experiment),
+                "experiment_id": api.experiment(experiment),
                 "params": dict(request.arguments),
                 "pipeline_id": pipeline_id,
                 "version_id": version_id,
                 "pipeline_root": pipeline_root or profile.pipeline_root or None,
                 "service_account": service_account or profile.service_account or None,
             }
-            function(connection=connection, service=service, run=run, pipeline_name=request.pipeline_name, **rest)
+            function(connection=connection, api=api, run=run, pipeline_name=request.pipeline_name, **rest)
 
     options: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...] = (
         request_options,
@@ -311,7 +311,7 @@ def follow(get_state: Callable[[], str | None], timeout_s: float, poll_s: float)
 @click.option("--poll-s", type=float, default=5.0, show_default=True, help="time between two questions, for --wait")
 def submit_command(
     connection: Connection,
-    service: Service,
+    api: Api,
     run: dict[str, Any],
     pipeline_name: str,
     run_name: str | None,
@@ -321,12 +321,12 @@ def submit_command(
 ) -> None:
     """Start a pipeline on a cluster; the link to the run in the UI is printed."""
     name = run_name or f"{pipeline_name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    run_id = service.client.run_pipeline(job_name=name, **run).run_id
+    run_id = api.client.run_pipeline(job_name=name, **run).run_id
     if not wait:
         return
     try:
-        with one_line_errors(connection.host):
-            state = follow(lambda: service.client.get_run(run_id).state, timeout_s, poll_s)
+        with translate_errors(connection.host):
+            state = follow(lambda: api.client.get_run(run_id).state, timeout_s, poll_s)
     except MdprError as error:
         link = f"{connection.host.rstrip('/')}/#/runs/details/{run_id}"
         raise MdprError(f"{error}; the run goes on: follow it at {link}") from None
@@ -353,7 +353,7 @@ def with_seconds(context: click.Context, option: click.Parameter, cron: str) -> 
 @click.option("--catch-up", is_flag=True, help="Start the runs that were missed while the schedule was paused, too.")
 def schedule_command(
     connection: Connection,
-    service: Service,
+    api: Api,
     run: dict[str, Any],
     pipeline_name: str,
     cron: str,
@@ -361,7 +361,7 @@ def schedule_command(
     catch_up: bool,
 ) -> None:
     """Start a pipeline on a cluster again and again; a run waits until the one before it has ended."""
-    schedule = service.client.create_recurring_run(
+    schedule = api.client.create_recurring_run(
         job_name=name or pipeline_name, cron_expression=cron, max_concurrency=1, no_catchup=not catch_up, **run
     )
     click.echo(f"schedule {schedule.recurring_run_id}: {cron}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mdpr.model.inference import Classifier, Prediction
-    from mdpr.monitoring.recording import PredictionLog
+    from mdpr.monitoring.recording import AnswerRecorder
 
 
 @click.group("registry")
@@ -162,12 +162,12 @@ def predict(
 
 
 @contextmanager
-def _recording(classifier: Classifier, address: str, folder: Path, embeddings: bool) -> Iterator[PredictionLog]:
+def _recording(classifier: Classifier, address: str, folder: Path, embeddings: bool) -> Iterator[AnswerRecorder]:
     """A prediction log of what `classifier` answers during the block."""
-    from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, log_source
+    from mdpr.monitoring.recording import AnswerRecorder, LogSettings, check_folder, log_source
 
     check_folder(folder)
-    log = PredictionLog(LogSettings(folder, embeddings), log_source(classifier, address))
+    log = AnswerRecorder(LogSettings(folder, embeddings), log_source(classifier, address))
     classifier.record = log.record
     try:
         yield log

@@ -45,7 +45,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mdpr.errors import MdprError, printable
 from mdpr.model.inference import DEADLINE, Classifier, read_prior, read_served_config
-from mdpr.monitoring.recording import REQUEST_ID, LogSettings, PredictionLog, check_folder, log_source
+from mdpr.monitoring.recording import REQUEST_ID, AnswerRecorder, LogSettings, check_folder, log_source
 from mdpr.params import MAX_TOP_K
 
 # The environment variables that carry the command's options to the workers.
@@ -67,7 +67,7 @@ T = TypeVar("T")
 Answer = Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """A request that gets no answer: HTTP status and one line. The line never repeats what was sent."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -86,40 +86,40 @@ class Refused(Exception):
 
 
 def read_request(body: bytes) -> tuple[list[Any], dict[str, Any]]:
-    """The image cells and the parameters of a request. Raises `Refused` (400) for what is none."""
+    """The image cells and the parameters of a request. Raises `Rejected` (400) for what is none."""
     if sum(body.count(sign) for sign in b"[{,") > MAX_JSON_VALUES:
-        raise Refused(400, f"the request holds more than {MAX_JSON_VALUES:,} JSON values")
+        raise Rejected(400, f"the request holds more than {MAX_JSON_VALUES:,} JSON values")
     try:
         content = json.loads(body)
     except RecursionError:
-        raise Refused(400, "the request is nested too deeply") from None
+        raise Rejected(400, "the request is nested too deeply") from None
     except ValueError:
-        raise Refused(400, "the request is not valid JSON") from None
+        raise Rejected(400, "the request is not valid JSON") from None
     if not isinstance(content, dict):
-        raise Refused(400, f"the request must be a JSON object with one of {', '.join(FORMS)}")
+        raise Rejected(400, f"the request must be a JSON object with one of {', '.join(FORMS)}")
     forms = [form for form in FORMS if form in content]
     if len(forms) != 1 or set(content) - {*forms, "params"}:
-        raise Refused(400, f"the request must hold exactly one of {', '.join(FORMS)}, and params if needed")
+        raise Rejected(400, f"the request must hold exactly one of {', '.join(FORMS)}, and params if needed")
     return _images(forms[0], content[forms[0]]), _params(content.get("params"))
 
 
 def _images(form: str, content: Any) -> list[Any]:
     if form == "dataframe_split":
         if not (isinstance(content, dict) and isinstance(content.get("data"), list)):
-            raise Refused(400, 'dataframe_split must look like {"columns": ["image"], "data": [["<base64>"]]}')
+            raise Rejected(400, 'dataframe_split must look like {"columns": ["image"], "data": [["<base64>"]]}')
         if content.get("columns") != ["image"]:
-            raise Refused(400, "dataframe_split.columns must be just image")
+            raise Rejected(400, "dataframe_split.columns must be just image")
         rows = content["data"]
         if not all(isinstance(row, list) and len(row) == 1 for row in rows):
-            raise Refused(400, "dataframe_split.data must hold one list with one image per row")
+            raise Rejected(400, "dataframe_split.data must hold one list with one image per row")
         return [row[0] for row in rows]
     if isinstance(content, dict):
         if set(content) != {"image"}:
-            raise Refused(400, f"{form} must have the column image, and no other")
+            raise Rejected(400, f"{form} must have the column image, and no other")
         content = content["image"]
     rows = content if isinstance(content, list) else [content]
     if any(isinstance(row, dict) and set(row) != {"image"} for row in rows):
-        raise Refused(400, f"{form}: every row must have the column image, and no other")
+        raise Rejected(400, f"{form}: every row must have the column image, and no other")
     return [row["image"] if isinstance(row, dict) else row for row in rows]
 
 
@@ -127,12 +127,12 @@ def _params(params: Any) -> dict[str, Any]:
     if params is None:
         return {}
     if not isinstance(params, dict) or set(params) - {"top_k", "explain"}:
-        raise Refused(400, f"params takes top_k (1 to {MAX_TOP_K}) and explain (true or false), nothing else")
+        raise Rejected(400, f"params takes top_k (1 to {MAX_TOP_K}) and explain (true or false), nothing else")
     top_k, explain = params.get("top_k", 5), params.get("explain", False)
     if type(top_k) is not int or not 1 <= top_k <= MAX_TOP_K:
-        raise Refused(400, f"params.top_k must be a whole number from 1 to {MAX_TOP_K}")
+        raise Rejected(400, f"params.top_k must be a whole number from 1 to {MAX_TOP_K}")
     if type(explain) is not bool:
-        raise Refused(400, "params.explain must be true or false")
+        raise Rejected(400, "params.explain must be true or false")
     return {"top_k": top_k, "explain": explain}
 
 
@@ -160,16 +160,16 @@ class Service:
         self._waiting += 1
         try:
             if self._waiting > MAX_WAITING:
-                raise Refused(503, "too many requests are waiting: try again")
+                raise Rejected(503, "too many requests are waiting: try again")
             body_s = min(BODY_TIMEOUT_S, self.timeout_s)
-            await _within(body_s, self._receive(request, held), Refused(408, f"no whole body within {body_s:g} s"))
+            await _within(body_s, self._receive(request, held), Rejected(408, f"no whole body within {body_s:g} s"))
             computed = asyncio.get_running_loop().run_in_executor(
                 self._one_at_a_time, partial(self._compute, b"".join(held), deadline_s, request_id)
             )
-            late = Refused(504, f"no answer within {self.timeout_s:g} s: send fewer images per request")
+            late = Rejected(504, f"no answer within {self.timeout_s:g} s: send fewer images per request")
             answer = await _within(deadline_s - time.monotonic(), asyncio.shield(computed), late)
             return Response(answer, media_type="application/json", headers={REQUEST_HEADER: request_id})
-        except Refused as refused:
+        except Rejected as refused:
             return refused.response()
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
@@ -178,8 +178,8 @@ class Service:
             self._held_bytes -= sum(map(len, held))
 
     async def _receive(self, request: Request, held: list[bytes]) -> None:
-        """Gather the body into `held`. Raises `Refused` as soon as it is known to be too large."""
-        too_large = Refused(413, f"the body is larger than {MAX_BODY_BYTES:,} bytes: send fewer images per request")
+        """Gather the body into `held`. Raises `Rejected` as soon as it is known to be too large."""
+        too_large = Rejected(413, f"the body is larger than {MAX_BODY_BYTES:,} bytes: send fewer images per request")
         declared = request.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise too_large
@@ -189,7 +189,7 @@ class Service:
             if sum(map(len, held)) > MAX_BODY_BYTES:
                 raise too_large
             if self._held_bytes > MAX_HELD_BYTES:
-                raise Refused(503, "too many bytes are waiting: try again")
+                raise Rejected(503, "too many bytes are waiting: try again")
 
     def _compute(self, body: bytes, deadline_s: float, request_id: str = "") -> bytes:
         """The answer as JSON. Runs in the worker's one computing thread; a request that timed out is not begun."""
@@ -200,14 +200,14 @@ class Service:
         try:
             table = self.answer(pd.DataFrame({"image": pd.Series(images, dtype=object)}), params)
         except MlflowException as error:
-            raise Refused(400, error.message) from None
+            raise Rejected(400, error.message) from None
         finally:
             DEADLINE.reset(token)
             REQUEST_ID.reset(named)
         return json.dumps({"predictions": table.to_dict("records")}, allow_nan=False).encode()
 
 
-async def _within(seconds: float, work: Awaitable[T], late: Refused) -> T:
+async def _within(seconds: float, work: Awaitable[T], late: Rejected) -> T:
     """The result of `work`; raises `late` if it takes longer."""
     try:
         async with asyncio.timeout(seconds):
@@ -250,7 +250,7 @@ def make_app() -> Starlette:
     )
 
 
-def _prepare(classifier: Classifier) -> PredictionLog | None:
+def _prepare(classifier: Classifier) -> AnswerRecorder | None:
     """Give the worker's model its deployment prior and its log, as the environment has them."""
     if prior := os.environ.get(PRIOR_VARIABLE):
         classifier.prior = read_prior(prior, classifier.config)
@@ -258,12 +258,12 @@ def _prepare(classifier: Classifier) -> PredictionLog | None:
         return None
     content = json.loads(settings)
     bounds = LogSettings(**{**content, "folder": Path(content["folder"])})
-    log = PredictionLog(bounds, log_source(classifier, os.environ[MODEL_VARIABLE]))
+    log = AnswerRecorder(bounds, log_source(classifier, os.environ[MODEL_VARIABLE]))
     classifier.record = log.record
     return log
 
 
-def _counters(log: PredictionLog | None) -> str:
+def _counters(log: AnswerRecorder | None) -> str:
     """Two counters of this worker as Prometheus reads them."""
     values = {"logged": log.written if log else 0, "dropped": log.dropped if log else 0}
     lines = [

@@ -1,7 +1,7 @@
 """Recording what a model answers: the log of a server or of `mdpr predict`, and the reference of an evaluation.
 
-`PredictionLog` never blocks or fails the request it records. A thread of its own writes a file whenever enough rows are
-there or enough time has passed; every process has files of its own. What cannot be written is counted, and a warning.
+`AnswerRecorder` never blocks or fails the request it records. A thread of its own writes a file whenever enough rows
+are there or enough time has passed; every process has files of its own. Answers that cannot be written are counted.
 
 Shapes: B images in a batch, C classes, K recorded classes, d joint embedding width.
 """
@@ -84,7 +84,7 @@ def take_answers(outputs: Outputs, *, embeddings: bool, answer_B: Tensor | None 
 
 
 @dataclass
-class PredictionLog:
+class AnswerRecorder:
     """The log of one process. `record` may be called from any thread; `close` writes what is left."""
 
     settings: LogSettings

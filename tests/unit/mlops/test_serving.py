@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mdpr.mlops.serving import MAX_JSON_VALUES, Refused, read_request
+from mdpr.mlops.serving import MAX_JSON_VALUES, Rejected, read_request
 
 
 def body(**content: Any) -> bytes:
@@ -61,7 +61,7 @@ def test_one_picture_alone_is_a_request_of_one_row() -> None:
     ],
 )
 def test_what_is_no_request_is_refused_without_repeating_it(content: bytes, words: str) -> None:
-    with pytest.raises(Refused, match=words) as refused:
+    with pytest.raises(Rejected, match=words) as refused:
         read_request(content)
     assert refused.value.status == 400
     assert "\n" not in str(refused.value)

@@ -16,7 +16,7 @@ import torch
 from mdpr.artifacts.prediction_log import LogSource, open_prediction_log
 from mdpr.errors import DataError
 from mdpr.model.classifier import Outputs
-from mdpr.monitoring.recording import LogSettings, PredictionLog, check_folder, log_source, take_answers
+from mdpr.monitoring.recording import AnswerRecorder, LogSettings, check_folder, log_source, take_answers
 
 NAMES = tuple(f"c{index}" for index in range(150))
 SOURCE = LogSource(model="shoes", version="3", model_digest="d", class_names=NAMES)
@@ -34,7 +34,7 @@ def rows(folder: Path) -> int:
     return sum(file.rows for file in open_prediction_log(folder).files)
 
 
-def wait_for(written: int, log: PredictionLog) -> None:
+def wait_for(written: int, log: AnswerRecorder) -> None:
     deadline_s = time.monotonic() + 30
     while log.written < written and time.monotonic() < deadline_s:
         time.sleep(0.01)
@@ -51,7 +51,7 @@ def test_the_best_hundred_classes_are_taken_in_order() -> None:
 
 
 def test_files_are_written_by_rows_by_time_and_at_the_end(tmp_path: Path) -> None:
-    log = PredictionLog(LogSettings(tmp_path / "rows", rows=10, seconds=FOREVER_S), SOURCE)
+    log = AnswerRecorder(LogSettings(tmp_path / "rows", rows=10, seconds=FOREVER_S), SOURCE)
     for _ in range(4):
         log.record(outputs(3), torch.zeros(3, dtype=torch.long))
     wait_for(12, log)
@@ -61,7 +61,7 @@ def test_files_are_written_by_rows_by_time_and_at_the_end(tmp_path: Path) -> Non
     log.record(outputs(3), torch.zeros(3, dtype=torch.long))  # too late
     assert log.dropped == 3
 
-    timed = PredictionLog(LogSettings(tmp_path / "time", rows=10_000, seconds=0.05), SOURCE)
+    timed = AnswerRecorder(LogSettings(tmp_path / "time", rows=10_000, seconds=0.05), SOURCE)
     timed.record(outputs(2), torch.zeros(2, dtype=torch.long))
     wait_for(2, timed)
     timed.close()
@@ -70,7 +70,7 @@ def test_files_are_written_by_rows_by_time_and_at_the_end(tmp_path: Path) -> Non
 
 def test_a_full_disk_limit_is_counted_and_nothing_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "own.bin").write_bytes(bytes(2 * 2**20))
-    log = PredictionLog(LogSettings(tmp_path, rows=1, seconds=FOREVER_S, max_mb=1), SOURCE)
+    log = AnswerRecorder(LogSettings(tmp_path, rows=1, seconds=FOREVER_S, max_mb=1), SOURCE)
     with caplog.at_level(logging.WARNING):
         log.record(outputs(4), torch.zeros(4, dtype=torch.long))
         log.close()
@@ -82,7 +82,7 @@ def test_a_full_disk_limit_is_counted_and_nothing_is_deleted(tmp_path: Path, cap
 def test_a_folder_that_vanishes_or_a_broken_batch_never_fails_the_caller(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     check_folder(folder)
-    log = PredictionLog(LogSettings(folder, rows=1, seconds=FOREVER_S), SOURCE)
+    log = AnswerRecorder(LogSettings(folder, rows=1, seconds=FOREVER_S), SOURCE)
     folder.rmdir()
     folder.touch()  # now a file
     log.record(outputs(2), torch.zeros(2, dtype=torch.long))
@@ -92,7 +92,7 @@ def test_a_folder_that_vanishes_or_a_broken_batch_never_fails_the_caller(tmp_pat
 
 
 def test_answers_beyond_the_backlog_are_dropped_not_kept(tmp_path: Path) -> None:
-    log = PredictionLog(LogSettings(tmp_path, rows=10, seconds=FOREVER_S), SOURCE)
+    log = AnswerRecorder(LogSettings(tmp_path, rows=10, seconds=FOREVER_S), SOURCE)
     with log._changed:  # the writer cannot take what waits
         log._rows = 40
     log.record(outputs(3), torch.zeros(3, dtype=torch.long))
@@ -112,7 +112,7 @@ WORKER = """
 import sys
 sys.path.insert(0, {here!r})
 from test_recording import *
-log = PredictionLog(LogSettings(Path(sys.argv[1]), rows=50, seconds=1000), SOURCE)
+log = AnswerRecorder(LogSettings(Path(sys.argv[1]), rows=50, seconds=1000), SOURCE)
 for _ in range(20):
     log.record(outputs(5), torch.zeros(5, dtype=torch.long))
 log.close()
