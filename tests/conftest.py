@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from mdpr.launch import collect_rarely
 from mdpr.mlops.store import connect
 from mdpr.params import Params, load_params
 from mdpr.stages.stage import load_stage, run_stage
 
 SMALL = ["prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10"]
+
+
+def pytest_configure() -> None:
+    """As every command does; the tests import all that the commands import."""
+    collect_rarely()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stacks_without_source() -> Iterator[None]:
+    """KFP takes `inspect.stack()` for every option of every task, only for the name of a function.
+
+    With source lines, each frame of pytest costs a search of all imported modules: seconds per compiled pipeline.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", partial(inspect.stack, context=0))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import click
 
 from mdpr.commands.stage import TableGroup, accept_verbose, stage_command
 from mdpr.errors import MdprError, printable
-from mdpr.launch import read_launch
+from mdpr.launch import collect_rarely, read_launch
 from mdpr.stages.stage import STAGES, load_stage
 
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
@@ -87,6 +87,7 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for a user's mistake, 130 for Ctrl-C."""
+    collect_rarely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character of a name or a table

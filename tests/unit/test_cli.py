@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mdpr.commands.stage import stage_command
+from mdpr.launch import COLLECT_AFTER
 from mdpr.params import DIMENSIONS
 from mdpr.stages.stage import STAGES, load_stage
 
@@ -27,6 +28,12 @@ def test_help_lists_the_stages_in_order(tmp_path: Path) -> None:
     assert done.returncode == 0
     places = [done.stdout.index(f"\n  {name} ") for name in STAGES]
     assert places == sorted(places)
+
+
+def test_a_command_waits_less_for_the_garbage_collector(tmp_path: Path) -> None:
+    code = "import gc; from mdpr.cli import main\ntry: main()\nfinally: print(gc.get_threshold()[0])"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == str(COLLECT_AFTER)
 
 
 def test_a_stages_help_explains_ports_and_settings(tmp_path: Path) -> None:

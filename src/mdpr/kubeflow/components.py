@@ -23,6 +23,7 @@ from mdpr.artifacts import data_digests, read_json, read_metrics, read_run, read
 from mdpr.artifacts.prepared import CLASSES_FILE
 from mdpr.errors import CheckFailed, ConfigError, MdprError, TrackingError
 from mdpr.evaluation.score_table import BRANCHES, Metrics, ScoreTable, in_percent, markdown_table
+from mdpr.launch import collect_rarely
 from mdpr.params import Params, choices, dump_yaml, parse_params, parse_yaml
 from mdpr.stages.outputs import Place
 from mdpr.stages.stage import CHECKPOINTS, STAGES, Stage, load_stage, run_stage
@@ -86,6 +87,7 @@ def keep_outputs(task: str, outputs: Mapping[str, Path], write: Callable[[], Non
 
 
 def _run(stage: Stage, params: str, workspace: str, ports: Mapping[str, Artifact]) -> None:
+    collect_rarely()
     paths = {port: Path(artifact.path) for port, artifact in ports.items()}
     sections, own = parse_params(read_sections(params, "params")), None
     if workspace:
