@@ -35,6 +35,11 @@ def _printable_letter(letter: str) -> str:
     return ascii(letter)[1:-1]
 
 
+def one_line(error: object) -> str:
+    """The text of an error in one line; the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class MdprError(Exception):
     """A mistake that the user can correct. The message is one line: the fault, then the fix."""
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mdpr.artifacts.formats import Format, parse, read_csv, read_json
+from mdpr.artifacts.formats import Format, read_csv, read_json
 from mdpr.artifacts.prepared import SHOT_GROUPS
-from mdpr.errors import ArtifactError
+from mdpr.errors import ArtifactError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 TEST_DIGEST = "sha256 of test.parquet"  # in lineage.json
-GROUPS = ("all", "many", "medium", "few")
+GROUPS = ("all", *SHOT_GROUPS)
 FRACTIONS = {
     *GROUPS,
     *("worst_class", "harmonic_mean", "geometric_mean", "top1", "top5", "macro_f1", "ece", "classwise_ece"),
@@ -60,8 +60,7 @@ def read_predictions(evaluation: Path) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{path} is not a readable Parquet file ({reason}): run evaluate again") from None
+        raise ArtifactError(f"{path} is not a readable Parquet file ({one_line(error)}): run evaluate again") from None
     if (table.schema.metadata or {}).get(b"format") != b"mdpr-predictions/1":
         raise ArtifactError(f"{path} is not a table of predictions (mdpr-predictions/1): run evaluate again")
     if fault := _fault(table):
@@ -80,9 +79,7 @@ def _fault(table: pa.Table) -> str | None:
     """The first column that is missing, of another type, or outside its range."""
     import pyarrow.compute as pc
 
-    if missing := [
-        name for name in ("index", "label", "zero_shot_top1", "base_top1") if name not in table.schema.names
-    ]:
+    if missing := [name for name in PREDICTED if name not in table.schema.names]:
         return f"{missing[0]} is missing"
     if table.num_rows == 0:
         return "there are no rows"
@@ -120,8 +117,7 @@ class Intervals(Format):
 
 
 def read_intervals(evaluation: Path) -> Intervals:
-    path = evaluation / "intervals.json"
-    return parse(path, Intervals, read_json(path))
+    return Intervals.read(evaluation / "intervals.json")
 
 
 class Bias(Format):
@@ -144,8 +140,7 @@ class Biases(Format):
 
 
 def read_biases(evaluation: Path) -> Biases:
-    path = evaluation / "biases.json"
-    return parse(path, Biases, read_json(path))
+    return Biases.read(evaluation / "biases.json")
 
 
 class RoutingCheck(Format):
@@ -165,8 +160,7 @@ class RoutingCheck(Format):
 
 
 def read_routing_check(evaluation: Path) -> RoutingCheck:
-    path = evaluation / "routing.json"
-    return parse(path, RoutingCheck, read_json(path))
+    return RoutingCheck.read(evaluation / "routing.json")
 
 
 class PictureSizes(Format):
@@ -180,7 +174,7 @@ class PictureSizes(Format):
 def read_picture_sizes(evaluation: Path) -> PictureSizes | None:
     """None for an evaluation of an earlier version, which has no such file."""
     path = evaluation / "pictures.json"
-    return parse(path, PictureSizes, read_json(path)) if path.exists() else None
+    return PictureSizes.read(path) if path.exists() else None
 
 
 def read_table(evaluation: Path, name: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,6 +32,11 @@ class Format(BaseModel):
 
     # Its validator is built when it is first used: a stage reads three or four formats, and imports them all.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The content of the JSON file `path`; raises `ArtifactError` if it is missing or not of this format."""
+        return parse(path, cls, read_json(path))
 
 
 def write_json(path: Path, content: Any) -> None:

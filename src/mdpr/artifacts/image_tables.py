@@ -89,7 +89,7 @@ def _row_groups(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:
 def open_images(path: Path) -> pq.ParquetFile:
     """A split's Parquet file, its columns checked, no image read yet.
 
-    Raises `ArtifactError` where the file is missing, is not Parquet or lacks a column.
+    Raises `ArtifactError` if the file is missing, is not Parquet or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,7 +119,7 @@ def image_batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.R
 
 
 class ImageFile:
-    """A split that stays on disk: labels and places of the images in memory, each image read when asked for.
+    """A split that stays on disk: labels and places of the images in memory, each image read when it is needed.
 
     Reading is one `pread`, which shares no position: processes forked from this one read side by side, and a
     copy sent to another process opens the file again. labels_N: int64 (N,).
@@ -137,7 +137,7 @@ class ImageFile:
         return len(self.labels_N)
 
     def __getitem__(self, row: int) -> ImageRecord:
-        """The row's encoded image (empty where the file has none), its name ("" where it has none), its label."""
+        """The row's encoded image (empty if the file has none), its name ("" if it has none), its label."""
         name = None if self._names is None else self._names[row].as_py()
         return ImageRecord(self.image(row), name or "", int(self.labels_N[row]))
 
@@ -167,8 +167,8 @@ def image_digests(images: ImageFile) -> np.ndarray:
 def read_images(path: Path) -> ImageFile:
     """A split as `write_image_records` leaves it, for access in any order.
 
-    The file is read through once, to find where each image lies. Raises `ArtifactError` where it is missing, is
-    not Parquet, lacks a column, or has compressed pages.
+    The file is read through once, to find where each image lies. Raises `ArtifactError` if it is missing, is not
+    Parquet, lacks a column, or has compressed pages.
     """
     import numpy as np
     import pyarrow as pa

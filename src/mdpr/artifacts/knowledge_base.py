@@ -18,7 +18,7 @@ Name = Annotated[str, Field(min_length=1, max_length=1000)]
 class ClassKnowledge(Format):
     """Five sentences about one class; `rival` is the class its differential sentence contrasts it with.
 
-    `rival_index` says which one where names repeat; a hand-written file may leave it out. `completed`: the dimensions
+    `rival_index` says which one if names repeat; a hand-written file may leave it out. `completed`: the dimensions
     that a chat model wrote because a finished knowledge base lacked them.
     """
 
@@ -32,7 +32,7 @@ class ClassKnowledge(Format):
 
 
 class Knowledge(Format):
-    """The knowledge base: V = 5 sentences a class, and where they come from."""
+    """The knowledge base: V = 5 sentences per class, and where they come from."""
 
     format: Literal["mdpr-knowledge/1"] = "mdpr-knowledge/1"
     provenance: dict[str, Any]
@@ -44,7 +44,7 @@ class Knowledge(Format):
 
 
 def parse_knowledge(path: Path) -> Knowledge:
-    """A knowledge base as it stands, gaps included. Raises `KnowledgeError` where the file is not one."""
+    """A knowledge base as it stands, gaps included. Raises `KnowledgeError` if the file is not one."""
     try:
         knowledge = parse(path, Knowledge, read_json(path), KnowledgeError)
     except ArtifactError as error:
@@ -91,7 +91,7 @@ def _ordered(knowledge: Knowledge, class_names: Sequence[str]) -> Knowledge:
 
 
 def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Knowledge:
-    """A complete knowledge base, for exactly `class_names` in order where they are given.
+    """A complete knowledge base, for exactly `class_names` in order if they are given.
 
     Raises `KnowledgeError` that names the class and the dimension of the first gap; nothing is ever filled in.
     """
@@ -106,13 +106,13 @@ def read_knowledge(path: Path, class_names: Sequence[str] | None = None) -> Know
 def who_wrote(knowledge: Knowledge) -> str:
     """Where the sentences come from, in one line of what their provenance says."""
 
-    def told(provenance: Mapping[str, Any]) -> str:
+    def facts_of(provenance: Mapping[str, Any]) -> str:
         facts = ((key, fact) for key, fact in provenance.items() if isinstance(fact, str | float | int) and fact != "")
         return ", ".join(f"{key} {fact}" for key, fact in facts)
 
     base = knowledge.provenance.get("base")
     if not isinstance(base, Mapping):
-        return told(knowledge.provenance)
+        return facts_of(knowledge.provenance)
     completed = sum(len(item.completed) for item in knowledge.classes)
     of = len(knowledge.classes) * len(knowledge.dimensions)
-    return f"{completed} of {of}: {told(knowledge.provenance)}; the others: {told(base)}"
+    return f"{completed} of {of}: {facts_of(knowledge.provenance)}; the others: {facts_of(base)}"

@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mdpr.artifacts.formats import Format
-from mdpr.errors import ArtifactError, MdprError
+from mdpr.errors import ArtifactError, MdprError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,9 +139,6 @@ def _lists(value_NK: np.ndarray, missing_N: np.ndarray | None = None) -> pa.Arra
     return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(missing_N))
 
 
-# --- reading ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class LogFile:
     """A readable file of a log: what it belongs to and how many rows it has."""
@@ -163,7 +160,7 @@ class LogFile:
                 for batch in file.iter_batches(READ_ROWS, columns=[*wanted, *labels]):
                     yield _answers(batch, self.source, embeddings), batch["time"].to_numpy(zero_copy_only=False)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise ArtifactError(f"{self.path} is damaged ({_reason(error)})") from None
+            raise ArtifactError(f"{self.path} is damaged ({one_line(error)[:200]})") from None
 
 
 def open_log_file(path: Path) -> LogFile:
@@ -175,7 +172,7 @@ def open_log_file(path: Path) -> LogFile:
         with pq.ParquetFile(path) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable Parquet file ({_reason(error)})") from None
+        raise ArtifactError(f"{path} is not a readable Parquet file ({one_line(error)[:200]})") from None
     content = (schema.metadata or {}).get(METADATA_KEY)
     if content is None:
         raise ArtifactError(f"{path} is not a prediction log (mdpr-prediction-log/1)")
@@ -246,7 +243,3 @@ def _matrix(batch: pa.RecordBatch, name: str, width: int | None = None) -> np.nd
     if column.null_count or values.null_count or len(values) != batch.num_rows * width:
         raise ValueError(f"{name} must hold {width} values in each row")
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(batch.num_rows, width)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

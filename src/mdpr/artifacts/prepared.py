@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from pydantic import Field
 
-from mdpr.artifacts.formats import Format, parse, read_json, write_json
+from mdpr.artifacts.formats import Format, write_json
 from mdpr.artifacts.image_tables import ImageFile, read_images
 from mdpr.errors import ArtifactError, printable
 
@@ -22,12 +22,10 @@ ShotGroup = Literal["many", "medium", "few"]
 Validation = Literal["source", "left_over", "train_share"]
 SHOT_GROUPS: tuple[ShotGroup, ...] = ("many", "medium", "few")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+CLASSES_FILE = "classes.json"
 PICTURES_FILE = "pictures.parquet"
 NO_HASH = 0
 """In place of the perceptual hash of a picture of one colour, which has none."""
-
-
-CLASSES_FILE = "classes.json"
 
 
 class ClassInfo(Format):
@@ -68,16 +66,16 @@ def write_classes(prepared: Path, classes: Sequence[ClassInfo]) -> None:
 
 
 def read_classes(prepared: Path) -> tuple[ClassInfo, ...]:
-    """The classes of a prepared data set, in order of index; `ArtifactError` where indices have gaps."""
+    """The classes of a prepared data set, in order of index; raises `ArtifactError` if indices have gaps."""
     path = prepared / CLASSES_FILE
-    classes = parse(path, ClassList, read_json(path)).classes
+    classes = ClassList.read(path).classes
     if [item.index for item in classes] != list(range(len(classes))):
         raise ArtifactError(f"{path}: indices must run 0, 1, 2, ... without gaps")
     return classes
 
 
 class Origin(Format):
-    """A data set that DVC tracks in a Git repository: `rev` as asked for, `commit` what that was, `md5` DVC's own."""
+    """A data set that DVC tracks in a Git repository: `rev` as set, the `commit` that it was, `md5` DVC's own."""
 
     repo: str
     rev: str
@@ -87,7 +85,7 @@ class Origin(Format):
 
 
 class StoreOrigin(Format):
-    """A data set in an object store: `listing` is a digest of the paths, sizes and fingerprints that the store told."""
+    """A data set in an object store: `listing` is a digest of the paths, sizes and fingerprints in the store."""
 
     address: str
     objects: int
@@ -226,8 +224,7 @@ def read_pictures(file: Path | BinaryIO, where: str) -> dict[Split, Pictures]:
 
 
 def read_card(prepared: Path) -> DataCard:
-    path = prepared / "card.json"
-    return parse(path, DataCard, read_json(path))
+    return DataCard.read(prepared / "card.json")
 
 
 def read_split(prepared: Path, split: Split) -> ImageFile:

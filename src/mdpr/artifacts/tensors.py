@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdpr.artifacts.formats import class_digest, write_csv
-from mdpr.errors import ArtifactError
+from mdpr.errors import ArtifactError, one_line
 from mdpr.params import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ def read_tensors(path: Path, stage: str) -> tuple[dict[str, np.ndarray], dict[st
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # also a dtype NumPy lacks
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{path} is not a readable safetensors file ({reason}): run {stage} again") from None
+        raise ArtifactError(
+            f"{path} is not a readable safetensors file ({one_line(error)}): run {stage} again"
+        ) from None
 
 
 def content_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from mdpr.artifacts.formats import Format, parse, read_json, write_json
+from mdpr.artifacts.formats import Format, write_json
 from mdpr.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ClassTruth(Format):
 
 
 class WorldTruth(Format):
-    """truth.json. `dimensions`: the attributes that a dimension's sentences speak of, if always the same."""
+    """truth.json. `dimensions`: the attributes that a dimension's sentences are about, if always the same."""
 
     format: Literal["mdpr-truth/1"] = "mdpr-truth/1"
     dimensions: dict[str, tuple[str, ...]]
@@ -42,9 +42,9 @@ class WorldTruth(Format):
 class Truth:
     """The classes, and a table of pictures.
 
-    A row of `pictures` has split, path and label; for each attribute ATTRIBUTE the value drawn (empty where it is
+    A row of `pictures` has split, path and label; for each attribute ATTRIBUTE the value drawn (empty if it is
     absent) and ATTRIBUTE_state; for each dimension of `world.dimensions` its state. States are those of `STATES`; a
-    dimension of several attributes is shown where any of them is.
+    dimension of several attributes is shown if any of them is.
     """
 
     world: WorldTruth
@@ -61,13 +61,13 @@ def write_truth(prepared: Path, truth: Truth) -> None:
 
 
 def read_truth(prepared: Path) -> Truth | None:
-    """The truth about a prepared data set, None where nothing is known; `ArtifactError` where half of it is missing."""
+    """The truth about a prepared data set, None if nothing is known; `ArtifactError` if half of it is missing."""
     import pandas as pd
 
     world, pictures = prepared / "truth.json", prepared / "truth.parquet"
     if not world.exists() and not pictures.exists():
         return None
     try:
-        return Truth(parse(world, WorldTruth, read_json(world)), pd.read_parquet(pictures))
+        return Truth(WorldTruth.read(world), pd.read_parquet(pictures))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{pictures} cannot be read ({error}): rerun prepare") from None

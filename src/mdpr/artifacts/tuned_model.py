@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from mdpr.artifacts.formats import Format, parse, read_csv, read_json, sha256, write_csv, write_json
+from mdpr.artifacts.formats import Format, read_csv, sha256, write_csv, write_json
 from mdpr.artifacts.tensors import check_digest, read_tensors, write_tensors
 from mdpr.errors import ArtifactError
 from mdpr.params import BackboneParams, TuneParams
@@ -51,8 +51,7 @@ def write_model(model: Path, config: ModelConfig, history: Sequence[Mapping[str,
 
 
 def read_model_config(model: Path) -> ModelConfig:
-    path = model / "config.json"
-    return parse(path, ModelConfig, read_json(path))
+    return ModelConfig.read(model / "config.json")
 
 
 def tuned_digest(model: Path) -> str:
@@ -111,8 +110,7 @@ class TrackedRun(Format):
 
 
 def read_run(folder: Path) -> TrackedRun:
-    path = folder / "run.json"
-    return parse(path, TrackedRun, read_json(path))
+    return TrackedRun.read(folder / "run.json")
 
 
 class Registration(Format):
@@ -133,13 +131,13 @@ class Registration(Format):
 
 
 def read_registration(path: Path) -> Registration:
-    return parse(path, Registration, read_json(path))
+    return Registration.read(path)
 
 
 class Check(Format):
-    """One test of the gate: passed where `value` is above, at least or at most `threshold`, as `passes` says.
+    """One test of the gate: passed if `value` is above, at least or at most `threshold`, as `passes` says.
 
-    Where `value` is a confidence bound, `estimate` is the measured figure that it bounds; otherwise the two are equal.
+    If `value` is a confidence bound, `estimate` is the measured figure that it bounds; otherwise the two are equal.
     """
 
     name: str
@@ -167,4 +165,4 @@ class Promotion(Format):
 
 
 def read_promotion(path: Path) -> Promotion:
-    return parse(path, Promotion, read_json(path))
+    return Promotion.read(path)

@@ -29,8 +29,7 @@ from great_expectations.render.view import DefaultJinjaSectionView
 from pydantic import Field
 
 from mdpr.artifacts import DataCard, Format
-from mdpr.data.intake import printable
-from mdpr.errors import CheckFailed
+from mdpr.errors import CheckFailed, printable
 from mdpr.params import ValidateParams
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ NO_TEXT = "[\\x00-\\x1f\\x7f\\ufffd]"  # control characters, and what a wrong de
 
 
 class Finding(Format):
-    """One expectation, what level it has, and what was observed."""
+    """One expectation, its level, and what was observed."""
 
     name: str
     table: str

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mdpr.data.intake import read_list
 from mdpr.errors import DataError, printable
 from mdpr.params import fault_line, parse_json
+from mdpr.params.section import is_forbidden
 
 logger = logging.getLogger(__name__)
 Style = Literal["as_is", "spaces", "words"]
@@ -32,12 +33,10 @@ NAME_FILES = (NAMES_FILE, CLASS_LIST, *SYNSET_LISTS)
 SYNSET = re.compile(r"n\d{8}")
 # What a class name holds that the text encoder does not read as words: 007.Crow, n01440764, GreatWhiteShark, class_12.
 NO_WORDS = re.compile(r"_|^\d+[.\-_ ]|^n\d{8}$|[a-z][A-Z]|\d$")
-# Line breaks that are no control characters, and the code points that Unicode gives no meaning to.
-FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 class ClassName(BaseModel):
-    """One class of a source: its name, what tells it from another class of that name, its label if that differs."""
+    """One class of a source: its name, a mark if another class has that name, its label if that is another word."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,9 +79,9 @@ def _read_json(file: Path) -> Any:
 
 
 def shipped_class_list(name: str) -> tuple[ClassName, ...]:
-    """The class names of a public data set, shipped with the package: a name a line, in order of label.
+    """The class names of a public data set, shipped with the package: a name per line, in order of label.
 
-    A name that two labels share is told apart by the label.
+    A name that two labels share gets the label as its mark.
     """
     text = (resources.files("mdpr.data") / "names" / f"{name}.txt").read_text(encoding="utf-8")
     names = text.splitlines()
@@ -156,7 +155,7 @@ def given_names(labels: Sequence[str], folder: Path) -> dict[str, str] | None:
 def synset_names(labels: Sequence[str], folder: Path) -> dict[str, str] | None:
     """Synset to name, from a list of ImageNet's in `folder`; None if there is none, or if a label is no synset.
 
-    A name is the first of a synset's words, or all of them where two synsets have the same first word (maillot).
+    A name is the first of a synset's words, or all of them if two synsets have the same first word (maillot).
     Raises `DataError` for a synset that the list lacks.
     """
     file = next((folder / name for name in SYNSET_LISTS if (folder / name).is_file()), None)
@@ -215,7 +214,7 @@ def check_names(classes: Sequence[ClassName], where: Path) -> None:
     """Raises `DataError` for a name with a control character; warns of names that the text encoder cannot read."""
     for item in classes:
         for text in (item.name, item.label or "", item.disambiguation or ""):
-            if any(map(_is_forbidden, text)):
+            if any(map(is_forbidden, text)):
                 raise DataError(
                     f"{where}: the class name '{printable(text)}' holds a control character: rename the class"
                 )
@@ -227,12 +226,6 @@ def check_names(classes: Sequence[ClassName], where: Path) -> None:
     ):
         if names:
             logger.warning("%d class names %s, for example '%s': %s", len(names), fault, printable(names[0]), cure)
-
-
-def _is_forbidden(letter: str) -> bool:
-    code = ord(letter)
-    no_character = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
-    return no_character or unicodedata.category(letter) in FORBIDDEN_CATEGORIES
 
 
 def _distinct(names: Sequence[str], labels: Sequence[str], where: Path, what: str) -> None:

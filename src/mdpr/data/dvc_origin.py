@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mdpr.artifacts import Origin, StoreOrigin
 from mdpr.data.intake import map_in_order
 from mdpr.data.object_store import copied
-from mdpr.errors import DataError
+from mdpr.errors import DataError, one_line
 from mdpr.params import PrepareParams
 from mdpr.params.section import is_address
 from mdpr.progress import track
@@ -37,8 +37,8 @@ def located(params: PrepareParams) -> Iterator[tuple[Path, Origin | StoreOrigin 
     """The folder of the source: `root`, or what lies in an object store, or the version that repo, rev and path name.
 
     The last two are a temporary folder, for as long as this lasts. Raises `DataError` in one line for a repository, a
-    revision, a path or a store that is not there or does not answer, and for a file whose content is not what DVC
-    recorded.
+    revision, a path or a store that is not there or does not answer, and for a file whose content differs from what
+    DVC recorded.
     """
     if not params.repo and not is_address(params.root):
         yield Path(params.root), None
@@ -79,7 +79,7 @@ def pull(params: PrepareParams, target: Path) -> Origin:
         )
         _copy(files, params.path, target, where)
     except _failures() as error:
-        raise DataError(f"{where} cannot be pulled ({_reason(error)}): {_fix(error)}") from None
+        raise DataError(f"{where} cannot be pulled ({one_line(_cause(error))[:300]}): {_fix(error)}") from None
     finally:
         clean_repos()  # the clones of this process, which DVC keeps for the next call
     logger.info("pulled %s: commit %s, %s %s", where, origin.commit[:12], *digest)
@@ -99,7 +99,7 @@ def read_tracked(rev: str, path: str) -> bytes:
     try:
         content: bytes = DVCFileSystem(Repo.find_root(), rev=rev).read_bytes(path)
     except _failures() as error:
-        raise DataError(f"{path} at {rev} cannot be read ({_reason(error)}): {_fix(error)}") from None
+        raise DataError(f"{path} at {rev} cannot be read ({one_line(_cause(error))[:300]}): {_fix(error)}") from None
     finally:
         clean_repos()
     return content
@@ -152,7 +152,7 @@ def _copy(files: DVCFileSystem, path: str, target: Path, where: str) -> None:
 
 
 def _offer_login(repo: str) -> None:
-    """Hand the login in the environment to DVC's Git client; without one, it asks Git's credential helpers."""
+    """Give the login in the environment to DVC's Git client; without one, Git's credential helpers are used."""
     from scmrepo.git.credentials import Credential, memory_helper
 
     os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")  # a question nobody answers would stop a task for ever
@@ -165,7 +165,7 @@ def _offer_login(repo: str) -> None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What DVC, Git and the stores raise."""
+    """The errors of DVC, Git and the stores."""
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexError
     from scmrepo.exceptions import SCMError
@@ -179,14 +179,10 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What lies at the bottom: DVC wraps what happened in what it meant to do."""
+    """The first cause: DVC wraps it in errors of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join((str(_cause(error)) or type(error).__name__).split())[:300]
 
 
 def _fix(error: Exception) -> str:

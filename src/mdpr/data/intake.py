@@ -1,4 +1,4 @@
-"""How a source is read: regular files only, in several threads, with a record of everything that was not used."""
+"""Reading a source: regular files only, in several threads, with a record of everything that was not used."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,14 @@ from mdpr.data.intake import map_in_order
 from mdpr.data.near_duplicates import NOTHING, grey_thumbnail, nearest_within, perceptual_hashes
 from mdpr.data.splits import PROFILES
 from mdpr.errors import ArtifactError, DataError
-from mdpr.images.decoding import decode_image, pixel_digest, quiet_pillow
+from mdpr.images.decoding import decode_image, is_plain, pixel_digest, quiet_pillow
 from mdpr.progress import track
 
 THUMBNAIL_PX = 64
 
 
 class Inspected(NamedTuple):
-    """What one row of a split is; the fields after `fault` are missing where the image does not decode."""
+    """A row of a split as it was found; the fields after `fault` are missing if the image does not decode."""
 
     path: str | None
     path_fault: str | None
@@ -41,9 +41,9 @@ class Inspected(NamedTuple):
 
 
 def inspect_splits(prepared: Path) -> dict[Split, pd.DataFrame]:
-    """A row an image, the fields of `Inspected` with the perceptual hash instead of the thumbnail.
+    """A row per image: the fields of `Inspected`, with the perceptual hash instead of the thumbnail.
 
-    Raises `ArtifactError` where a file is not in the form of a split.
+    Raises `ArtifactError` if a file is not in the form of a split.
     """
     return {split: _inspect_split(prepared / f"{split}.parquet", split) for split in SPLITS}
 
@@ -90,7 +90,7 @@ def _place(split: Split, row: int, path: str | None) -> str:
 
 
 def class_table(classes: Sequence[ClassInfo], splits: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
-    """A row a class: index, names, train_images_declared; train_images, val_images, test_images as found."""
+    """A row per class: index, names, train_images_declared; train_images, val_images, test_images as found."""
     table = pd.DataFrame(
         {
             "index": [item.index for item in classes],
@@ -107,7 +107,7 @@ def class_table(classes: Sequence[ClassInfo], splits: Mapping[Split, pd.DataFram
 def profile_table(classes: pd.DataFrame, card: DataCard) -> pd.DataFrame:
     """One row: declared and real imbalance ratio of train, and that of val; a ratio over 0 is missing.
 
-    A declared ratio is that of the whole numbers it leads to: 150 images at ratio 100 are 150 and 1. Where
+    A declared ratio is that of the whole numbers it leads to: 150 images at ratio 100 are 150 and 1. If
     validation was taken out of the cut, or images were left out, it is that of what card.json counts.
     """
     declared_C = card.images_per_class["train"]
@@ -140,12 +140,12 @@ def _near_duplicates(
     """Where the nearest image of the splits before (hashes, paths) lies, in words; missing if none is near."""
     found = pd.Series([None] * len(hashes), dtype="object")
     known = [(split, row, value) for split, (column, _) in earlier.items() for row, value in column.dropna().items()]
-    asked = hashes.dropna()
-    if max_bits is None or not known or asked.empty:
+    wanted = hashes.dropna()
+    if max_bits is None or not known or wanted.empty:
         return found
     known_M = np.array([value for _, _, value in known], np.uint64)
-    nearest_N, bits_N = nearest_within(known_M, asked.to_numpy(np.uint64), max_bits)
-    for row, nearest, bits in zip(asked.index, nearest_N.tolist(), bits_N.tolist(), strict=True):
+    nearest_N, bits_N = nearest_within(known_M, wanted.to_numpy(np.uint64), max_bits)
+    for row, nearest, bits in zip(wanted.index, nearest_N.tolist(), bits_N.tolist(), strict=True):
         if nearest != NOTHING:
             split, place, _ = known[nearest]
             found[row] = f"{_place(split, place, earlier[split][1][place])} ({bits} bits)"
@@ -192,9 +192,7 @@ def _inspect(row: tuple[bytes, bytes | None, int | None]) -> Inspected:
     except DataError as error:
         return Inspected(path, path_fault, label, str(error))
     width_px, height_px = picture.size
-    extrema_3: Any = picture.getextrema()
-    blank = all(low == high for low, high in extrema_3)
-    colour = f"#{bytes(low for low, _ in extrema_3).hex()}" if blank else None
+    colour = f"#{picture.crop((0, 0, 1, 1)).tobytes().hex()}" if is_plain(picture) else None
     digest, thumbnail = pixel_digest(picture), grey_thumbnail(picture)
     return Inspected(path, path_fault, label, None, width_px, height_px, digest, colour, thumbnail)
 

@@ -21,7 +21,7 @@ NOTHING = -1
 
 
 def grey_thumbnail(image: Image.Image) -> bytes:
-    """What the hash sees of a picture: 32 x 32 grey values, row by row."""
+    """The part of a picture that is hashed: 32 x 32 grey values, row by row."""
     return image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX).convert("L").tobytes()
 
 
@@ -47,28 +47,28 @@ def groups_within(hash_N: np.ndarray, max_bits: int) -> np.ndarray:
     return np.unique(group, return_inverse=True)[1][known_as_N]
 
 
-def nearest_within(known_M: np.ndarray, asked_N: np.ndarray, max_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each hash of `asked_N` the first nearest of `known_M` that differs in at most `max_bits` bits.
+def nearest_within(known_M: np.ndarray, wanted_N: np.ndarray, max_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each hash of `wanted_N` the first nearest of `known_M` that differs in at most `max_bits` bits.
 
     Returns its index (int64, `NOTHING` if none is near) and the number of bits.
     """
     known, first_known = np.unique(known_M, return_index=True)
-    asked, asked_as = np.unique(asked_N, return_inverse=True)
-    best_bits = np.full(len(asked), max_bits + 1, np.int64)
-    best_index = np.full(len(asked), NOTHING, np.int64)
-    for rows, found, bits in _candidates(known, asked, max_bits):
+    wanted, wanted_as = np.unique(wanted_N, return_inverse=True)
+    best_bits = np.full(len(wanted), max_bits + 1, np.int64)
+    best_index = np.full(len(wanted), NOTHING, np.int64)
+    for rows, found, bits in _candidates(known, wanted, max_bits):
         _keep_best(best_bits, best_index, rows, bits, first_known[found])
-    return best_index[asked_as], best_bits[asked_as]
+    return best_index[wanted_as], best_bits[wanted_as]
 
 
 def _candidates(
-    known: np.ndarray, asked: np.ndarray, max_bits: int
+    known: np.ndarray, wanted: np.ndarray, max_bits: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs that differ in at most `max_bits` bits: rows of `asked`, rows of `known`, bits. A pair may come twice."""
+    """Pairs that differ in at most `max_bits` bits: rows of `wanted`, rows of `known`, bits. A pair may come twice."""
     edges = np.linspace(0, HASH_BITS, max_bits + 2).astype(int)
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         shift, mask = np.uint64(low), np.uint64(2 ** (high - low) - 1)
-        band_M, band_N = (known >> shift) & mask, (asked >> shift) & mask
+        band_M, band_N = (known >> shift) & mask, (wanted >> shift) & mask
         order = np.argsort(band_M, kind="stable")
         start_N = np.searchsorted(band_M[order], band_N, "left")
         count_N = np.searchsorted(band_M[order], band_N, "right") - start_N
@@ -76,7 +76,7 @@ def _candidates(
             rows = np.repeat(block, count_N[block])
             within = np.arange(len(rows)) - np.repeat(np.cumsum(count_N[block]) - count_N[block], count_N[block])
             found = order[start_N[rows] + within]
-            bits = np.bitwise_count(known[found] ^ asked[rows]).astype(np.int64)
+            bits = np.bitwise_count(known[found] ^ wanted[rows]).astype(np.int64)
             near = bits <= max_bits
             yield rows[near], found[near], bits[near]
 

@@ -1,4 +1,4 @@
-"""The images of a source: each read and decoded once, in threads, and kept with what tells it from others."""
+"""The images of a source: each read and decoded once, in threads, and kept with the marks that identify it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Pool:
     """Images that wait for their split: the first `HELD_BYTES` in memory, the others in one unnamed file in `folder`.
 
     rows_P    rows of the source that could be read, increasing
-    pictures  what tells them apart
+    pictures  the marks of each (`Pictures`)
     """
 
     def __init__(self, pictures: Iterable[Picture], folder: Path) -> None:
@@ -109,7 +109,7 @@ def _without_image(picture: Picture) -> Picture:
 
 
 def pictures_of(kept: Iterable[Picture]) -> Pictures:
-    """What tells them apart, as arrays."""
+    """The marks of each, as arrays."""
     pairs = [(picture.digest, picture.hash) for picture in kept]
     digests, hashes = zip(*pairs, strict=True) if pairs else ((), ())
     return Pictures(np.array(digests, np.int64), np.array(hashes, np.uint64))

@@ -89,7 +89,7 @@ class Arranged:
 
 @dataclass(frozen=True)
 class Parts:
-    """The pictures of each split, read as they are asked for; `alike`: groups of the pool, if it was cut by content."""
+    """The pictures of each split, read one after the other; `alike`: groups of the pool, if it was cut by content."""
 
     arranged: Arranged
     pictures: dict[Split, Iterator[Picture]]

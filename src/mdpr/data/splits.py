@@ -19,12 +19,12 @@ from mdpr.params import PrepareParams
 
 SMALL_CLASS_FIX = "add images, or set prepare.small_classes to drop or train_only"
 VAL_SHARE = 0.2
-"""Largest share of a class's training images that becomes validation where nothing is left over."""
+"""Largest share of a class's training images that becomes validation if nothing is left over."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows of the pool (int64, increasing) that go where; `val` is empty where the source has its own."""
+    """Rows of the pool (int64, increasing) of each split; `val` is empty if the source has its own."""
 
     train: np.ndarray
     val: np.ndarray
@@ -118,7 +118,7 @@ def planned_rows(
         if count < n_kept + n_val:
             raise DataError(
                 f"train: {label} has {count} images, but {n_kept} for training and {n_val} for validation "
-                "are asked: lower prepare.max_images_per_class or prepare.val_images_per_class, or set "
+                "are needed: lower prepare.max_images_per_class or prepare.val_images_per_class, or set "
                 "prepare.val_from to train_share or prepare.profile to natural"
             )
     return kept_C, val_C

@@ -72,7 +72,7 @@ class Previous:
         return cls(read_pictures(BytesIO(content), f"prepare.previous = {name}"), hashlib.sha256(content).hexdigest())
 
     def compare(self, pictures: Mapping[Split, Pictures]) -> Since:
-        """What became of the images since, each counted once."""
+        """The changes of the images since, each image counted once."""
         before, now = (
             {image: name for name in SPLITS for image in of[name].image_N.tolist()} for of in (self.pictures, pictures)
         )

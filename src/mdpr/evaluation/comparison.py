@@ -16,7 +16,7 @@ Shapes: N test images.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,12 +47,17 @@ class Run:
     name: str
     label_N: np.ndarray
     right_N: np.ndarray
-    accuracy: Mapping[str, float]
     classes: Sequence[str]
     shots: Sequence[str]
     test_sha256: str | None
     image_N: np.ndarray | None = None
     seen: np.ndarray | None = None
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Class-balanced accuracy of `all` and of each shot group."""
+        answered_N = np.where(self.right_N, self.label_N, -1)
+        return group_means(class_recall(self.label_N, answered_N, len(self.classes)), self.shots)
 
 
 @dataclass(frozen=True)
@@ -81,24 +86,18 @@ class Difference:
 
 
 def read_results(folder: Path, name: str) -> Run:
-    """A folder evaluation/; raises `ArtifactError` where it is incomplete or does not fit itself."""
+    """A folder evaluation/; raises `ArtifactError` if it is incomplete or does not fit itself."""
     predictions, table = read_predictions(folder), read_table(folder, "per_class.csv")
-    missing = [column for column in ("index", "class", "shot") if column not in table.columns]
-    if missing:
-        raise ArtifactError(f"{folder / 'per_class.csv'} has no column {missing[0]}: run evaluate again")
     table = table.sort_values("index")
     check_label_set(predictions, len(table))
     predictions = predictions.sort_values("index")
     label_N = predictions["label"].to_numpy()
-    top1_N = predictions[f"{final_branch(predictions)}_top1"].to_numpy()
-    shots = [str(shot) for shot in table["shot"]]
     return Run(
         name=name,
         label_N=label_N,
-        right_N=top1_N == label_N,
-        accuracy=group_means(class_recall(label_N, top1_N, len(table)), shots),
+        right_N=predictions[f"{final_branch(predictions)}_top1"].to_numpy() == label_N,
         classes=[str(name) for name in table["class"]],
-        shots=shots,
+        shots=[str(shot) for shot in table["shot"]],
         test_sha256=read_lineage(folder).get(TEST_DIGEST),
         image_N=predictions["image"].to_numpy() if "image" in predictions else None,
         seen=read_seen(folder),
@@ -131,13 +130,18 @@ def align(runs: Sequence[Run]) -> Aligned:
         raise ArtifactError(f"no test image is left to compare: {'; '.join(notes) or 'the runs share none'}")
     label_n = kept["class 0"].map({name: index for index, name in enumerate(shared)}).to_numpy()
     shots = [first.shots[list(first.classes).index(name)] for name in shared]
-    return Aligned(
-        [
-            _on(run, label_n, kept[f"right {place}"].to_numpy(bool), shared, shots, kept.index.to_numpy())
-            for place, run in enumerate(runs)
-        ],
-        notes,
-    )
+    aligned = [
+        replace(
+            run,
+            label_N=label_n,
+            right_N=kept[f"right {place}"].to_numpy(bool),
+            classes=shared,
+            shots=shots,
+            image_N=kept.index.to_numpy(),
+        )
+        for place, run in enumerate(runs)
+    ]
+    return Aligned(aligned, notes)
 
 
 def _check_comparable(first: Run, other: Run) -> None:
@@ -159,7 +163,7 @@ def _by_image(run: Run) -> pd.DataFrame:
 
 
 def _notes(runs: Sequence[Run], shared: Sequence[str], common: int, leaked: int) -> list[str]:
-    """What a reader must know about the images that count."""
+    """Lines on the images that count."""
     notes = []
     if any(len(run.label_N) != common for run in runs):
         notes.append(f"{common} test images are common to all runs and of the same class in each")
@@ -172,25 +176,12 @@ def _notes(runs: Sequence[Run], shared: Sequence[str], common: int, leaked: int)
     return notes
 
 
-def _on(
-    run: Run,
-    label_n: np.ndarray,
-    right_n: np.ndarray,
-    classes: Sequence[str],
-    shots: Sequence[str],
-    image_n: np.ndarray,
-) -> Run:
-    """`run` on some of its images and classes."""
-    found = replace(run, label_N=label_n, right_N=right_n, classes=classes, shots=shots, image_N=image_n)
-    return replace(found, accuracy=_accuracy(found, shots))
-
-
 def compare(runs: Sequence[Run]) -> list[Difference]:
     """Every pair of `runs`, as `align` leaves them, on every figure, in order."""
     found: list[Difference] = []
     for first, second in itertools.combinations(runs, 2):
         shares = paired_differences(first.label_N, second.right_N, first.right_N, first.shots)
-        first_accuracy, second_accuracy = (_accuracy(run, first.shots) for run in (first, second))
+        first_accuracy, second_accuracy = first.accuracy, second.accuracy
         for group, share in shares.items():
             difference = second_accuracy[group] - first_accuracy[group]
             interval, p = share.bounds(LEVEL / 2), share.p_value()
@@ -203,7 +194,7 @@ def compare(runs: Sequence[Run]) -> list[Difference]:
 
 
 def mcnemar_p(won: int, lost: int) -> float:
-    """Exact McNemar test, two-sided: of the images that one run alone gets right, is each run's share a half?"""
+    """Exact McNemar test, two-sided: of the images that only one run gets right, is each run's share a half?"""
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
@@ -218,11 +209,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def score_table(runs: Sequence[Run]) -> ScoreTable:
-    """Class-balanced accuracy, one row per run; the groups are the first run's."""
-    rows = {run.name: _accuracy(run, runs[0].shots) for run in runs}
+    """Class-balanced accuracy, one row per run as `align` leaves it."""
+    rows = {run.name: run.accuracy for run in runs}
     return ScoreTable(list(rows[runs[0].name]), rows)
-
-
-def _accuracy(run: Run, shots: Sequence[str]) -> dict[str, float]:
-    answered = np.where(run.right_N, run.label_N, -1)
-    return group_means(class_recall(run.label_N, answered, len(shots)), shots)

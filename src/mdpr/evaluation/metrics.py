@@ -5,12 +5,12 @@ counts alike in a long-tailed test set; many, medium and few are that mean over 
 without a test image has no recall (NaN in arrays) and enters no mean; a group without such a recall is absent from the
 result, never 0. Calibration bins are of equal width, (a, b], the first one closed.
 
-Shapes: N test images, B images in a batch, C classes, K bins, k best classes.
+Shapes: N test images, B images in a batch, C classes, K bins, k best classes, S resamplings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 def class_recall(label_N: np.ndarray, top1_N: np.ndarray, class_count: int) -> np.ndarray:
-    """Recall of each class, (C,) float64; NaN where a class has no image."""
+    """Recall of each class, (C,) float64; NaN if a class has no image."""
     image_C = np.bincount(label_N, minlength=class_count)
     correct_C = np.bincount(label_N[label_N == top1_N], minlength=class_count)
     return np.divide(correct_C, image_C, out=np.full(class_count, np.nan), where=image_C > 0)
@@ -49,16 +49,24 @@ def group_means(value_C: np.ndarray, shots: Sequence[str]) -> dict[str, float]:
     return {group: float(value_C[indices].mean()) for group, indices in members.items()}
 
 
-def harmonic_mean(value_C: np.ndarray) -> float:
-    """Harmonic mean of the classes' recalls: near the worst class, and 0 as soon as one class is never found."""
-    known = value_C[~np.isnan(value_C)]
-    return float(len(known) / np.sum(1 / known)) if (known > 0).all() else 0.0
+def harmonic_mean(recall_SC: np.ndarray) -> np.ndarray:
+    """Over the last axis: near the worst class, and 0 as soon as one class is never found. No recall may be NaN."""
+    with np.errstate(divide="ignore"):  # 1 / 0 is infinity, and 1 over that the 0 that is meant
+        return np.asarray(recall_SC.shape[-1] / (1 / recall_SC).sum(axis=-1))
 
 
-def geometric_mean(value_C: np.ndarray) -> float:
-    """Geometric mean of the classes' recalls; 0 as soon as one class is never found."""
-    known = value_C[~np.isnan(value_C)]
-    return float(np.exp(np.log(known).mean())) if (known > 0).all() else 0.0
+def geometric_mean(recall_SC: np.ndarray) -> np.ndarray:
+    """Over the last axis; 0 as soon as one class is never found. No recall may be NaN."""
+    with np.errstate(divide="ignore"):  # exp(log(0)) is 0
+        return np.asarray(np.exp(np.log(recall_SC).mean(axis=-1)))
+
+
+# Figures of the recalls (S, C) of tested classes that are no plain means, for S resamplings or for one row.
+RECALL_FIGURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "worst_class": lambda recall_SC: recall_SC.min(axis=-1),
+    "harmonic_mean": harmonic_mean,
+    "geometric_mean": geometric_mean,
+}
 
 
 def negative_log_likelihood(true_probability_N: np.ndarray) -> float:
@@ -70,7 +78,7 @@ def negative_log_likelihood(true_probability_N: np.ndarray) -> float:
 def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -> dict[str, float]:
     """Every figure of one branch. `shots` is the shot group of each class, in order of index.
 
-    Keys: all, many, medium, few (those that exist), head_tail_gap (many - few, where both exist), worst_class,
+    Keys: all, many, medium, few (those that exist), head_tail_gap (many - few, if both exist), worst_class,
     harmonic_mean, geometric_mean, top1, top5 (over images, not class-balanced), macro_f1 (over classes with a test
     image), ece, nll.
     """
@@ -81,10 +89,9 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     scores = group_means(recall_C, shots)
     if "many" in scores and "few" in scores:
         scores["head_tail_gap"] = scores["many"] - scores["few"]
+    tested_C = recall_C[~np.isnan(recall_C)]
+    scores |= {name: float(figure(tested_C)) for name, figure in RECALL_FIGURES.items()}
     return scores | {
-        "worst_class": float(np.nanmin(recall_C)),
-        "harmonic_mean": harmonic_mean(recall_C),
-        "geometric_mean": geometric_mean(recall_C),
         "top1": float((top1_N == label_N).mean()),
         "top5": float((top5_Nk == label_N[:, None]).any(axis=1).mean()),
         "macro_f1": float(f1_score(label_N, top1_N, labels=np.unique(label_N), average="macro", zero_division=0)),
@@ -150,7 +157,7 @@ def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = CAL
 class ClasswiseCalibration:
     """Classwise ECE, batch by batch: the mean over classes of the ECE of "is it class c", each with all images.
 
-    It needs every class's probability of every image, which no table keeps; sums a class and bin are enough.
+    It needs every class's probability of every image, which no table keeps; sums per class and bin are enough.
     Source: Kull et al., NeurIPS 2019, equation 3 (also: static calibration error, Nixon et al., 2019).
     """
 
@@ -160,7 +167,7 @@ class ClasswiseCalibration:
         self._gap_CK: Tensor | None = None
 
     def add(self, label_B: Tensor, log_probability_BC: Tensor) -> None:
-        import torch  # the gate reads this module where torch is not installed
+        import torch  # the gate imports this module without torch
 
         label_B, probability_BC = label_B.cpu(), log_probability_BC.detach().cpu().double().exp()
         if self._gap_CK is None:

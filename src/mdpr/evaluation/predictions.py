@@ -47,7 +47,7 @@ def recorded_branches(predictions: pd.DataFrame) -> list[str]:
 
 
 def final_branch(predictions: pd.DataFrame) -> str:
-    """The branch whose answer is the model's answer: fused, or base where routing is off."""
+    """The branch whose answer is the model's answer: fused, or base if routing is off."""
     return "fused" if "fused_top1" in predictions.columns else "base"
 
 
@@ -84,9 +84,9 @@ class PredictionRecorder:
         their column, if any.
 
         A branch is one of `BRANCHES`, or a variant with a name of its own (see `mdpr.evaluation.ablations`). Raises
-        `ArtifactError` where a branch's scores are not finite.
+        `ArtifactError` if a branch's scores are not finite.
         """
-        import torch  # the gate reads this module where torch is not installed
+        import torch  # the gate imports this module without torch
 
         label_B = label_B.cpu()
         part = {"index": torch.arange(self._images, self._images + len(label_B)), "label": label_B}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mdpr.artifacts import SHOT_GROUPS
+from mdpr.artifacts.evaluated import GROUPS
 
 Metrics = Mapping[str, Mapping[str, float]]  # metrics.json: branch -> figure -> value, all but nll as fractions
 
@@ -29,7 +29,6 @@ BASELINES = {
     "logistic": "Logistic regression (frozen features)",
 }
 ROWS = {name: (BASELINES | BRANCHES)[name] for name in ("chance", "zero_shot", "nearest_mean", "logistic", *BRANCHES)}
-GROUPS = ("all", *SHOT_GROUPS)
 NO_FIGURE = "–"
 
 
@@ -86,7 +85,7 @@ class ScoreTable:
 def write_scores(folder: Path, metrics: Metrics) -> None:
     """GROUP.json of every group: accuracy of each branch in percent, the model's answer first.
 
-    A file a group and short keys make `dvc metrics show` a table that fits 80 columns; Git tracks them.
+    A file per group and short keys make `dvc metrics show` a table that fits 80 columns; Git tracks them.
     """
     folder.mkdir()
     for group in ScoreTable.of(metrics).groups:

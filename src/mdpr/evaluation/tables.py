@@ -71,10 +71,10 @@ class Results:
         truth: Truth | None = None,
         pictures: PictureSizes | None = None,
     ) -> Results:
-        """Score what one pass gave. `rival_C` is the class each class is most confused with by the frozen model,
+        """Score the answers of one pass. `rival_C` is the class each class is most confused with by the frozen model,
         `log_prior_C` the log of its estimated pre-training prior, `truth` is known of drawn pictures only.
 
-        Raises `ArtifactError` where the predictions name a class that is not there, or there is none of them.
+        Raises `ArtifactError` if the predictions name a class that does not exist, or if there are none.
         """
         predictions = predicted.predictions
         check_label_set(predictions, len(classes))
@@ -114,7 +114,7 @@ class Results:
 
     @classmethod
     def read(cls, evaluation: Path, classes: Sequence[ClassInfo]) -> Results:
-        """What `write` wrote, for these classes; raises `ArtifactError` where it is of other ones or incomplete."""
+        """The files of `write`, for these classes; raises `ArtifactError` if it is of others, or incomplete."""
         predictions, per_class = read_predictions(evaluation), read_table(evaluation, "per_class.csv")
         if [str(name) for name in per_class["class"]] != display_names(classes):
             raise ArtifactError(f"{evaluation} holds results of another label set: run evaluate again")
@@ -134,7 +134,7 @@ class Results:
 
 
 def check_label_set(predictions: pd.DataFrame, class_count: int) -> None:
-    """Raises `ArtifactError` where `predictions` is empty or has a label or an answer outside 0 .. C - 1."""
+    """Raises `ArtifactError` if `predictions` is empty or has a label or an answer outside 0 .. C - 1."""
     if predictions.empty:
         raise ArtifactError("the test set has no image: prepare it with at least one")
     for column in ("label", *(name for name in predictions.columns if name.endswith("_top1"))):
@@ -148,12 +148,12 @@ def check_label_set(predictions: pd.DataFrame, class_count: int) -> None:
 
 
 def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], rival_C: np.ndarray) -> pd.DataFrame:
-    """One row a class: index, class, shot, train_images, test_images, rival, one accuracy a branch, gain,
+    """One row per class: index, class, shot, train_images, test_images, rival, one accuracy per branch, gain,
     overconfidence.
 
     `gain` is fused - base; `overconfidence` the model's mean confidence on the class's images minus its accuracy on
     them: below 0 it is right more often than it says. A class without test images has empty accuracies. As in
-    metrics.json, fused is always there and equals base where routing is off.
+    metrics.json, fused is always there and equals base if routing is off.
     """
     names = display_names(classes)
     label_N = predictions["label"].to_numpy()
@@ -180,7 +180,7 @@ def per_class_table(predictions: pd.DataFrame, classes: Sequence[ClassInfo], riv
 
 
 def confusion_pairs(predictions: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """One row a test image: the names `actual` and `predicted`, as DVC's confusion template reads them."""
+    """One row per test image: the names `actual` and `predicted`, as DVC's confusion template reads them."""
     name_C = np.asarray(names, dtype=object)
     return pd.DataFrame(
         {
@@ -239,9 +239,9 @@ def check_routing(
 
 
 def faithfulness(weights_NV: np.ndarray, pictures: pd.DataFrame) -> dict[str, float]:
-    """For each dimension whose state is known, how well its routing weight tells pictures that show it from others.
+    """For each dimension whose state is known, how well its routing weight separates pictures that show it from others.
 
-    The figure is the area under the ROC curve: 0.5 where the weight says nothing, 1 where it is larger on every
+    The figure is the area under the ROC curve: 0.5 if the weight says nothing, 1 if it is larger on every
     picture that shows the dimension. weights_NV are those of each picture's true class; `pictures` are the same
     pictures in `Truth.pictures`. A dimension that is shown everywhere or nowhere is left out.
     """
@@ -255,7 +255,7 @@ def faithfulness(weights_NV: np.ndarray, pictures: pd.DataFrame) -> dict[str, fl
 
 
 def oracle_accuracy(truth: Truth, split: str, shots: Sequence[str]) -> dict[str, float]:
-    """Group -> accuracy (0..1) of an answer that knows which attributes are shown, and believes these alone.
+    """Group -> accuracy (0..1) of an answer that knows which attributes are shown, and uses only these.
 
     It names the class that has most of the values shown; of equally good ones each at even odds.
     """

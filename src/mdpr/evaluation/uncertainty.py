@@ -32,7 +32,7 @@ Shapes: N test images, C classes (tested ones only for the biases), K outcomes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ import pandas as pd
 from scipy.stats import beta, rankdata
 
 from mdpr.artifacts import Bias, Biases, Intervals
-from mdpr.evaluation.metrics import group_members
+from mdpr.evaluation.metrics import RECALL_FIGURES, group_members
 from mdpr.evaluation.predictions import final_branch, recorded_branches
 from mdpr.evaluation.score_table import BASELINES
 
@@ -90,7 +90,7 @@ class EffectiveShare:
 
 
 def effective_shares(
-    count_CK: np.ndarray, value_K: Sequence[float], members: Mapping[str, Sequence[int]]
+    count_CK: np.ndarray, value_K: Sequence[float], members: Mapping[str, np.ndarray | Sequence[int]]
 ) -> dict[str, EffectiveShare]:
     """Each group's class-balanced mean outcome.
 
@@ -99,7 +99,7 @@ def effective_shares(
     """
     found = {}
     for group, indices in members.items():
-        count_cK = count_CK[np.asarray(indices, dtype=np.int64)]
+        count_cK = count_CK[np.asarray(indices)]
         count_cK = count_cK[count_cK.sum(axis=1) > 0]
         if len(count_cK):
             found[group] = _effective_share(count_cK, np.asarray(value_K, dtype=np.float64))
@@ -177,11 +177,11 @@ BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance cou
 TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
 ROUNDING = 1e-9
 LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
 RESAMPLINGS = 2000
 SEED = 0
 
 Interval = tuple[float, float]
-Statistic = Callable[[np.ndarray], np.ndarray]  # recalls (S, C) -> S values
 Relation = dict[str, np.ndarray]  # slope and correlation, S values each
 
 
@@ -192,16 +192,14 @@ def accuracy_intervals(
     correct_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
     count_CK = outcome_counts(predictions["label"].to_numpy(), np.where(correct_N, 0, 1), len(shots), 2)
     tested = np.flatnonzero(count_CK.sum(axis=1))
-    statistics = recall_statistics()
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in RECALL_FIGURES}
     image_C = count_CK[tested].sum(axis=1)
     for drawn_SCK in drawn_counts(count_CK[tested], resamplings=resamplings, seed=SEED):
         recall_SC = drawn_SCK[:, :, 0] / image_C
-        for name, statistic in statistics.items():
-            parts[name].append(statistic(recall_SC))
-    members = group_members(shots, count_CK.sum(axis=1) > 0)
-    shares = effective_shares(count_CK, (1, 0), {group: list(indices) for group, indices in members.items()})
-    found = {group: share.bounds((1 - LEVEL) / 2) for group, share in shares.items()}
+        for name, figure in RECALL_FIGURES.items():
+            parts[name].append(figure(recall_SC))
+    shares = effective_shares(count_CK, (1, 0), group_members(shots, count_CK.sum(axis=1) > 0))
+    found = {group: share.bounds(TAIL) for group, share in shares.items()}
     if "many" in shares and "few" in shares:
         many, few = ((shares[group].share, found[group]) for group in ("many", "few"))
         found["head_tail_gap"] = _difference_interval(*many, *few)
@@ -215,21 +213,12 @@ def _difference_interval(first: float, first_bounds: Interval, second: float, se
     return first - second - down, first - second + up
 
 
-def recall_statistics() -> dict[str, Statistic]:
-    """Figure -> function from recalls (S, C) of tested classes to its S values; the figures that are no means."""
-    return {
-        "worst_class": lambda recall_SC: recall_SC.min(axis=1),
-        "harmonic_mean": _harmonic_means,
-        "geometric_mean": _geometric_means,
-    }
-
-
 def gain_intervals(predictions: pd.DataFrame, branch: str, reference: str, shots: Sequence[str]) -> dict[str, Interval]:
     """Intervals of accuracy(branch) - accuracy(reference) on the same images: paired, so narrower than two."""
     right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
     reference_N = (predictions[f"{reference}_top1"] == predictions["label"]).to_numpy()
     found = paired_differences(predictions["label"].to_numpy(), right_N, reference_N, shots)
-    return {group: share.bounds((1 - LEVEL) / 2) for group, share in found.items()}
+    return {group: share.bounds(TAIL) for group, share in found.items()}
 
 
 def paired_differences(
@@ -238,8 +227,7 @@ def paired_differences(
     """The difference of class-balanced accuracy, right minus reference, of every group that exists."""
     outcome_N = np.select([right_N & ~reference_N, ~right_N & reference_N], [0, 1], default=2)
     count_CK = outcome_counts(label_N, outcome_N, len(shots), 3)
-    tested = group_members(shots, count_CK.sum(axis=1) > 0)
-    return effective_shares(count_CK, (1, -1, 0), {group: list(indices) for group, indices in tested.items()})
+    return effective_shares(count_CK, (1, -1, 0), group_members(shots, count_CK.sum(axis=1) > 0))
 
 
 def intervals(predictions: pd.DataFrame, shots: Sequence[str], resamplings: int = RESAMPLINGS) -> Intervals:
@@ -268,19 +256,8 @@ def outcome_counts(label_N: np.ndarray, outcome_N: np.ndarray, classes: int, out
 
 
 def percentile_interval(value_S: np.ndarray) -> Interval:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(value_S, [tail, 1 - tail]).tolist()
+    low, high = np.quantile(value_S, [TAIL, 1 - TAIL]).tolist()
     return low, high
-
-
-def _harmonic_means(recall_SC: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):  # 1 / 0 is infinity, and 1 over that the 0 we mean
-        return recall_SC.shape[1] / (1 / recall_SC).sum(axis=1)
-
-
-def _geometric_means(recall_SC: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):  # exp(log(0)) is 0
-        return np.exp(np.log(recall_SC).mean(axis=1))
 
 
 def biases(
@@ -311,7 +288,7 @@ def branch_biases(
 ) -> dict[str, Bias]:
     """A branch's slopes and correlations on each of `fixed` (C,), and by_zero_shot.
 
-    count_C4 are each class's images by outcome: both right, the branch alone, the frozen model alone, none.
+    count_C4 are each class's images by outcome: both right, only the branch, only the frozen model, none.
     """
 
     def relations(count_SC4: np.ndarray) -> dict[str, Relation]:
@@ -347,7 +324,7 @@ def _correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
 
 
 def _recalls(count_SC4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recalls (S, C) of the branch and of the frozen model. Outcomes: both right, branch alone, frozen alone, none."""
+    """Recalls (S, C) of the branch and of the frozen model. Outcomes as in `branch_biases`."""
     image_SC = count_SC4.sum(axis=2)
     return (count_SC4[..., 0] + count_SC4[..., 1]) / image_SC, (count_SC4[..., 0] + count_SC4[..., 2]) / image_SC
 
@@ -378,6 +355,5 @@ def _interval(value: float, drawn_S: np.ndarray) -> tuple[float, float]:
 
     Drawing adds the noise of the test images once more, which pulls correlations and slopes on a noisy x towards 0.
     """
-    tail = (1 - LEVEL) / 2
-    low, high = (np.quantile(drawn_S, [tail, 1 - tail]) - drawn_S.mean() + value).tolist()
+    low, high = (np.quantile(drawn_S, [TAIL, 1 - TAIL]) - drawn_S.mean() + value).tolist()
     return low, high

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, features
 
-from mdpr.errors import DataError, printable
+from mdpr.errors import DataError, one_line, printable
 
 MAX_PIXELS = 64_000_000
 """Width times height above which an image is refused before it is decoded (a decompression bomb)."""
@@ -45,8 +45,6 @@ TURNS = {
 }
 DEPTHS = (8, 10, 12, 14, 16)  # bits per grey value that cameras and scanners write
 NEAR_BLACK = 16  # of 255; 12 bits stored as 16 reach at most 15
-
-
 KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -142,7 +140,7 @@ def decode(
     except Image.UnidentifiedImageError:
         raise DataError(f"{where} is not an image ({', '.join(FORMATS)}): convert or remove the file") from None
     except Exception as error:  # Pillow's readers raise whatever their parsers run into
-        raise DataError(f"{where} cannot be decoded ({_reason(error)}): restore or remove the file") from None
+        raise DataError(f"{where} cannot be decoded ({one_line(error)}): restore or remove the file") from None
     size = f"{where} has {width_px} x {height_px} pixels, more than"
     if width_px * height_px > max_pixels:
         raise DataError(f"{size} {max_pixels:,} in all: scale it down")
@@ -165,7 +163,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     try:
         return _as_rgb(_load_upright(image)[0], background)[0]
     except Exception as error:  # as in `decode`
-        raise DataError(f"the image cannot be used ({_reason(error)}): save it anew") from None
+        raise DataError(f"the image cannot be used ({one_line(error)}): save it anew") from None
 
 
 def verify_image(
@@ -215,10 +213,6 @@ def quiet_pillow() -> Iterator[None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _load_upright(image: Image.Image) -> tuple[Image.Image, tuple[Note, ...]]:

@@ -62,7 +62,7 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 def instance_order(label_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Every image once, in random order; int64 (N,)."""
-    return torch.randperm(len(label_N), generator=epoch_generator(seed, epoch)).numpy()
+    return _permutation(len(label_N), epoch_generator(seed, epoch))
 
 
 def class_balanced_order(label_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -133,7 +133,7 @@ class ImageTransform:
     """From a picture to a normalised float32 tensor (3, H, W).
 
     `fixed` gives uint8 and is the same every time, so its result may be kept; `random` draws from torch's CPU
-    generator and is None where nothing is random.
+    generator and is None if nothing is random.
     """
 
     fixed: Fixed

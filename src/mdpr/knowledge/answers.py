@@ -154,7 +154,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes: all calls, those already answered in the store, tokens and dollars of the others.
+    """The cost of a run: all calls, those already answered in the store, tokens and dollars of the others.
 
     Dollars are None if no price is set.
     """

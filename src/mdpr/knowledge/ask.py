@@ -1,4 +1,4 @@
-"""Questions to answers: stored ones are read, the others are asked in one process, many at once."""
+"""From questions to answers: stored answers are read, the chat model gives the others, many at once in one process."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class UnusableReply:
 class Answers:
     """The sentences, the reasons for the missing ones, and the first replies that held none.
 
-    `again` tells whether the same questions, asked again, may have another outcome.
+    `again`: whether the same questions may have another outcome in a second run.
     """
 
     sentences: dict[Place, str] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def ask(
     budget: Budget,
     environment: Mapping[str, str] = os.environ,
 ) -> Answers:
-    """Every answer that can be had. A stored answer is never asked for again.
+    """Every answer that can be had. A question with a stored answer is never sent again.
 
     The API key is read from `environment`. Raises `KnowledgeError` if there is none, if the vendor's package is not
     installed, if the server refuses the key, the model or the address, and if the store cannot be written.

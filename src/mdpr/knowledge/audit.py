@@ -194,7 +194,7 @@ def _letter_counts(texts: Sequence[str]) -> np.ndarray:
     count_NG = np.zeros((len(texts), groups), np.int64)
     for place, text in enumerate(texts):
         count_NG[place] = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32) % groups, minlength=groups)
-    count_NG = count_NG[:, np.argsort(-count_NG.var(axis=0))]  # those that tell texts apart first
+    count_NG = count_NG[:, np.argsort(-count_NG.var(axis=0))]  # those that differ most between texts first
     low_G = np.rint(count_NG.mean(axis=0)).astype(np.int64) - levels // 2
     set_NGL = count_NG[:, :, None] > low_G[:, None] + np.arange(levels)
     return np.packbits(set_NGL.reshape(len(texts), -1), axis=1).view(np.uint64)

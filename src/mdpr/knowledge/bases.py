@@ -70,7 +70,7 @@ def generate(
     more try for each sentence with an error of the audit. A question without an answer stays a gap.
 
     `server_url` is the address of a server that gets another one in each run; it is not part of the answers' keys.
-    Raises `KnowledgeError` if nothing can be asked.
+    Raises as `mdpr.knowledge.ask.ask` does.
     """
     prompts, llm, base = load_prompts(), params.llm, _base(classes, rival_C, params)
     budget = Budget(params.budget_usd, Prices.of(llm), llm.max_tokens)  # for both rounds together
@@ -97,7 +97,7 @@ def from_local_model(classes: Sequence[ClassInfo], rival_C: Sequence[int], param
 
 
 def plan_generation(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Plan:
-    """The calls and the cost of `generate`; nothing is asked."""
+    """The calls and the cost of `generate`; no question is sent."""
     places = _open_places(classes, params, _base(classes, rival_C, params))
     return plan(make_questions(classes, rival_C, load_prompts(), params.llm, places), params.llm)
 
@@ -271,7 +271,7 @@ def _assemble(
 
 def _provenance(prompts: Prompts, params: DescribeParams, base: Base | None) -> dict[str, Any]:
     llm = params.llm
-    asked = {
+    provenance = {
         "provider": params.provider,
         "vendor": llm.vendor,
         "model": llm.model,
@@ -283,8 +283,8 @@ def _provenance(prompts: Prompts, params: DescribeParams, base: Base | None) -> 
         "prompt_versions": {key: prompt.version for key, prompt in prompts.dimensions.items()},
     }
     if base is None:
-        return asked
-    return {**asked, "base": base.knowledge.provenance, "base_digest": base.digest}
+        return provenance
+    return {**provenance, "base": base.knowledge.provenance, "base_digest": base.digest}
 
 
 PROVIDERS: dict[str, Callable[[Sequence[ClassInfo], Sequence[int], DescribeParams], Gathered]] = {

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from mdpr.errors import KnowledgeError
+from mdpr.errors import KnowledgeError, one_line
 from mdpr.knowledge.questions import Question, Schema
 from mdpr.knowledge.replies import Reply, Unusable, reply_from_body, reply_from_message
 from mdpr.params import LlmParams, fault_line
@@ -80,7 +80,7 @@ class Chat:
                 sequence = model.with_structured_output(dict(schema), method=llm.structured_output)
             except (ValueError, NotImplementedError) as error:
                 raise KnowledgeError(
-                    f"describe.llm.structured_output = {llm.structured_output}: {_line(error)}"
+                    f"describe.llm.structured_output = {llm.structured_output}: {one_line(error)}"
                 ) from None
             assert isinstance(sequence, RunnableSequence)
             self._bound[dimension] = sequence.first  # without LangChain's parser: replies.py reads more
@@ -100,7 +100,7 @@ class Chat:
                     return reply_from_body(bodies[-1])
                 unreadable = isinstance(error, ValueError | TypeError | LookupError | AttributeError)
                 if unreadable and status_of(error) is None:
-                    raise Unusable(f"the server did not send a chat completion ({_line(error)[:80]})") from None
+                    raise Unusable(f"the server did not send a chat completion ({one_line(error)[:80]})") from None
                 raise
 
     async def close(self) -> None:
@@ -135,10 +135,10 @@ class Chat:
                     options["extra_body"] = {"max_tokens": llm.max_tokens}
             model: BaseChatModel = init_chat_model(llm.model, model_provider=llm.vendor, **options)
         except ImportError as error:
-            hint = f"pip install 'mdpr[{EXTRAS[llm.vendor]}]'" if llm.vendor in EXTRAS else _line(error)
+            hint = f"pip install 'mdpr[{EXTRAS[llm.vendor]}]'" if llm.vendor in EXTRAS else one_line(error)
             raise KnowledgeError(f"describe.llm.vendor = {llm.vendor} needs a package: {hint}") from None
         except Exception as error:  # each vendor's package has its own errors for settings it cannot use
-            text = without_key(fault_line(error) if isinstance(error, ValidationError) else _line(error), key)
+            text = without_key(fault_line(error) if isinstance(error, ValidationError) else one_line(error), key)
             raise KnowledgeError(f"describe.llm.vendor = {llm.vendor}, model = {llm.model}: {text}") from None
         if llm.seed is not None and "seed" in type(model).model_fields:
             model = model.model_copy(update={"seed": llm.seed})
@@ -246,7 +246,7 @@ def _connection_fault(error: BaseException) -> str | None:
         name.endswith(("ConnectionError", "ConnectError", "ProtocolError", "ReadError", "WriteError", "DecodingError"))
         for name in names
     ):
-        return f"SERVER broke off the connection or sent no valid HTTP ({_line(causes[-1]) or names[-1]})"
+        return f"SERVER broke off the connection or sent no valid HTTP ({one_line(causes[-1])})"
     return None
 
 
@@ -264,10 +264,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             left += cause.exceptions
         source = cause.__cause__ or cause.__context__  # clients suppress the context that says what happened
         left += [source] if source and not isinstance(cause, Unusable) else []
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def local_settings(llm: LlmParams) -> LlmParams:

@@ -1,7 +1,8 @@
 """From the reply of a chat model to the one sentence in it.
 
-Models and servers wrap the JSON they were asked for: in thinking blocks, code fences, tool-call tags, lists, calls of
-another form. All of these are read. What is cut off, filtered, refused or no sentence is `Unusable`, with the reason.
+Models and servers wrap the JSON that holds the sentence: in thinking blocks, code fences, tool-call tags, lists, calls
+of another form. All of these are read. A reply that is cut off, filtered, refused or no sentence is `Unusable`, with
+the reason.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Reply:
     """A model's reply, whatever the vendor.
 
     `texts` holds the arguments of its tool calls, then its content. `usage` is None if the server reports none;
-    `odd_usage` tells that it reports numbers which cannot be true.
+    `odd_usage`: it reports numbers that cannot be true.
     """
 
     texts: Sequence[str]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is unpickled here
 from typing import Any
@@ -24,8 +25,12 @@ from mdpr.errors import ArtifactError, BackboneError
 from mdpr.model.towers import image_features
 from mdpr.params import BackboneParams
 
+WEIGHTS = "mdpr-weights/1"
+LOGIT_SCALE_MAX = 100.0  # CLIP's own bound on exp(logit_scale)
+
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write learned weights as safetensors; the same weights give the same bytes."""
     write_tensors(path, {name: value.detach().cpu().numpy() for name, value in state.items()}, {"format": WEIGHTS})
 
 
@@ -35,10 +40,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     check_finite(path, arrays, "tune")
     check_digest(path, arrays, metadata, "tune")
     return {name: torch.tensor(array) for name, array in arrays.items()}
-
-
-WEIGHTS = "mdpr-weights/1"
-LOGIT_SCALE_MAX = 100.0  # CLIP's own bound on exp(logit_scale)
 
 
 def choose_device(name: str) -> torch.device:
@@ -218,12 +219,12 @@ def _weights_digest(clip: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class _quiet_open_clip:  # noqa: N801 - reads as a statement
+@contextmanager
+def _quiet_open_clip() -> Iterator[None]:
     """open_clip logs every step of loading on the root logger; errors are still raised."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.root.setLevel(self._level)
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)

@@ -113,7 +113,7 @@ class Classifier:
 
     @staticmethod
     def consult(outputs: Outputs, class_B: Tensor) -> Tensor:
-        """Routing weights (B, V) for one class an image: which dimension the image consulted for it."""
+        """Routing weights (B, V) for one class per image: which dimension the image consulted for it."""
         assert outputs.weights_BCV is not None, "this model has no router"
         return outputs.weights_BCV[torch.arange(len(class_B), device=class_B.device), class_B]
 

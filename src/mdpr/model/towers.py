@@ -2,7 +2,7 @@
 
 Image tower (VPT, MaPLe). A learned token that the next layer replaces is only attended to: its keys and values are
 needed, and they are the same for every image. In the last block only the tokens that are pooled go on; in most towers
-that is the class token. A `BlockAdapter` changes what the affine maps of a block give, or adds to its MLP.
+that is the class token. A `BlockAdapter` changes the outputs of a block's affine maps, or adds to its MLP.
 
 Text tower. A class's text is `<start> c_1 ... c_n name . <end>`. Three exact savings over 77 tokens for every class:
 

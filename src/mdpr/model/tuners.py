@@ -13,7 +13,7 @@ Changes of every block of the image tower, which start without effect:
 adaptformer  a narrow MLP beside the block's own (Chen et al., NeurIPS 2022)
 lora         low-rank updates of query and value (Hu et al., ICLR 2022); in a tower that is not open_clip's own vision
              transformer (ResNet, timm), of every linear layer
-ssf          scale and shift of what every affine map gives (Lian et al., NeurIPS 2022)
+ssf          scale and shift of the output of every affine map (Lian et al., NeurIPS 2022)
 bitfit       the biases of every affine map (Ben Zaken et al., ACL 2022)
 
 lora, ssf and bitfit are merged into the tower's weights for evaluation and serving.
@@ -51,7 +51,7 @@ PUBLISHED_DEEP_STD = 0.01  # of the tokens below the first layer
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokens for each layer of each tower, and changes of the image tower; empty where nothing is learned.
+    """Tokens for each layer of each tower, and changes of the image tower; empty if nothing is learned.
 
     text, visual  tokens (n, w) of their tower; with a context per class, text tokens are (C, n, w)
     adapters      one per block of the image tower
@@ -101,13 +101,8 @@ class Tuner(nn.Module):
         if self.linear is not None:
             return with_weights(visual, updated_weights(visual, self.linear()))
         adapters = self.block_adapters
-        if (
-            not isinstance(visual, VisionTransformer)
-            or not adapters
-            or any(adapter.parallel is not None for adapter in adapters)
-        ):
-            return None
-        return merged_tower(visual, adapters)
+        mergeable = bool(adapters) and all(adapter.parallel is None for adapter in adapters)
+        return merged_tower(visual, adapters) if mergeable and isinstance(visual, VisionTransformer) else None
 
 
 class Tokens(nn.Module):
@@ -157,7 +152,7 @@ def linear_map(inputs: int, outputs: int, init: str) -> nn.Linear:
 
 
 class ScaleShift(MapChange):
-    """y (1 + scale) + shift of what an affine map gives; without `scales`, a new bias only."""
+    """y (1 + scale) + shift of the output y of an affine map; without `scales`, only a new bias."""
 
     def __init__(self, width: int, scales: bool) -> None:
         super().__init__()

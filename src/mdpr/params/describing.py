@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from mdpr.params.section import Count, CountOrZero, InputPath, NonNegative, Section, Seed, offered
 
 PREPARED = "data/prepared"
-"""What describe depends on in dvc.yaml anyway: as describe.path it adds nothing for DVC to watch."""
+"""In dvc.yaml a dependency of describe anyway: as describe.path it adds nothing for DVC to watch."""
 
 
 class ProbeParams(Section):
-    """Zero-shot reading of the frozen model on the training images."""
+    """Zero-shot answers of the frozen model to the training images."""
 
     templates: tuple[Annotated[str, Field(pattern=r"\{\}")], ...] = Field(
         ("a photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.", "a cropped photo of a {}."),

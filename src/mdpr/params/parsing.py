@@ -1,4 +1,4 @@
-"""params.yaml and what the command line lays over it, as one frozen tree: `Params`.
+"""params.yaml with the overrides of the command line, as one frozen tree: `Params`.
 
 Errors name the key, the value and what is allowed:
 
@@ -71,12 +71,12 @@ def parse_params(raw: Mapping[str, Any]) -> Params:
 
 
 def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
-    """params.yaml at `path` with `overrides`, section.key=value, laid over it; raises `ConfigError`."""
+    """params.yaml at `path` with `overrides` (section.key=value); raises `ConfigError`."""
     return parse_params(apply_overrides(read_yaml(path), overrides))
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `raw` with section.key=value laid over it: text as it stands, everything else as YAML."""
+    """A copy of `raw` with `overrides` (section.key=value): text as it stands, everything else as YAML."""
     merged: dict[str, Any] = copy.deepcopy(dict(raw))
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -126,7 +126,7 @@ class Choice:
 def choices() -> dict[str, Choice]:
     """The settings that the Kubeflow UI offers, by their names there: those that are marked with `offered`.
 
-    What stages share stands behind the stages' own.
+    Settings that stages share come after the stages' own.
     """
     order = sorted(SECTIONS, key=lambda name: name in ("backbone", "tracking"))
     return dict(choice for name in order for choice in _choices(name, SECTIONS[name]))

@@ -190,7 +190,7 @@ class PrepareParams(Section):
 
 
 class ValidateParams(Section):
-    """What a usable data set looks like (Great Expectations)."""
+    """The limits of a usable data set (Great Expectations)."""
 
     min_side_px: Count = Field(16, description="shortest side an image may have")
     max_side_px: Count = Field(8192, description="longest side an image may have")

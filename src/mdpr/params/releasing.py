@@ -29,7 +29,7 @@ Ablation = Literal[
 class EvaluateParams(Section):
     """The untouched test set."""
 
-    batch_size: Count = Field(256, description="images a batch")
+    batch_size: Count = Field(256, description="images per batch")
     gallery_images: CountOrZero = Field(24, description="test images shown in the report with their routing weights")
     ablations: bool | tuple[Ablation, ...] = Field(
         True, description="routing taken apart without training again: all of it, or a list of what to do"
@@ -47,7 +47,7 @@ class EvaluateParams(Section):
 
 
 class RegisterParams(Section):
-    """What becomes a version in the model registry."""
+    """The version in the model registry."""
 
     alias: str = Field("challenger", max_length=255, description="alias given to the new version")
     pyfunc: InputPath = Field("mlflow/model.py", description="file that serves the model (MLflow: models from code)")

@@ -102,12 +102,20 @@ def _texts(value: Any) -> Iterable[str]:
 def _check_text(text: str) -> None:
     if len(text) > MAX_TEXT:
         raise PydanticCustomError("text_too_long", "must have at most {most} characters", {"most": MAX_TEXT})
-    for character in text:
-        # Control characters, halves of surrogate pairs, line separators, and code points that are no characters.
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or ord(character) & 0xFFFE == 0xFFFE:
-            raise PydanticCustomError(
-                "text_character", "must not hold the character {code}", {"code": f"U+{ord(character):04X}"}
-            )
+    for character in filter(is_forbidden, text):
+        raise PydanticCustomError(
+            "text_character", "must not hold the character {code}", {"code": f"U+{ord(character):04X}"}
+        )
+
+
+def is_forbidden(character: str) -> bool:
+    """Whether no setting and no class name may hold it.
+
+    These are control characters, halves of surrogate pairs, line separators, and code points that are no characters.
+    """
+    code = ord(character)
+    no_character = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return no_character or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def offered(name: str = "", text: str = "") -> dict[str, JsonValue]:
@@ -151,7 +159,7 @@ def fault_line(error: ValidationError, model: type[Any] | None = None, inside: s
 
 
 def _fields(model: Any, path: Sequence[str]) -> dict[str, FieldInfo]:
-    """The settings at `path` below `model`; none where that is not a model."""
+    """The settings at `path` below `model`; none if that is not a model."""
     for part in path:
         field = _own_fields(model).get(part)
         model = field.annotation if field else None

@@ -1,1 +1,1 @@
-"""What the frozen CLIP says before tuning: zero-shot answers, confusions, its hidden prior over classes."""
+"""The frozen CLIP before tuning: zero-shot answers, confusions, its hidden prior over classes."""

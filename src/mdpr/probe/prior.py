@@ -8,7 +8,7 @@ scores are log p(x | c) up to a constant of the image: the answers of a model to
 Without labels: from such scores, expectation maximisation finds the class shares under which the images are most
 likely (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002).
 
-Shapes: N images, C classes, K classes that are recorded of an image (all of them where `class_NK` is None).
+Shapes: N images, C classes, K classes that are recorded of an image (all of them if `class_NK` is None).
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def fit_calibration(
 ) -> Calibration:
     """The calibration with the least class-balanced cross entropy plus `shrinkage` times the variance of the bias.
 
-    The problem is convex. The shrinkage pulls towards no bias and keeps classes of one image from running away. An
-    image whose label is not among its K classes has no say. `weight_N` weighs images within and between classes; the
-    classes are balanced after it. L-BFGS in float64, over blocks of images.
+    The problem is convex. The shrinkage pulls towards no bias and keeps the bias of classes of one image bounded. An
+    image whose label is not among its K classes does not count. `weight_N` weighs images within and between classes;
+    the classes are balanced after it. L-BFGS in float64, over blocks of images.
     """
     position_N = _positions(label_N, class_NK)
     known = position_N >= 0

@@ -123,7 +123,7 @@ class Checkpoints:
         path = self.folder / FILE
         if not path.exists():
             return None
-        away = f"remove {self.folder} to start over"
+        remedy = f"remove {self.folder} to start over"
         try:
             arrays, metadata = read_tensors(path, "tune")
             if metadata.get("format") != FORMAT:
@@ -131,11 +131,11 @@ class Checkpoints:
             check_digest(path, arrays, metadata, "tune")
             saved = json.loads(metadata["state"])
         except (ArtifactError, KeyError, json.JSONDecodeError) as error:
-            raise ArtifactError(f"{path} is not a readable checkpoint ({error}): {away}") from None
+            raise ArtifactError(f"{path} is not a readable checkpoint ({error}): {remedy}") from None
         difference = first_difference(self.identity, saved["identity"])
         if difference:
             raise ArtifactError(
-                f"{self.folder} was left by another configuration: {difference}; set it back, or {away}"
+                f"{self.folder} was left by another configuration: {difference}; set it back, or {remedy}"
             )
         self.notes.update(saved["notes"])
         return Snapshot({name: torch.tensor(array) for name, array in arrays.items()}, saved["record"])

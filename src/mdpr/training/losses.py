@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +34,17 @@ def log_class_prior(counts_C: Tensor) -> Tensor:
     return (smoothed / smoothed.sum()).log()
 
 
+def compensated_cross_entropy(logits_BC: Tensor, label_B: Tensor, log_prior_C: Tensor, tau: float) -> Tensor:
+    """Cross entropy of logits + tau log pi (logit adjustment: Menon et al., ICLR 2021)."""
+    return F.cross_entropy(logits_BC + tau * log_prior_C, label_B)
+
+
 def _cross_entropy(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
     return F.cross_entropy
 
 
 def _logit_adjusted(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
-    """Menon et al., ICLR 2021: logits + tau log pi."""
-    shift_C = tau * log_class_prior(counts_C)
-    return lambda logits_BC, label_B: F.cross_entropy(logits_BC + shift_C, label_B)
+    return partial(compensated_cross_entropy, log_prior_C=log_class_prior(counts_C), tau=tau)
 
 
 def _balanced_softmax(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
@@ -91,11 +95,6 @@ BASE_LOSSES: dict[str, Callable[[Tensor, float, float], BaseLoss]] = {
     "focal": _focal,
     "class_balanced": _class_balanced,
 }
-
-
-def compensated_cross_entropy(logits_BC: Tensor, label_B: Tensor, log_prior_C: Tensor, tau: float) -> Tensor:
-    """Logit-adjusted cross entropy of the routed branch."""
-    return F.cross_entropy(logits_BC + tau * log_prior_C, label_B)
 
 
 def prior_alignment(weights_BCV: Tensor, prior_CV: Tensor) -> Tensor:
@@ -153,8 +152,7 @@ class Objective(nn.Module):
         semantic = compensated_cross_entropy(outputs.routed_BC, label_B, self.log_prior_C, weights.tau)
         alignment = knowledge_alignment(outputs.true_Bd, self.summary_Cd[label_B], self.model.align)
         if self.model.fusion.learns:
-            adjusted_BC = outputs.fused_BC + weights.tau * self.log_prior_C
-            terms["fusion"] = F.cross_entropy(adjusted_BC, label_B)
+            terms["fusion"] = compensated_cross_entropy(outputs.fused_BC, label_B, self.log_prior_C, weights.tau)
         return terms | {
             "semantic": strength * weights.semantic * semantic,
             "prior_alignment": weights.prior_alignment * prior_alignment(outputs.weights_BCV, self.prior_CV),

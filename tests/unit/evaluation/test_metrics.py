@@ -62,10 +62,10 @@ def test_class_balanced_figures_agree_with_scikit_learn(pairs: list[tuple[int, i
         if members:
             assert means[group] == pytest.approx(np.mean([recall_C[index] for index in members]), **EXACT)
     if (expected > 0).all():
-        assert harmonic_mean(recall_C) == pytest.approx(stats.hmean(expected), **EXACT)
-        assert geometric_mean(recall_C) == pytest.approx(stats.gmean(expected), **EXACT)
+        assert harmonic_mean(recall_C[tested]) == pytest.approx(stats.hmean(expected), **EXACT)
+        assert geometric_mean(recall_C[tested]) == pytest.approx(stats.gmean(expected), **EXACT)
     else:
-        assert harmonic_mean(recall_C) == geometric_mean(recall_C) == 0
+        assert harmonic_mean(recall_C[tested]) == geometric_mean(recall_C[tested]) == 0
 
 
 @settings(deadline=None, max_examples=30)
@@ -156,7 +156,14 @@ def test_means_over_classes_are_zero_as_soon_as_a_class_is_lost() -> None:
     assert harmonic_mean(np.array([0.5, 1.0])) == pytest.approx(2 / 3)
     assert geometric_mean(np.array([0.25, 1.0])) == pytest.approx(0.5)
     assert harmonic_mean(np.array([0.0, 1.0])) == geometric_mean(np.array([0.0, 1.0])) == 0
-    assert harmonic_mean(np.array([0.5, np.nan])) == geometric_mean(np.array([0.5, np.nan])) == 0.5
+
+
+def test_a_class_without_test_images_enters_no_mean_over_classes() -> None:
+    scores_NC = np.eye(3)[[0, 1, 1]]  # recall 1/2 and 1; class 2 is not tested
+    figures = score_branch(recorded(np.array([0, 0, 1]), scores_NC), "base", ["few"] * 3)
+    assert figures["harmonic_mean"] == pytest.approx(2 / 3)
+    assert figures["geometric_mean"] == pytest.approx(0.5**0.5)
+    assert figures["worst_class"] == 0.5
 
 
 def test_equal_scores_are_a_guess_and_not_the_share_of_the_first_class() -> None:

@@ -1,4 +1,4 @@
-"""Where images come from: one short function a source, listed in SOURCES.
+"""Where images come from: one short function per source, listed in SOURCES.
 
 A source gives its class list and its splits: the pool that training is cut from, and a validation and a test
 split if it has them. A new source is a function of its place, and a line in the table.

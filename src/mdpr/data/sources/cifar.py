@@ -50,7 +50,7 @@ CIFAR100 = Archive("cifar-100-python.tar.gz", "cifar-100-python", ("train",), "t
 
 
 def cifar10_source(place: Place) -> Source:
-    """The original archive (or its unpacked folder) in the root; fetched by torchvision where it is missing."""
+    """The original archive (or its unpacked folder) in the root; fetched by torchvision if it is missing."""
     return _cifar(place, CIFAR10, "cifar10")
 
 

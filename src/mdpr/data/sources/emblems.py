@@ -39,7 +39,7 @@ SHAPE, COLOUR, MARK, TOOL, SCENE = range(len(ATTRIBUTES))
 VALUES = 6
 SHOWN, ABSENT, FOREIGN = range(len(STATES))
 
-# What the sentences of a dimension speak of; a contrast speaks of what differs, another thing in each class.
+# The attributes that a dimension's sentences are about; a contrast is about those that differ, others in each class.
 DIMENSIONS_SHOW: dict[str, tuple[str, ...]] = {
     "general_appearance": ("shape", "colour"),
     "fine_grained_appearance": ("mark",),
@@ -80,7 +80,7 @@ class World:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What N pictures show: their classes (N,), the state of each attribute and the value drawn for it (N, A)."""
+    """The content of N pictures: their classes (N,), the state of each attribute and the value drawn for it (N, A)."""
 
     labels_N: np.ndarray
     state_NA: np.ndarray
@@ -131,7 +131,7 @@ class EmblemSplit:
 
 
 def _truth(world: World, chosen: Mapping[Split, tuple[EmblemSplit, np.ndarray]]) -> Truth:
-    """What is known about the pictures of the rows chosen of each split."""
+    """The truth about the pictures of the rows chosen of each split."""
     tables = []
     for split, (source, rows) in chosen.items():
         pictures = source.pictures

@@ -207,7 +207,7 @@ class Walk:
         return True
 
     def _entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
-        """What lies in a folder, sorted; hidden and system folders are passed over."""
+        """The entries of a folder, sorted; hidden and system folders are passed over."""
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         kept = []

@@ -1,4 +1,4 @@
-"""What every source gives, and what it is given: splits whose labels are known at once and whose images are read later.
+"""The interface of every source: splits whose labels are known at once and whose images are read later.
 
 N images of a split. Memory does not grow with the images: each is read when its turn comes.
 """
@@ -165,9 +165,9 @@ def checked_labels(column: pa.ChunkedArray, classes: int, where: str, log: Intak
 class Source:
     """A data set as it is found, before any cut.
 
-    `val` and `test` are None if the source has none: they are then taken from the pool. `truth` tells, of the rows
-    chosen of each split, what a source knows that draws its pictures itself. `revision` is the commit that was read, if
-    the source has one.
+    `val` and `test` are None if the source has none: they are then taken from the pool. `truth`: of a source that draws
+    its pictures itself, the function from the rows of each split to what they show. `revision`: the commit that was
+    read, if the source has one.
     """
 
     classes: tuple[ClassName, ...]

@@ -42,7 +42,7 @@ def parquet_source(place: Place) -> Source:
 
 
 def csv_source(place: Place) -> Source:
-    """images.csv with the columns path, label and, where there are splits, split.
+    """images.csv with the columns path, label and, if there are splits, split.
 
     A label is a class name, or an index into classes.json beside it. Without that file the classes are the
     labels that occur, sorted; names.csv (or classes.json as {label: name}) gives them other names.
@@ -62,7 +62,7 @@ def csv_source(place: Place) -> Source:
 
 
 class ListedImage(NamedTuple):
-    """A line of a list: `split` is None where the list has none."""
+    """A line of a list: `split` is None if the list has none."""
 
     line: int
     path: str
@@ -139,7 +139,7 @@ def _check_columns(columns: Sequence[str], file: Path) -> None:
 
 @dataclass(frozen=True)
 class Lists:
-    """The list files of a benchmark as they are published; `val` is None where it has no list of its own."""
+    """The list files of a benchmark as they are published; `val` is None if it has no list of its own."""
 
     train: str
     val: str | None
@@ -182,7 +182,7 @@ def _listed(place: Place, name: str, classes: tuple[ClassName, ...]) -> FileSpli
 
 
 def _list_rows(file: Path) -> Iterator[ListedImage]:
-    """`path label` a line; the label is the last word, so that paths may hold spaces."""
+    """`path label` per line; the label is the last word, so that paths may hold spaces."""
     lines = read_list(file, "put the benchmark's list files into prepare.root").replace("\r\n", "\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():

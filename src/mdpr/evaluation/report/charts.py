@@ -37,7 +37,7 @@ BINS = 20
 
 
 def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figure:
-    """Accuracy of `branches` over the number of training images (log), one mark a class or a bin of classes."""
+    """Accuracy of `branches` over the number of training images (log), one mark per class or bin of classes."""
     columns = [f"{branch}_accuracy" for branch in branches]
     known = per_class.dropna(subset=columns).sort_values("train_images", ascending=False, kind="stable")
     size = 1 if len(known) <= MAX_SINGLE_CLASSES else -(-len(known) // BINS)
@@ -78,7 +78,7 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
 
 
 def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
-    """Accuracy of the tuned model over the frozen model's own, one mark a class or a cell of classes."""
+    """Accuracy of the tuned model over the frozen model's own, one mark per class or cell of classes."""
     x, y = "zero_shot_accuracy", "fused_accuracy"
     known = per_class.dropna(subset=[x, y])[["class", "shot", x, y]]
     class_count, better, worse = (
@@ -125,7 +125,7 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
 def reliability_diagram(
     reliability: pd.DataFrame, branches: Sequence[str], scores: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """Accuracy over stated probability, one mark a bin, its area by the number of images in it."""
+    """Accuracy over stated probability, one mark per bin, its area by the number of images in it."""
     rows = reliability[reliability["branch"].isin(branches)].copy()
     rows["share"] = rows["images"] / rows.groupby("branch")["images"].transform("sum")
     rows["name"] = [BRANCHES[branch] for branch in rows["branch"]]
@@ -213,7 +213,7 @@ def training_curves(history: pd.DataFrame, selected_epoch: int) -> Figure:
 
 
 def _ticks(history: pd.DataFrame, most: int = 10) -> list[int]:
-    """Whole epochs alone, at most about `most` of them."""
+    """Only whole epochs, at most about `most` of them."""
     epochs: list[int] = history["epoch"].astype(int).tolist()
     return epochs[:: -(-len(epochs) // most)]
 
@@ -354,7 +354,7 @@ def _prior_per_class(names: Sequence[str], count_C: np.ndarray, relative_C: np.n
 
 
 def _prior_by_count(count_C: np.ndarray, relative_C: np.ndarray) -> alt.LayerChart:
-    """Quartiles of the prior over bins of the training count: a mark a class would be a cloud."""
+    """Quartiles of the prior over bins of the training count: a mark per class would be a cloud."""
     rows = []
     for chunk in np.array_split(np.argsort(count_C, kind="stable"), BINS):
         low, median, high = np.quantile(relative_C[chunk], [0.25, 0.5, 0.75])

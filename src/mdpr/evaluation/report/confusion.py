@@ -141,7 +141,7 @@ def _labelled(names: Sequence[str], share_KK: np.ndarray, title: str, name: str,
 
 
 def _whole(density_SS: np.ndarray, class_count: int, zoom: Figure) -> Figure:
-    """All classes at once, a cell a share: an image, for a thousand classes have no room for names."""
+    """All classes at once, a cell per share, as an image: a thousand classes have no room for names."""
     cells = len(density_SS)
     pixels = np.zeros((cells, cells, 4), dtype=np.uint8)
     pixels[..., :3] = [int(HEAT_COLOR[index : index + 2], 16) for index in (1, 3, 5)]

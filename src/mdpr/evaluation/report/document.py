@@ -143,7 +143,7 @@ def title_of(model_name: str) -> str:
 
 
 def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:
-    """What describe found in the sentences and encode in their features, errors first; None where neither looked."""
+    """The findings of describe in the sentences and of encode in their features, errors first; None if not audited."""
     paths = [path for folder in (knowledge, features) if (path := folder / "audit.json").is_file()]
     if not paths:
         return None

@@ -1,7 +1,7 @@
 """A chart of the report as static SVG: offline, without scripts, in colours that work on light and dark pages.
 
 Text takes the page's own colour (`currentColor`), grids are grey and see-through, and the data colours are Okabe and
-Ito's, which people with colour-blindness can tell apart; a shape or a dash repeats the distinction. Legends are HTML:
+Ito's, which people with colour-blindness can distinguish; a shape or a dash repeats the distinction. Legends are HTML:
 the page's font sets them. `write_figures` makes SVG files with title and legend, for MLflow and for slides.
 """
 
@@ -95,7 +95,7 @@ def shot_legend(shots: Sequence[str], mark: Mark | None = None) -> list[LegendEn
 
 
 def count_axis(low: float, high: float) -> alt.X:
-    """A logarithmic axis of training images, ticks at 1, 2, 5, 10, ...; symmetric-log where a count is 0."""
+    """A logarithmic axis of training images, ticks at 1, 2, 5, 10, ...; symmetric-log if a count is 0."""
     decades = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 10))) + 1)
     ticks = [digit * 10**decade for decade in decades for digit in (1, 2, 5)]
     domain = [low * 0.85 if low else 0, high * 1.15]
@@ -176,7 +176,7 @@ INK, PAPER = "#1b1f24", "#ffffff"
 
 
 def write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
-    """One NAME.svg a figure, and NAME_zoom.svg where it has a closer look; returns the paths."""
+    """One NAME.svg per figure, and NAME_zoom.svg if it has a closer look; returns the paths."""
     folder.mkdir()
     written = []
     for figure in figures:

@@ -53,7 +53,7 @@ NO_GROUPS = "no such groups"
 
 
 def diagnose(results: Results) -> list[str]:
-    """What a reader must know before the scores, most serious first; empty if nothing is wrong."""
+    """Lines to read before the scores, most serious first; empty if nothing is wrong."""
     scores, lines = results.scores, []
     answers = results.predictions[f"{final_branch(results.predictions)}_top1"]
     if answers.nunique() == 1 and len(results.classes) > 1:
@@ -80,7 +80,7 @@ def diagnose(results: Results) -> list[str]:
 
 
 def routing_lines(results: Results) -> list[str]:
-    """What the sentences and their routing weights are worth; empty for a model without a router."""
+    """Lines on the worth of the sentences and their routing weights; empty for a model without a router."""
     check, lines = results.routing, []
     if line := sentences_line(results.variants):
         lines.append(line)
@@ -109,13 +109,13 @@ def faithfulness_line(check: RoutingCheck) -> str | None:
     if not check.faithfulness:
         return None
     return (
-        f"Routing weights tell the pictures that show a dimension from the others with an AUC of "
+        f"Routing weights separate the pictures that show a dimension from the others with an AUC of "
         f"{mean(check.faithfulness.values()):.2f} (mean over dimensions; 0.5 is chance, 1 is never wrong)."
     )
 
 
 def sentences_line(variants: pd.DataFrame) -> str | None:
-    """What the sentences of other classes cost, from variants.csv; None if that was not measured."""
+    """The cost of the sentences of other classes, from variants.csv; None if that was not measured."""
     shuffled = _gain(variants, SHUFFLED)
     if shuffled is None:
         return None
@@ -173,7 +173,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure with its interval, both as text; the interval is empty where there is none."""
+    """A figure with its interval, both as text; the interval is empty if it has none."""
 
     value: str
     interval: str = ""
@@ -237,7 +237,7 @@ def figure_cells(results: Results, branch: str) -> list[Cell]:
 
 
 def bias_rows(biases: Biases, branches: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """Branch -> slope and rank correlation of every bias, in the order of `BIAS_TITLES`; "–" where there is none."""
+    """Branch -> slope and rank correlation of every bias, in the order of `BIAS_TITLES`; "–" if it does not exist."""
     rows = []
     for branch in branches:
         cells: list[Cell] = []
