@@ -1,4 +1,4 @@
-"""What each dimension of the knowledge is worth: MDPR trained again without it.
+"""The worth of each dimension of the knowledge: MDPR trained again without it.
 
     python -m benchmarks.ablation --seeds 3 [--json] [--only shuffled_sentences ...] [--set tune.epochs=4]
 
@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.seeds import Ground, make_parser, run_seeds
+from benchmarks.seeds import Ground, run_seeds, seed_parser
 from mdpr.artifacts import Features
 from mdpr.evaluation.ablations import ABLATIONS, DROP
 from mdpr.params import DIMENSIONS
@@ -28,7 +28,7 @@ GROUPS = ("all", "few")
 
 
 def main() -> None:
-    parser = make_parser(__doc__, seeds=3)
+    parser = seed_parser(__doc__, seeds=3)
     parser.add_argument("--only", nargs="+", choices=ROWS[1:], default=ROWS[1:], help="these rows, beside the whole")
     arguments = parser.parse_args()
     run_seeds("ablation", arguments, partial(run_seed, names=[WHOLE, *arguments.only]))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds, with_settings
+from benchmarks.seeds import BATCH_IMAGES, Ground, run_seeds, seed_parser, with_settings
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.images.loading import make_loader
 from mdpr.params.tuning import PUBLISHED, PUBLISHED_METHOD
@@ -38,7 +38,7 @@ GROUPS = ("all", "many", "medium", "few")
 
 
 def main() -> None:
-    parser = make_parser(__doc__, seeds=5)
+    parser = seed_parser(__doc__, seeds=5)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=DEFAULT, help="these models")
     arguments = parser.parse_args()
     run_seeds("accuracy", arguments, partial(run_seed, names=arguments.only))

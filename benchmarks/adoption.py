@@ -12,7 +12,6 @@ dead_links           what mkdocs finds broken in it when it builds strictly
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.project import environment as with_scripts
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -30,8 +29,7 @@ OWN_IMAGES = ("mdpr init", "cd ", "dvc repro")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser = make_parser(__doc__)
     options = parser.parse_args()
     tutorial = (PROJECT / "docs/tutorial.md").read_text(encoding="utf-8")
     pages, dead_links = build_docs()

@@ -11,7 +11,6 @@ Shapes: S trials, C classes, K outcomes.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import beta
 
+from benchmarks.report import make_parser
 from mdpr.evaluation.uncertainty import LEVEL, class_balanced_share, share_bounds
 
 CLASSES, IMAGES = (10, 100, 1000), (1, 2, 3, 5, 10, 50)
@@ -104,9 +104,8 @@ def _measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     cells = list(simulate(trials=options.trials))
     worst = min(cells, key=lambda cell: cell.coverage)

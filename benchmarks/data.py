@@ -14,7 +14,6 @@ validate_100k_s       seconds that validate needs beside decoding for --rows row
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import os
@@ -34,7 +33,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts import ImageRecord, read_card, read_classes, read_images, write_image_records, write_json
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.params import Params, PrepareParams, ValidateParams
@@ -60,13 +59,12 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=2000, help="JPEGs that are prepared and loaded")
     parser.add_argument("--many", type=int, default=200_000, help="images whose preparation's memory is measured")
     parser.add_argument("--rows", type=int, default=100_000, help="rows that are validated")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, all in turn in each; the median counts")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads and processes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 

@@ -14,7 +14,6 @@ repeated_calls_after_kill    the command killed (SIGKILL) at half and run again:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts import ClassInfo, Probe, write_classes, write_probe
 from mdpr.params import DIMENSIONS
 
@@ -53,12 +52,11 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--latency-ms", type=float, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3, help="runs from nothing; the median counts")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
 
     calls = arguments.classes * len(DIMENSIONS)

@@ -1,4 +1,4 @@
-"""What an evaluation costs beside the model: intervals and the report, on synthetic answers.
+"""The cost of an evaluation beside the model: intervals and the report, on synthetic answers.
 
     python -m benchmarks.evaluation [--images 50000] [--classes 1000] [--resamplings 2000] [--json]
 
@@ -8,7 +8,6 @@ drawing every chart and rendering report.html. Peak memory is resident memory be
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import peak_mib, timed
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts import ClassInfo, Intervals
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions
 from mdpr.evaluation.report.document import ReportContent, make_figures, render_report
@@ -36,11 +35,10 @@ MB = 1e6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=50_000, help="test images")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--resamplings", type=int, default=2000, help="bootstrap samples")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 

@@ -10,7 +10,7 @@ bytes       all nine stages twice: artifacts_byte_identical of artifacts_compare
 tampered    a file of a finished run changed: tampered_refused of tampered_tried (exit code 2, one line)
 signals     SIGTERM and SIGKILL at random moments of every stage: signals_survived of signals_tried (the output is the
             old one, the new one or absent; the same command then gives the same bytes)
-drivers     DVC and the subprocess runner of Kubeflow killed alone, counted with the signals: no stage goes on
+drivers     DVC and the subprocess runner of Kubeflow killed without it, counted with the signals: no stage goes on
 outbox      damaged items for MLflow beside good ones: spool_bad_items_isolated of spool_bad_items
 llm         answers and servers of `describe`: llm_faults_survived of llm_faults
 names       hostile class names through all nine stages: hostile_names_survived of hostile_names
@@ -22,7 +22,6 @@ Tests take the same cases from the same modules. Figures that several sections h
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from benchmarks.hostile_names import hostile_names
 from benchmarks.interruptions import drivers, signals
 from benchmarks.llm_faults import llm_faults
 from benchmarks.outbox_faults import outbox
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from benchmarks.serving_attacks import serving
 from benchmarks.tampering import tampered
 from benchmarks.trial_project import Figures, Project, artifacts, contents, tell
@@ -118,12 +117,11 @@ def sections(killed: Sequence[str], signals_per_stage: int) -> dict[str, Section
 
 def main() -> None:
     names = list(sections([], 0))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="to be killed")
     parser.add_argument("--signals", type=int, default=7, help="per stage")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parsed = parser.parse_args()
     chosen, figures = sections(parsed.stages, parsed.signals), dict[str, float]()
     with Project.copied(finished=bool(set(parsed.only) - WITHOUT_A_RUN)) as project:

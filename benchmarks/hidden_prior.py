@@ -3,7 +3,7 @@
     python -m benchmarks.hidden_prior --seeds 5 [--json] [--set probe.prior_shrinkage=0.1]
     mdpr recipe use emblems-lt --params emblems.yaml && python -m benchmarks.hidden_prior --params emblems.yaml
 
-Every seed cuts its own long tail and estimates the prior from those training images alone. spearman compares the
+Every seed cuts its own long tail and estimates the prior from only those training images. spearman compares the
 estimate with the true pre-training counts (pretraining.json) over classes; zero_shot_gain is the effect of subtracting
 the estimated log prior from the zero-shot logits on the complete test set, in points of class-balanced accuracy.
 
@@ -14,7 +14,6 @@ with its own name.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts import read_classes, read_images, read_json, read_probe
 from mdpr.evaluation.metrics import class_recall
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
@@ -40,12 +39,11 @@ PACKAGES = ("torch", "open_clip_torch", "scipy")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
     parser.add_argument("--truth", type=Path, help="true counts; pretraining.json beside the weights if not named")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 

@@ -75,7 +75,7 @@ class _Page(HTMLParser):
 
 
 def foreign_markup(page: str) -> list[str]:
-    """What runs or loads in `page` although it came out of a name; event handlers, scripts, addresses."""
+    """Everything that runs or loads in `page` although it came out of a name: event handlers, scripts, addresses."""
     parser = _Page()
     parser.feed(page)
     parser.close()

@@ -16,7 +16,6 @@ predict_peak_mb     resident memory of that process at its peak, in MB
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import random
@@ -36,7 +35,7 @@ from PIL import Image
 
 from benchmarks.data import PHOTO_PX, measure_load, measure_prepare, median_ratio, photos, timed
 from benchmarks.llm_wrappers import wrappers_read
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from benchmarks.scale import MB, MDPR
 from mdpr.artifacts import read_card, read_classes, read_images
 from mdpr.errors import MdprError
@@ -109,7 +108,6 @@ LISTED = tuple(
 )
 SPLITS = {f"{split}/{label}": 6 for split in ("train", "test") for label in CAT_AND_DOG}
 GREY = np.full((40, 64), 88)
-NEGATIVE = GREY.astype(np.int32) - 99
 
 CASES = (
     Case("plain", CAT_AND_DOG, CAT_AND_DOG),
@@ -296,14 +294,13 @@ def survived(count: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--exif", type=int, default=6000, help="pictures with a damaged EXIF block")
     parser.add_argument("--files", type=int, default=100_000, help="files of the folder that is looked at")
     parser.add_argument("--images", type=int, default=2000, help="JPEGs that are prepared and loaded")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of preparing and loading; the median counts")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads and processes")
     parser.add_argument("--predict", type=int, default=0, help="pictures that are classified")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -61,7 +61,7 @@ def _of_port(digests: Mapping[str, str], port: str) -> dict[str, str]:
 
 
 def drivers(project: Project, seed: int) -> Figures:
-    """DVC and `mdpr pipeline run` killed alone while a stage runs: the stage must end too."""
+    """DVC and `mdpr pipeline run` killed while a stage runs, without the stage: it must end too."""
     draw = random.Random(seed)  # noqa: S311
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
     shutil.rmtree(project.root / ".git", ignore_errors=True)

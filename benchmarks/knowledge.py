@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ablation import without
-from benchmarks.seeds import BATCH_IMAGES, Ground, make_parser, run_seeds, with_settings
+from benchmarks.seeds import BATCH_IMAGES, Ground, run_seeds, seed_parser, with_settings
 from mdpr.artifacts import Features
 from mdpr.artifacts.truth import Truth, read_truth
 from mdpr.evaluation.metrics import class_recall, group_means
@@ -62,7 +62,7 @@ L2_STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of linear_la, towards the names
 
 
 def main() -> None:
-    parser = make_parser(__doc__, seeds=5)
+    parser = seed_parser(__doc__, seeds=5)
     parser.add_argument("--backbones", type=int, default=1, help="number of backbones, the shipped one first")
     parser.add_argument("--only", nargs="+", choices=TRAINED, default=list(TRAINED), help="train these models")
     parser.set_defaults(params=None)

@@ -11,13 +11,12 @@ promotions_that_should        share of better models that the gate promotes: the
 promotions_that_should_not    others that it promotes: another seed of the champion, hardly trained ones
 coverage_min                  least share of 95 % intervals that hold the truth, over images per class and classes
 shift_error, shift_error_of_counting, accuracy_gain_with_prior   as in benchmarks.shift, on the last champion's test
-champions_after_20            versions that are told that they won when 20 promote at once
+champions_after_20            versions that win when 20 promote at once
 queue_runs_lost               queued DVC experiments whose run the project's MLflow store does not have
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.coverage import Cell, simulate
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts import (
     NO_HASH,
     PICTURES_FILE,
@@ -319,9 +318,8 @@ def working_folder() -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="parts to measure")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     figures: Figures = {}

@@ -10,7 +10,6 @@ unpacked) are left out where no Docker engine answers or an image was not built.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 import docker  # type: ignore[import-untyped]
 from components.images import IMAGE_CPU, IMAGE_GPU
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.progress import track
 from mdpr.stages.stage import STAGES, load_stage
 
@@ -34,10 +33,9 @@ IMPORT = "import time; t = time.perf_counter(); import mdpr.kubeflow.components;
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="of everything, in turn; medians are reported")
     parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     options = [part for item in arguments.overrides or SETTINGS for part in ("--set", item)]
 

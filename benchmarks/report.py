@@ -1,7 +1,8 @@
-"""What every benchmark prints: a table for people, or one JSON object."""
+"""The options and the output of every benchmark: a table for people, or one JSON object."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import platform
@@ -9,6 +10,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of a benchmark's options, with --json."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -42,7 +50,7 @@ def emit(
     as_json: bool,
     table: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Print the result: as JSON `rows` (what could not be computed is null), for people `table` or the rows."""
+    """Print the result: as JSON `rows` (null if a figure could not be computed), for people `table` or the rows."""
     if as_json:
         content = {
             "benchmark": benchmark,

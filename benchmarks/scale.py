@@ -14,7 +14,6 @@ report_mb                size of report.html
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from benchmarks.speed import class_names
 from mdpr.artifacts import ImageRecord, write_image_records, write_json
 from mdpr.params import DIMENSIONS
@@ -54,10 +53,9 @@ main()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--classes", type=int, default=8142)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

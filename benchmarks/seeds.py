@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.report import device_name, emit, interval_95
+from benchmarks.report import device_name, emit, interval_95, make_parser
 from mdpr.artifacts import ClassInfo, Features, Probe, read_classes, read_features, read_images, read_probe
 from mdpr.images.loading import ImageTable, eval_transform, make_loader
 from mdpr.model.backbone import Backbone
@@ -70,13 +70,13 @@ def with_settings(tune: TuneParams, settings: Mapping[str, object]) -> TuneParam
     return TuneParams.model_validate(tune.model_dump() | dict(settings))
 
 
-def make_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def seed_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """`make_parser` with the options of a benchmark over seeds."""
+    parser = make_parser(description)
     parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them; those reported start at 0")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
 

@@ -1,18 +1,17 @@
-"""What serving, the gate and the registry cost: REST latency and throughput, the batch path, cold start, promotions.
+"""The cost of serving, the gate and the registry: REST latency and throughput, the batch path, cold start, promotions.
 
     python -m benchmarks.serving [--requests 200] [--images 512] [--json]
 
 A model with random learned weights is registered in a store of its own (speed does not depend on the weights) and
 served by `mdpr serve`, one worker, on loopback. rest_p50_ms and rest_p99_ms are one client's requests of one image;
 rest_images_per_s_c32 is 32 clients at once. batch_vs_bare compares images per second of the served model in process
-(decoded from bytes, a batch a call) with the bare classifier on the same images, decoded beforehand alike. gate_s is
+(decoded from bytes, a batch per call) with the bare classifier on the same images, decoded beforehand alike. gate_s is
 the gate on 10,000 images, 1,000 classes and 2,000 bootstrap samples. champions_after_20 counts the processes, of 20
-that promote at the same moment through an MLflow server, that were told they had won.
+that promote at the same moment through an MLflow server, that learn that they won.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import logging
@@ -30,7 +29,7 @@ import pandas as pd
 import requests
 import yaml
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from benchmarks.servers import running
 from benchmarks.serving_crowd import count_winners
 from mdpr.artifacts import read_run
@@ -54,11 +53,10 @@ REQUEST_TIMEOUT_S = 60
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=200, help="requests at each number of clients")
     parser.add_argument("--images", type=int, default=512, help="images of the batch comparison")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings to start from")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 

@@ -15,7 +15,7 @@ from mdpr.mlops.store import connect
 
 
 def count_winners(folder: Path, promoters: int) -> int:
-    """Of so many processes that promote at once, how many were told that they won; the alias must agree with them."""
+    """Of so many processes that promote at once, how many learn that they won; the alias must agree with them."""
     command = ["-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'crowd.db'}"]
     command += ["--artifacts-destination", str(folder / "crowd")]
@@ -37,19 +37,19 @@ def count_winners(folder: Path, promoters: int) -> int:
         ]
         for process in processes:
             process.start()
-        told = [answers.get(timeout=START_TIMEOUT_S) for _ in processes]
+        results = [answers.get(timeout=START_TIMEOUT_S) for _ in processes]
         for process in processes:
             process.join()
         champion = registry.get_by_alias("champion")
-    winners = [number for number, reason in told if reason is None]
+    winners = [number for number, reason in results if reason is None]
     assert champion is not None
     assert champion.number in winners
-    assert all("someone else promoted" in reason for _, reason in told if reason is not None)
+    assert all("someone else promoted" in reason for _, reason in results if reason is not None)
     return len(winners)
 
 
 def promote_when_told(environment: dict[str, str], name: str, number: str, start: Any, answers: Any) -> None:
-    """What one of many promoting processes does: it answers with its version, and why it lost (None: it won)."""
+    """One of many promoting processes: puts its version into `answers`, and why it lost (None: it won)."""
     os.environ.update(environment)
     registry = Registry(connect(), name)
     registry.get_by_alias("champion")

@@ -1,4 +1,4 @@
-"""What `mdpr monitor` and a deployment prior give where the classes come in other shares than in the test set.
+"""`mdpr monitor` and a deployment prior on classes in other shares than in the test set.
 
     python -m benchmarks.shift --evaluation data/evaluation [--draws 10] [--ratio 50] [--json]
 
@@ -13,7 +13,6 @@ accuracy_gain_with_prior   points of accuracy that the estimated shares as deplo
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts.prediction_log import Answers
 from mdpr.monitoring.sample import Reference, read_reference
 from mdpr.monitoring.shift import calibrate, estimate_label_shares
@@ -30,13 +29,12 @@ PACKAGES = ("numpy", "scipy")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--evaluation", type=Path, default=Path("data/evaluation"), help="what evaluate wrote")
     parser.add_argument("--draws", type=int, default=10, help="halves and profiles, from seed 0")
     parser.add_argument(
         "--ratio", type=float, default=50, help="images of the most frequent class per one of the rarest"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     reference = read_reference(arguments.evaluation)
     figures, rows = measure_shift(reference, range(arguments.draws), arguments.ratio)

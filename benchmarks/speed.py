@@ -1,13 +1,13 @@
-"""What a training step, the router and an evaluation pass cost, beside the published computation and the floor.
+"""The cost of a training step, the router and an evaluation pass, beside the published computation and the floor.
 
     python -m benchmarks.speed --classes 100 1000 --batch 128 --backbone ViT-B-16 --device cuda [--json]
     python -m benchmarks.speed --classes 100 --batch 16 --device cpu --only step
     python -m benchmarks.speed --classes 1000 --batch 16 --only step eval --prompting lora --head cosine
 
 Three computations in turn, in one process, on the same random weights (medians):
-    published  benchmarks.published: 77 text tokens a class, repeated tensors, text again for every evaluation batch
+    published  benchmarks.published: 77 text tokens per class, repeated tensors, text again for every evaluation batch
     ours       mdpr as it trains and evaluates
-    floor      our own image tower alone, with its prompts or adapters, forward and backward for a step; in evaluation
+    floor      only our own image tower, with its prompts or adapters, forward and backward for a step; in evaluation
                adapters are left out: that is the frozen tower
 Figures end in _c<number of classes>. On a machine whose memory cannot hold the published text tower's activations,
 --checkpoint-published recomputes them; one text forward is then taken off its time again. --skip-published leaves the
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.measure import Cost, compare, timed
 from benchmarks.published import Published, route_repeated
-from benchmarks.report import device_name, emit
+from benchmarks.report import device_name, emit, make_parser
 from mdpr.artifacts import Features
 from mdpr.model.backbone import Backbone
 from mdpr.model.classifier import MDPR
@@ -52,9 +52,9 @@ PARTS = ("", " head", " house", " with a long tail", " market", " of the forest"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--classes", type=int, nargs="+", default=[100], help="numbers of classes")
-    parser.add_argument("--batch", type=int, default=16, help="images a batch")
+    parser.add_argument("--batch", type=int, default=16, help="images per batch")
     parser.add_argument("--backbone", default="ViT-B-16", help="open_clip architecture; weights are random")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast, for all three")
@@ -71,7 +71,6 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint-published", action="store_true")
     parser.add_argument("--skip-published", action="store_true", help="only what compares with the floor: minutes less")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     chosen = (arguments.prompting, arguments.head, arguments.routing, arguments.router)
     arguments.skip_published |= chosen != ("maple", "text", "on", "attention")
@@ -212,7 +211,7 @@ def measure_step(bench: Bench) -> dict[str, Cost]:
 
 
 def measure_routing(bench: Bench) -> dict[str, Cost]:
-    """Forward and backward of the router alone, float32, from image features to cosines, weights and true z."""
+    """Forward and backward of the router only, float32, from image features to cosines, weights and true z."""
     router = bench.model.train().router
     assert router is not None
     sentences_CVd = bench.model.sentences_CVd

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import compare
-from benchmarks.report import device_name, emit, interval_95
+from benchmarks.report import device_name, emit, interval_95, make_parser
 from benchmarks.seeds import PACKAGES, Ground, lay_ground, with_settings
 from mdpr.images.loading import make_loader
 from mdpr.model.backbone import Backbone
@@ -48,14 +48,13 @@ MEASURED = ("all", "few", "parameters", "step_over_tower")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="these recipes")
     parser.add_argument("--only", nargs="+", choices=TUNERS, default=list(TUNERS), help="these tuners")
     parser.add_argument("--routing", nargs="+", choices=["off", "on"], default=["off", "on"])
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="of the base branch")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""What a stage runs: its import closure over src/mdpr, read from the source and never executed; dvc.yaml is held to it.
+"""The files that a stage runs: its import closure over src/mdpr, read and never executed; dvc.yaml is held to it.
 
     python -m tools.imports --check     exit code 1 if dvc.yaml does not watch exactly what its stages run
     python -m tools.imports --write     write those dependencies into dvc.yaml
@@ -45,13 +45,13 @@ def closure(module: str, source: Path = PROJECT / "src") -> set[Path]:
 
 
 def find_module(name: str, source: Path) -> Path | None:
-    """The file of `name`; None where it is no module below `source`."""
+    """The file of `name`; None if it is no module below `source`."""
     base = source.joinpath(*name.split("."))
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
 def imported_modules(tree: ast.Module) -> Iterator[str]:
-    """What the module imports, by name. `from package import name` gives both: `name` may be a module or not."""
+    """Modules that `tree` imports, by name. `from package import name` gives both: `name` may be a module or not."""
     for node in _running(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def faults(tag: str, project: Path = PROJECT) -> list[str]:
-    """What stands against releasing `tag`, a line each."""
+    """The reasons not to release `tag`, a line each."""
     source = (project / "src/mdpr/__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     version = match[1] if match else "unknown"

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdpr.artifacts import sha256
 from tools.embedded.fashion_mnist import CLASS_NAMES, SELECTION_SEED, Selection, Split, read_split, select
-from tools.embedded.files import replace_file, run, sha256_of, write_json
+from tools.embedded.files import replace_file, run, write_json
 
 DEFAULT_SOURCE = Path("/usr/share/datasets/fashion-mnist")
 DEFAULT_OUTPUT = Path("data/embedded/fashion-mnist")
@@ -97,7 +98,7 @@ def make_card(selection: Selection, test: Split, files: list[Path]) -> dict[str,
             "pool": len(selection.pool) // len(CLASS_NAMES),
             "test": len(test.labels) // len(CLASS_NAMES),
         },
-        "sha256": {path.name: sha256_of(path) for path in files},
+        "sha256": {path.name: sha256(path) for path in files},
     }
 
 

@@ -22,7 +22,7 @@ _SLOT = re.compile(r"\{(\w+?)(\d?)\}")
 
 @dataclass(frozen=True)
 class ClassPhrases:
-    """What fills the slots for one class; `difference` is keyed by the rival it sets the class apart from."""
+    """The slots' phrases for one class; `difference` is keyed by the rival it sets the class apart from."""
 
     name: str
     article: str
@@ -32,7 +32,7 @@ class ClassPhrases:
 
 @dataclass(frozen=True)
 class Captions:
-    """All frames, grouped by what they speak about, and the phrases of every class in label order."""
+    """All frames, grouped by topic, and the phrases of every class in label order."""
 
     frames: dict[str, tuple[str, ...]]
     classes: tuple[ClassPhrases, ...]

@@ -1,8 +1,8 @@
-"""What can be said about emblems: captions for pre-training, and the sentences of the knowledge base.
+"""Texts about emblems: captions for pre-training, and the sentences of the knowledge base.
 
     python -m tools.embedded.emblem_words    # data/embedded/knowledge/emblems.json
 
-A claim is an attribute's value, or -1 where nothing is said about it. Both use the same words, because a small text
+A claim is an attribute's value, or -1 if nothing is said about it. Both use the same words, because a small text
 tower knows no others; no sentence of the knowledge base is a caption.
 """
 
@@ -97,7 +97,7 @@ def sentences(world: World, index: int) -> dict[str, str]:
 
 
 def contrast(world: World, index: int, rival: int) -> str:
-    """What sets a class apart from another: up to three values that differ."""
+    """The differences of a class from another: up to three values that differ."""
     own_A, other_A = world.value_CA[index], world.value_CA[rival]
     random = np.random.default_rng((index, rival, 2))
     claim_A = np.full(len(ATTRIBUTES), NOTHING)
@@ -107,7 +107,7 @@ def contrast(world: World, index: int, rival: int) -> str:
 
 
 def knowledge_base(world: World) -> dict[str, Any]:
-    """The whole file (mdpr-knowledge/1): five sentences a class, and a contrast with every other class."""
+    """The whole file (mdpr-knowledge/1): five sentences per class, and a contrast with every other class."""
     shared_CC = world.shared_CC()
     np.fill_diagonal(shared_CC, -1)
     entries = []

@@ -88,7 +88,7 @@ def select(train: Split, test: Split, seed: int = SELECTION_SEED) -> Selection:
     """Choose the pre-training images and the tuning pool; no pixels occur twice in these two and test.
 
     One seeded permutation cuts the training set in two halves. Pre-training takes its hidden imbalance from
-    the first, the pool takes an equal number a class from the second. The data set holds exact duplicates,
+    the first, the pool takes an equal number per class from the second. The data set holds exact duplicates,
     so both skip pixels already taken, test's first of all.
     """
     permutation = np.random.default_rng(seed).permutation(len(train.labels))

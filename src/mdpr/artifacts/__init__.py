@@ -13,7 +13,7 @@
     registration.json promotion.json
 
 Shapes: C classes, V dimensions, d joint embedding width. Arrays are NumPy here, float32 unless said otherwise;
-pandas, pyarrow and safetensors load only where a function needs them.
+pandas, pyarrow and safetensors load only if a function needs them.
 """
 
 from mdpr.artifacts.evaluated import (

@@ -225,7 +225,7 @@ def _answers(batch: pa.RecordBatch, source: LogSource, embeddings: bool) -> Answ
 
 
 def _embeddings(batch: pa.RecordBatch) -> np.ndarray:
-    """(N, d) float32, NaN where an image has none."""
+    """(N, d) float32, NaN if an image has none."""
     there_N = batch["embedding"].is_valid().to_numpy(zero_copy_only=False)
     found_nd = _matrix(batch.filter(batch["embedding"].is_valid()), "embedding").astype(np.float32)
     if not np.isfinite(found_nd).all():

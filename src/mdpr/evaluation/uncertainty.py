@@ -304,20 +304,15 @@ def branch_biases(
 
 
 def slopes(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
-    """Least-squares slope of y on x in every row; NaN where x has no spread. One row of x serves all."""
+    """Least-squares slope of y on x in every row; NaN if x has no spread. One row of x serves all."""
     x_SC = x_SC - x_SC.mean(axis=1, keepdims=True)
     covariance_S = (x_SC * (y_SC - y_SC.mean(axis=1, keepdims=True))).sum(axis=1)
     variance_S = np.broadcast_to((x_SC**2).sum(axis=1), covariance_S.shape)
     return np.divide(covariance_S, variance_S, out=np.full(len(y_SC), np.nan), where=variance_S > 0)
 
 
-def rank_correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of every row, ties by mean rank; NaN where x or y has no spread."""
-    return _correlations(rankdata(x_SC, axis=1), rankdata(y_SC, axis=1))
-
-
-def _correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of every row; NaN where x or y has no spread."""
+def correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of every row; NaN if x or y has no spread."""
     x_SC, y_SC = (values - values.mean(axis=1, keepdims=True) for values in (x_SC, y_SC))
     norm_S = np.sqrt((x_SC**2).sum(axis=1) * (y_SC**2).sum(axis=1))
     return np.divide((x_SC * y_SC).sum(axis=1), norm_S, out=np.full(len(y_SC), np.nan), where=norm_S > 0)
@@ -333,7 +328,7 @@ def _relations(y_SC: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, 
     """Slope and rank correlation of y with each of the others, S values of each."""
     rank_SC = rankdata(y_SC, axis=1)
     return {
-        name: {"slope": slopes(x_SC, y_SC), "correlation": _correlations(rankdata(x_SC, axis=1), rank_SC)}
+        name: {"slope": slopes(x_SC, y_SC), "correlation": correlations(rankdata(x_SC, axis=1), rank_SC)}
         for name, x_SC in others.items()
     }
 

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from mdpr.artifacts import ImageFile
 
     Fixed = Callable[[Image.Image], torch.Tensor]
-
-
-Sampling = Literal["instance", "class_balanced"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def class_balanced_order(label_N: np.ndarray, seed: int, epoch: int) -> np.ndarr
     return np.concatenate(drawn)[_permutation(len(label_N), generator)]
 
 
-ORDERS: dict[Sampling, Callable[[np.ndarray, int, int], np.ndarray]] = {
+ORDERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "instance": instance_order,
     "class_balanced": class_balanced_order,
 }
@@ -118,7 +115,6 @@ def _permutation(count: int, generator: torch.Generator) -> np.ndarray:
     return torch.randperm(count, generator=generator).numpy()
 
 
-Augment = Literal["none", "flip", "crop_flip", "wide_crop_flip", "pad_crop_flip"]
 Batch = tuple[torch.Tensor, torch.Tensor]  # float32 (B, 3, H, W), int64 (B,)
 
 CACHE_MAX_BYTES = 256 * 2**20
@@ -184,7 +180,7 @@ def _middle_of_thin(image: Image.Image, size_px: int) -> Image.Image:
     return part.resize((size_px, size_px), PIL.Image.Resampling.BICUBIC, box=box)
 
 
-def train_transform(size_px: int, mean: Sequence[float], std: Sequence[float], augment: Augment) -> ImageTransform:
+def train_transform(size_px: int, mean: Sequence[float], std: Sequence[float], augment: str) -> ImageTransform:
     """The transform that `tune.augment` names; all but `none` mirror with probability 1/2."""
     plain, flip = eval_transform(size_px, mean, std), v2.RandomHorizontalFlip()
 
@@ -192,7 +188,7 @@ def train_transform(size_px: int, mean: Sequence[float], std: Sequence[float], a
         bicubic = v2.InterpolationMode.BICUBIC
         return v2.RandomResizedCrop(size_px, scale=area, interpolation=bicubic, antialias=True)
 
-    steps: dict[Augment, tuple[Fixed, v2.Transform | None]] = {
+    steps: dict[str, tuple[Fixed, v2.Transform | None]] = {
         "none": (plain.fixed, None),
         "flip": (plain.fixed, flip),
         "crop_flip": (F.pil_to_tensor, v2.Compose([crop(CROP_AREA), flip])),

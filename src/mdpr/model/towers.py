@@ -415,13 +415,13 @@ def _end_positions(tokens_CT: Tensor, text: TextTransformer) -> Tensor:
 def _attend_to_prefix_and_self(
     q_ChRe: Tensor, k_ChSe: Tensor, v_ChSe: Tensor, k_hPe: Tensor, v_hPe: Tensor, hidden: Tensor
 ) -> Tensor:
-    """Softmax attention (C, h, R, e) of R name tokens a class over [prefix, own name] without the places `hidden`.
+    """Softmax attention (C, h, R, e) of R name tokens per class over [prefix, own name] without the places `hidden`.
 
     The prefix is never copied for a class. `hidden` is boolean and broadcasts to (C, h, R, S).
     """
     classes, heads, rows, width = q_ChRe.shape
     scaled = q_ChRe * width**-0.5
-    # One matrix product a head for all classes: (h, C*R, e) x (h, e, P).
+    # One matrix product per head for all classes: (h, C*R, e) x (h, e, P).
     q_hNe = scaled.transpose(0, 1).reshape(heads, classes * rows, width)
     to_prefix = (q_hNe @ k_hPe.transpose(1, 2)).view(heads, classes, rows, -1).transpose(0, 1)
     to_self = (scaled @ k_ChSe.transpose(-1, -2)).masked_fill(hidden, float("-inf"))

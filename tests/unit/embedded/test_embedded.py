@@ -19,8 +19,9 @@ from PIL import Image
 from tools.embedded import build_dataset, pretrain
 from tools.embedded.captions import load_captions
 from tools.embedded.fashion_mnist import CLASS_NAMES, hidden_counts, pixel_hash, read_split, select
-from tools.embedded.files import sha256_of
 from tools.embedded.zero_shot import accuracy, class_embeddings, image_features, load_model, preprocess
+
+from mdpr.artifacts import sha256
 
 EMBEDDED = Path(__file__).resolve().parents[3] / "data" / "embedded"
 IMAGES, MODEL = EMBEDDED / "fashion-mnist", EMBEDDED / "mdpr-tiny"
@@ -128,7 +129,7 @@ class TestImages:
         card = json.loads((IMAGES / "card.json").read_text(encoding="utf-8"))
         assert set(card["sha256"]) == {"pool.parquet", "test.parquet", "classes.json"}
         for name, checksum in card["sha256"].items():
-            assert sha256_of(IMAGES / name) == checksum, name
+            assert sha256(IMAGES / name) == checksum, name
 
     def test_layout_is_hugging_faces(self):
         schema = pq.read_schema(IMAGES / "pool.parquet")

@@ -65,6 +65,7 @@ def test_the_shipped_params_are_valid_and_name_every_section(project_root: Path)
         ("tracking.experiment=a\nb", r"must not hold the character U\+000A$"),
         ("prepare.root=a\0b", r"must not hold the character U\+0000$"),
         ('probe.templates=["{} \\ufffe"]', r"must not hold the character U\+FFFE$"),
+        ("tracking.experiment=a\ufdd0", r"must not hold the character U\+FDD0$"),
         (f"tune.context_init={'a' * (MAX_TEXT + 1)}", f"must have at most {MAX_TEXT} characters$"),
         ("tracking.model_name=team/mdpr", r"^tracking\.model_name: 'team/mdpr' must be letters"),
         ("tracking.model_name=a:b", r"^tracking\.model_name: 'a:b' must be letters"),

@@ -5,8 +5,6 @@ Shapes: C classes, K classes with a name on the axis, S cells per side if classe
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.report.figure import FONT, HEAT_COLOR, NEUTRAL_COLOR, Figure, render, tip, tooltip
+from mdpr.evaluation.report.figure import FONT, HEAT_COLOR, NEUTRAL_COLOR, Figure, data_uri, render, tip, tooltip
 from mdpr.evaluation.score_table import points
 from mdpr.evaluation.tables import Results
 
@@ -148,9 +146,7 @@ def _whole(density_SS: np.ndarray, class_count: int, zoom: Figure) -> Figure:
     share_SS = np.nan_to_num(density_SS)
     strength = np.where(share_SS > 0, FAINTEST + (1 - FAINTEST) * np.sqrt(np.clip(share_SS, 0, 1)), 0)
     pixels[..., 3] = np.round(255 * strength)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture = data_uri(Image.fromarray(pixels), "PNG", optimize=True)
     side, left, top = DENSITY_SIDE_PX, 34, 8
     label = f'font-family="{FONT}" font-size="12" fill="currentColor"'
     svg = (

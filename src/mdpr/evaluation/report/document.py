@@ -199,7 +199,7 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
 
 
 def make_figures(content: ReportContent) -> list[Figure]:
-    """Every chart that the content allows; routing weights only where there was routing."""
+    """Every chart that the content allows; routing weights only if the model routes."""
     results = content.results
     names = display_names(results.classes)
     shown = shown_branches(results.scores)

@@ -7,6 +7,8 @@ the page's font sets them. `write_figures` makes SVG files with title and legend
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import math
 import re
@@ -18,6 +20,7 @@ from typing import Any, Literal
 
 import altair as alt
 import vl_convert
+from PIL import Image
 
 from mdpr.errors import MdprError, printable
 from mdpr.evaluation.score_table import BRANCHES
@@ -158,6 +161,13 @@ def _without_control_characters(value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_control_characters(key): _without_control_characters(item) for key, item in value.items()}
     return [_without_control_characters(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """`image` as a data: URI of the format `kind`, PNG or JPEG; `options` are Pillow's for saving."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def draw(name: str, title: str, chart: Callable[[], Figure]) -> Figure:

@@ -5,8 +5,6 @@ Shapes: V dimensions.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +15,7 @@ from PIL import Image
 from mdpr.artifacts import SHOT_GROUPS, ClassInfo, ShotGroup, display_names
 from mdpr.artifacts.truth import Truth
 from mdpr.evaluation.predictions import final_branch
+from mdpr.evaluation.report.figure import data_uri
 from mdpr.params import DIMENSIONS
 
 THUMBNAIL_SIDE_PX = 160
@@ -136,6 +135,4 @@ def thumbnail_uri(image: Image.Image) -> str:
     picture = image.convert("RGB")
     picture.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
     kind = "PNG" if max(picture.size) <= LOSSLESS_SIDE_PX else "JPEG"
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(picture, kind, quality=85)
