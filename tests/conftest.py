@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mdpr.launch import collect_rarely
 from mdpr.mlops.store import connect
@@ -20,6 +21,8 @@ SMALL = ["prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepa
 def pytest_configure() -> None:
     """As every command does; the tests import all that the commands import."""
     collect_rarely()
+    settings.register_profile("mdpr", deadline=None)  # a busy machine is no fault
+    settings.load_profile("mdpr")
 
 
 @pytest.fixture(scope="session", autouse=True)
