@@ -43,7 +43,6 @@ from mdpr.artifacts import (
     read_card,
     read_json,
     read_pictures,
-    read_promotion,
     write_json,
 )
 from mdpr.artifacts import Pictures as PreparedPictures
@@ -150,7 +149,7 @@ class Life:
         own.mkdir(exist_ok=True)
         for stage in ("tune", "evaluate", "register", "promote"):
             run_stage(load_stage(stage), paths, params)
-        return read_promotion(paths["promotion"])
+        return Promotion.read(paths["promotion"])
 
 
 def moved(before: Path, after: Path) -> int:

@@ -12,7 +12,6 @@ from mdpr.artifacts import (
     RoutingCheck,
     read_intervals,
     read_metrics,
-    read_promotion,
     read_routing_check,
     read_table,
 )
@@ -60,7 +59,7 @@ def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) ->
         read_intervals(evaluation),
         read_table(evaluation, "variants.csv"),
         read_routing_check(evaluation),
-        read_promotion(promotion),
+        Promotion.read(promotion),
         champion.number if champion else None,
         report,
     )

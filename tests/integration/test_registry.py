@@ -108,7 +108,7 @@ def test_from_the_first_model_to_a_rollback(
     assert f"promoted: {outcome.reason}" in version.description
     assert json.loads(version.tags["mdpr.gate.checks"]) == [check.model_dump() for check in outcome.checks]
     logged = store.client.download_artifacts(registered.run_id, "evaluation/promotion.json", str(tmp_path))
-    assert artifacts.read_promotion(Path(logged)) == outcome
+    assert artifacts.Promotion.read(Path(logged)) == outcome
     releases.register(parts, first, TRACKING, register_params)
     assert (
         store.client.get_model_version("shoes", "1").description == version.description

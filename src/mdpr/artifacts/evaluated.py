@@ -117,6 +117,7 @@ class Intervals(Format):
 
 
 def read_intervals(evaluation: Path) -> Intervals:
+    """intervals.json; raises `ArtifactError`."""
     return Intervals.read(evaluation / "intervals.json")
 
 
@@ -140,6 +141,7 @@ class Biases(Format):
 
 
 def read_biases(evaluation: Path) -> Biases:
+    """biases.json; raises `ArtifactError`."""
     return Biases.read(evaluation / "biases.json")
 
 
@@ -160,6 +162,7 @@ class RoutingCheck(Format):
 
 
 def read_routing_check(evaluation: Path) -> RoutingCheck:
+    """routing.json; raises `ArtifactError`."""
     return RoutingCheck.read(evaluation / "routing.json")
 
 

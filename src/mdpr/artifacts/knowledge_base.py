@@ -40,6 +40,7 @@ class Knowledge(Format):
     classes: tuple[ClassKnowledge, ...]
 
     def sentences_CV(self) -> list[list[str]]:
+        """The sentences, a row per class; all must be there."""
         return [[item.sentences[key] for key in self.dimensions] for item in self.classes]
 
 

@@ -57,11 +57,14 @@ def display_names(classes: Sequence[ClassInfo]) -> list[str]:
 
 
 class ClassList(Format):
+    """classes.json."""
+
     format: Literal["mdpr-classes/1"] = "mdpr-classes/1"
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
 
 
 def write_classes(prepared: Path, classes: Sequence[ClassInfo]) -> None:
+    """classes.json."""
     write_json(prepared / CLASSES_FILE, ClassList(classes=tuple(classes)))
 
 
@@ -119,6 +122,7 @@ class Since(Format):
     went: int
 
     def in_words(self) -> str:
+        """The changes in one line."""
         return (
             f"since the previous version {self.moved:,} images moved to another split, {self.stayed:,} stayed, "
             f"{self.came:,} came, {self.went:,} went"
@@ -224,6 +228,7 @@ def read_pictures(file: Path | BinaryIO, where: str) -> dict[Split, Pictures]:
 
 
 def read_card(prepared: Path) -> DataCard:
+    """card.json; raises `ArtifactError`."""
     return DataCard.read(prepared / "card.json")
 
 

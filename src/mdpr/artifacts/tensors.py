@@ -171,6 +171,7 @@ def content_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 
 
 def check_finite(path: Path, arrays: Mapping[str, np.ndarray], stage: str) -> None:
+    """Raises `ArtifactError` that names the first array with a value that is not finite."""
     import numpy as np
 
     for name, array in arrays.items():
@@ -224,6 +225,7 @@ class Features:
 
 
 def write_features(features: Path, content: Features, class_names: Sequence[str]) -> None:
+    """features/knowledge.safetensors, for the label set `class_names`."""
     metadata = {
         "format": FEATURES.name,
         "fingerprint": content.fingerprint,
@@ -235,6 +237,7 @@ def write_features(features: Path, content: Features, class_names: Sequence[str]
 
 
 def read_features(features: Path, class_names: Sequence[str]) -> Features:
+    """features/knowledge.safetensors; raises `ArtifactError` as `TensorFormat.read` does."""
     arrays, metadata = FEATURES.read(features / "knowledge.safetensors", class_names)
     return Features(**arrays, fingerprint=metadata["fingerprint"], knowledge_digest=metadata["knowledge_digest"])
 
@@ -290,6 +293,7 @@ def write_probe(probe: Path, content: Probe, class_names: Sequence[str]) -> None
 
 
 def read_probe(probe: Path, class_names: Sequence[str]) -> Probe:
+    """probe/probe.safetensors; raises `ArtifactError` as `TensorFormat.read` does."""
     path = probe / "probe.safetensors"
     arrays, metadata = PROBE.read(path, class_names)
     try:
@@ -323,6 +327,7 @@ class LinearHead:
 
 
 def write_logistic(probe: Path, head: LinearHead) -> None:
+    """probe/logistic.safetensors."""
     arrays = {"weight_Cd": head.weight_Cd, "bias_C": head.bias_C}
     metadata = {"format": LOGISTIC_FORMAT, "inverse_penalty": repr(head.inverse_penalty)}
     write_tensors(probe / LOGISTIC_FILE, arrays, metadata)

@@ -56,6 +56,7 @@ class Truth:
 
 
 def write_truth(prepared: Path, truth: Truth) -> None:
+    """truth.json and truth.parquet."""
     write_json(prepared / "truth.json", truth.world)
     truth.pictures.to_parquet(prepared / "truth.parquet", index=False)
 

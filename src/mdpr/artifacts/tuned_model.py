@@ -51,6 +51,7 @@ def write_model(model: Path, config: ModelConfig, history: Sequence[Mapping[str,
 
 
 def read_model_config(model: Path) -> ModelConfig:
+    """config.json; raises `ArtifactError`."""
     return ModelConfig.read(model / "config.json")
 
 
@@ -110,6 +111,7 @@ class TrackedRun(Format):
 
 
 def read_run(folder: Path) -> TrackedRun:
+    """run.json of model/ or evaluation/; raises `ArtifactError`."""
     return TrackedRun.read(folder / "run.json")
 
 
@@ -128,10 +130,6 @@ class Registration(Format):
     alias: str
     source: str
     digests: dict[str, str] = Field(default_factory=dict)
-
-
-def read_registration(path: Path) -> Registration:
-    return Registration.read(path)
 
 
 class Check(Format):
@@ -162,7 +160,3 @@ class Promotion(Format):
     champion_before: str | None
     champion_after: str | None
     checks: tuple[Check, ...]
-
-
-def read_promotion(path: Path) -> Promotion:
-    return Promotion.read(path)

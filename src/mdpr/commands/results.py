@@ -82,7 +82,7 @@ def open_page(data: Path, promotion: Path | None, output: Path | None, params: P
 def _render(
     data: Path, promotion: Path | None, output: Path | None, params: Path, ports: dict[str, Path | None]
 ) -> Path:
-    from mdpr.artifacts import read_promotion
+    from mdpr.artifacts import Promotion
     from mdpr.errors import ArtifactError
     from mdpr.evaluation.report.document import Folders, gather, make_figures, render_report
     from mdpr.pages import GENERATOR
@@ -96,7 +96,7 @@ def _render(
     if promotion is not None and not promotion.is_file():
         raise ArtifactError(f"{promotion} is missing: run promote first, or leave --promotion out")
     decided = promotion or data / PROMOTION
-    decision = read_promotion(decided) if decided.is_file() else None
+    decision = Promotion.read(decided) if decided.is_file() else None
     sections = load_params(params)
     tracking, evaluate = sections.tracking, sections.evaluate
     title = f"{tracking.model_name}: evaluation on the test set"

@@ -167,6 +167,7 @@ class ClasswiseCalibration:
         self._gap_CK: Tensor | None = None
 
     def add(self, label_B: Tensor, log_probability_BC: Tensor) -> None:
+        """Count a batch: labels (B,) and log-probabilities (B, C)."""
         import torch  # the gate imports this module without torch
 
         label_B, probability_BC = label_B.cpu(), log_probability_BC.detach().cpu().double().exp()

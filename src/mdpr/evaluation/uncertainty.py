@@ -256,6 +256,7 @@ def outcome_counts(label_N: np.ndarray, outcome_N: np.ndarray, classes: int, out
 
 
 def percentile_interval(value_S: np.ndarray) -> Interval:
+    """The percentiles of S resampled values that leave `TAIL` on each side."""
     low, high = np.quantile(value_S, [TAIL, 1 - TAIL]).tolist()
     return low, high
 

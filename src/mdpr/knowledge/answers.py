@@ -120,6 +120,7 @@ class Prices:
         return bool(self.input_usd_per_million or self.output_usd_per_million)
 
     def cost_usd(self, usage: Usage) -> float:
+        """The price of so many tokens, in US dollars."""
         return (
             usage.input_tokens * self.input_usd_per_million + usage.output_tokens * self.output_usd_per_million
         ) / 1e6

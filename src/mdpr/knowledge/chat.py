@@ -224,6 +224,7 @@ def server_name(llm: LlmParams) -> str:
 
 
 def without_key(text: str, key: str) -> str:
+    """`text` with the API key replaced by asterisks."""
     return text.replace(key, "***") if key and key != NO_KEY else text
 
 

@@ -83,6 +83,7 @@ class Question:
 
 
 def load_prompts() -> Prompts:
+    """prompts.yaml of this package."""
     text = (resources.files("mdpr.knowledge") / "prompts.yaml").read_text(encoding="utf-8")
     prompts = Prompts.model_validate(parse_yaml(text, "prompts.yaml"))
     assert tuple(prompts.dimensions) == DIMENSIONS

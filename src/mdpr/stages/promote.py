@@ -29,13 +29,13 @@ def promote(
 
     A champion that was registered with other test images is scored on those of `prepared` first.
     """
-    from mdpr.artifacts import read_registration, write_json
+    from mdpr.artifacts import Registration, write_json
     from mdpr.mlops import promotions
     from mdpr.mlops.runs import publish_waiting
     from mdpr.mlops.store import connect
 
     publish_waiting(connect(), tracking)
-    outcome = promotions.promote(read_registration(registration), evaluation, prepared, _policy(params), checkpoint)
+    outcome = promotions.promote(Registration.read(registration), evaluation, prepared, _policy(params), checkpoint)
     decision = "promoted" if outcome.decision == "promoted" else "not promoted"
     write_json(promotion, outcome)
     return f"{decision}: version {outcome.version or 'none'} of {outcome.model_name}: {outcome.reason}"
@@ -45,10 +45,10 @@ def preview(prepared: In, evaluation: In, registration: In, *, params: PromotePa
     """Show what the gate would decide, every number of it, and change nothing."""
     from rich.console import Console
 
-    from mdpr.artifacts import read_registration
+    from mdpr.artifacts import Registration
     from mdpr.mlops import promotions
 
-    judgement = promotions.judge(read_registration(registration), evaluation, prepared, _policy(params))
+    judgement = promotions.judge(Registration.read(registration), evaluation, prepared, _policy(params))
     outcome = judgement.promotion()
     console = Console()
     console.print(promotions.checks_table(outcome))

@@ -161,6 +161,7 @@ class Checkpoints:
         temporary.replace(path)
 
     def discard(self) -> None:
+        """Remove the checkpoint: the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -109,6 +109,7 @@ class EmblemSplit:
 
     @classmethod
     def draw(cls, name: str, world: World, setting: str, seed: tuple[int, ...], per_class: int) -> EmblemSplit:
+        """`per_class` pictures of each class, class by class; `setting` is a key of `SETTINGS`."""
         random = np.random.default_rng(seed)
         labels_N = np.repeat(np.arange(len(world.names)), per_class)
         return cls(name, draw_pictures(labels_N, world.value_CA[labels_N], *SETTINGS[setting], random), seed)

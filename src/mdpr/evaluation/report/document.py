@@ -139,6 +139,7 @@ def write_report(folders: Folders, model_name: str, gallery_images: int) -> None
 
 
 def title_of(model_name: str) -> str:
+    """The report's title."""
     return f"{model_name}: evaluation on the test set"
 
 

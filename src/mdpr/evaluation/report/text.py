@@ -150,6 +150,7 @@ def _overlap(results: Results, branch: str) -> bool:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
+    """A difference of fractions and its bounds, in points."""
     return f"{signed_points(value)} points (95 % interval {signed_points(low)} to {signed_points(high)})"
 
 
