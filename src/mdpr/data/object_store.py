@@ -2,11 +2,13 @@
 
 Each object is kept in a cache under a name made of its address, its size and the store's own fingerprint of it (ETag).
 So an interrupted copy goes on where it stopped, and of a bucket that changed only what changed is copied. Credentials
-come from the environment or from the machine, as each store's library documents (AWS_ACCESS_KEY_ID, ...).
+come from the environment or from the machine, as each store's library documents (AWS_ACCESS_KEY_ID, ...), never from
+the address, which is recorded.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -14,12 +16,13 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mdpr.artifacts import StoreOrigin
 from mdpr.errors import DataError, MdprError, printable
+from mdpr.params.section import holds_login
 from mdpr.progress import track
 
 if TYPE_CHECKING:
@@ -29,9 +32,11 @@ logger = logging.getLogger(__name__)
 CACHE = "MDPR_CACHE"  # environment variable: the folder that copies are kept in
 # Names of DVC and Kubeflow for what fsspec calls otherwise; minio:// is any store that speaks S3, at AWS_ENDPOINT_URL.
 SCHEMES = {"minio": "s3", "azure": "az"}
+STORES = {"s3": "'mdpr[s3]'", "gs": "gcsfs", "azure": "adlfs"}  # scheme -> what to install
 # What a store says of the content of an object, by the names of s3fs, gcsfs and adlfs; failing that, its time.
 FINGERPRINTS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
 BATCH = 64  # objects that are asked for at once
+SCRATCH, LOCK = "scratch-", ".mdpr-lock"  # folders of a run in the cache, and the file that it holds locked in its own
 
 
 class StoredFile(NamedTuple):
@@ -48,6 +53,8 @@ def open_address(address: str) -> tuple[AbstractFileSystem, str]:
 
     Raises `MdprError` that names a package which is missing, or what is wrong with the address.
     """
+    if holds_login(address):
+        raise MdprError("an address must not hold a key or a password: give the store's login in the environment")
     try:
         from fsspec.core import url_to_fs
         from fsspec.registry import known_implementations
@@ -59,10 +66,14 @@ def open_address(address: str) -> tuple[AbstractFileSystem, str]:
         files, path = url_to_fs(f"{scheme}://{rest}", **({} if scheme == "file" else {"use_listings_cache": False}))
     except ImportError:
         needed = known_implementations.get(scheme, {}).get("class", scheme).partition(".")[0]
-        extra = "'mdpr[s3]'" if needed == "s3fs" else needed
+        extra = STORES["s3"] if needed == "s3fs" else needed
         raise MdprError(f"{address} needs the package {needed}: pip install {extra}") from None
     except ValueError as error:
-        raise MdprError(f"{address}: {' '.join(str(error).split())}") from None
+        known = ", ".join(f"{name}:// (pip install {package})" for name, package in STORES.items())
+        reason = " ".join(str(error).split())
+        raise MdprError(
+            f"{address} cannot be opened ({reason}): name a folder of this disk, or an address of {known}"
+        ) from None
     return files, path.rstrip("/")
 
 
@@ -93,10 +104,9 @@ def copied(address: str) -> Iterator[tuple[Path, StoreOrigin]]:
         listed = list_files(files, root, address)
     with ExitStack() as held:
         with _os_errors(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            copy_missing(files, root, listed, cache, address)
-            name = held.enter_context(tempfile.TemporaryDirectory(prefix="source-", dir=cache))
-            folder = Path(name) / (posixpath.basename(root) or "source")
+            scratch = held.enter_context(scratch_folder(cache))
+            copy_missing(files, root, listed, cache, scratch, address)
+            folder = scratch / "source" / (posixpath.basename(root) or "source")
             for item in listed:
                 target = folder / item.path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +117,10 @@ def copied(address: str) -> Iterator[tuple[Path, StoreOrigin]]:
 
 
 def list_files(files: AbstractFileSystem, root: str, address: str) -> list[StoredFile]:
-    """Every object below `root`, sorted by path; raises `DataError` for none, and for a name that is no path."""
+    """Every object below `root`, sorted by path.
+
+    Raises `DataError` for none, and for keys that a folder cannot have: no path, or below another object.
+    """
     found = files.find(root, detail=True)
     listed = []
     for key, info in found.items():
@@ -121,6 +134,13 @@ def list_files(files: AbstractFileSystem, root: str, address: str) -> list[Store
         listed.append(StoredFile(key, path, int(info["size"]), _fingerprint(info)))
     if not listed:
         raise DataError(f"{address} holds no object: check the address")
+    keys = {item.path: item.key for item in listed}
+    for path, key in keys.items():
+        if above := next((keys[str(parent)] for parent in PurePosixPath(path).parents if str(parent) in keys), None):
+            raise DataError(
+                f"{address}: {printable(above)} and {printable(key)} cannot lie in one folder, in which the first is a "
+                "file: rename one of these objects"
+            )
     return sorted(listed, key=lambda item: item.path)
 
 
@@ -135,13 +155,37 @@ def listing_digest(listed: Sequence[StoredFile]) -> str:
 
 
 def cache_folder() -> Path:
-    """MDPR_CACHE, or `mdpr` in the user's folder of caches. Nothing in it is ever removed by mdpr but its own copies
-    of objects that changed while they were copied."""
+    """MDPR_CACHE, or `mdpr` in the user's folder of caches.
+
+    Nothing in it is ever removed by mdpr but its own copies of objects that changed while they were copied, and the
+    scratch folders of runs that are over.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(os.environ.get(CACHE) or os.path.join(caches, "mdpr"))
 
 
-def copy_missing(files: AbstractFileSystem, root: str, listed: Sequence[StoredFile], cache: Path, address: str) -> None:
+@contextmanager
+def scratch_folder(cache: Path) -> Iterator[Path]:
+    """A folder in the cache for as long as this lasts. A run that is killed leaves its own to the next run.
+
+    The lock ends with the process, however that ends. It is taken before the file has its name: a folder whose lock is
+    free belongs to nobody.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(f"{SCRATCH}*/{LOCK}"):
+        with suppress(OSError), left.open("r+") as lock:  # OSError: its run is alive, or the folder is gone by now
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=cache) as name, open(f"{name}/{LOCK}.new", "w") as lock:
+        with suppress(OSError):  # a disk without locks: nobody else can take it either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(lock.name, f"{name}/{LOCK}")
+        yield Path(name)
+
+
+def copy_missing(
+    files: AbstractFileSystem, root: str, listed: Sequence[StoredFile], cache: Path, scratch: Path, address: str
+) -> None:
     """Copy the objects that the cache lacks, `BATCH` at a time; each appears there whole or not at all."""
     missing = [item for item in listed if not _place(cache, address, item).exists()]
     if not missing:
@@ -154,16 +198,15 @@ def copy_missing(files: AbstractFileSystem, root: str, listed: Sequence[StoredFi
         )
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
     for batch in track(batches, f"copy {posixpath.basename(root)}", total=len(batches)):
-        with tempfile.TemporaryDirectory(prefix="copy-", dir=cache) as name:
-            targets = [Path(name) / str(index) for index in range(len(batch))]
-            with store_errors(address, DataError):
-                files.get([item.key for item in batch], [str(target) for target in targets])
-            for item, target in zip(batch, targets, strict=True):
-                if target.stat().st_size != item.size:
-                    raise DataError(f"{address}: {printable(item.key)} was cut short: try again")
-                place = _place(cache, address, item)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                target.replace(place)
+        targets = [scratch / str(index) for index in range(len(batch))]
+        with store_errors(address, DataError):
+            files.get([item.key for item in batch], [str(target) for target in targets])
+        for item, target in zip(batch, targets, strict=True):
+            if target.stat().st_size != item.size:
+                raise DataError(f"{address}: {printable(item.key)} was cut short: try again")
+            place = _place(cache, address, item)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            target.replace(place)
     with store_errors(address, DataError):
         now = set(list_files(files, root, address))
     if changed := [item for item in missing if item not in now]:

@@ -7,7 +7,18 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mdpr.params.section import Count, CountOrZero, Fraction, InputPath, Positive, Section, Seed, is_address, offered
+from mdpr.params.section import (
+    Count,
+    CountOrZero,
+    Fraction,
+    InputPath,
+    Positive,
+    Section,
+    Seed,
+    holds_login,
+    is_address,
+    offered,
+)
 
 # How an address is written in a setting, and where its login belongs.
 PLACES = {
@@ -159,10 +170,10 @@ class PrepareParams(Section):
         """Settings are written down everywhere: in params.yaml, dvc.lock, MLflow, Kubeflow."""
         named, variables = PLACES[str(info.field_name)]
         try:
-            address = urlsplit(place)
+            urlsplit(place)
         except ValueError:
             raise ValueError(f"must be an address, {named}, or a folder") from None
-        if address.password or (address.username and address.scheme.startswith("http")):
+        if holds_login(place):
             raise ValueError(
                 f"must not hold a login, which would be recorded with the settings: set {variables} in the environment"
             )

@@ -40,6 +40,7 @@ class _Reads:
 InputPath = Annotated[str, _Reads()]
 
 MAX_TEXT = 10_000
+USER_SCHEMES = ("abfs", "abfss", "az", "azure", "ssh", "git+ssh", "sftp", "hdfs")  # NAME@ is a container or an account
 SWITCH = {"true", "false", "yes", "no", "on", "off"}
 WRONG_KIND = {
     "int": "must be a whole number",
@@ -89,6 +90,17 @@ def input_paths(section: Section) -> dict[str, Path]:
 def is_address(text: str) -> bool:
     """Whether a path is an address of an object store, such as s3://bucket/folder."""
     return "://" in text
+
+
+def holds_login(text: str) -> bool:
+    """Whether an address holds a key or a password, before an @ ahead of the host or the bucket."""
+    scheme, _, rest = text.partition("://")
+    host, _, path = rest.partition("/")
+    login, at, _ = host.rpartition("@")
+    if at:
+        return ":" in login or scheme not in USER_SCHEMES
+    _, colon, port = host.rpartition(":")
+    return "@" in path and bool(colon) and not port.isdigit()  # a secret may hold a slash
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import ValidationError
 
 from mdpr.artifacts import read_card
 from mdpr.data.dvc_origin import located
-from mdpr.data.object_store import CACHE, copied, open_address
+from mdpr.data.object_store import CACHE, SCRATCH, copied, open_address
 from mdpr.errors import DataError, MdprError
 from mdpr.params import PrepareParams
 from mdpr.params.section import input_paths
@@ -120,6 +125,43 @@ def test_a_key_that_is_no_path_below_the_root_is_refused(store: MemoryFileSystem
     del store.store[f"/bucket/set/{key}"]
 
 
+@pytest.mark.parametrize("pair", [("a", "a/b"), ("c/d", "c/d/e/f")])
+def test_two_objects_of_which_one_would_be_a_file_and_a_folder_are_named(
+    store: MemoryFileSystem, pair: tuple[str, str]
+) -> None:
+    put(store, **{"1": b"x", "a-b": b"x"})
+    for key in pair:
+        store.store[f"/bucket/set/{key}"] = store.store["/bucket/set/1"]
+    with pytest.raises(DataError, match=f"set/{pair[0]} and .*set/{pair[1]} ") as raised, copied(ADDRESS):
+        pass
+    assert "check the address" not in str(raised.value)
+    for key in reversed(pair):
+        del store.store[f"/bucket/set/{key}"]
+
+
+def test_a_run_removes_what_a_killed_one_left_and_nothing_else(store: MemoryFileSystem, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    put(store, **{"1": b"x"})
+    for mine in ("source-images", "copy-1", f"{SCRATCH}images"):
+        (cache / mine).mkdir(parents=True)
+        (cache / mine / "own.png").touch()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from mdpr.data.object_store import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(cache)]).returncode == -signal.SIGKILL
+    assert len(list(cache.glob("*/half"))) == 1
+    with copied(ADDRESS) as (first, _):
+        assert not list(cache.glob("*/half"))
+        with copied(ADDRESS) as (second, _):
+            assert read(first) == read(second) == {"1": b"x"}
+    assert not first.exists()
+    assert {file.parent.name for file in cache.rglob("own.png")} == {"source-images", "copy-1", f"{SCRATCH}images"}
+    assert len(list(cache.iterdir())) == 4  # and the object
+
+
 def test_nothing_there_and_one_object_are_named(store: MemoryFileSystem) -> None:
     put(store, **{"1": b"x"})
     for address, reason in ((f"{ADDRESS}/1", "is one object"), ("memory://bucket/none", "memory://bucket/none")):
@@ -144,12 +186,37 @@ def test_a_disk_that_is_too_small_is_said_before_a_copy(
 
 @pytest.mark.parametrize(
     ("address", "reason"),
-    [("gs://bucket/set", "gcsfs: pip install gcsfs"), ("azure://bucket/set", "adlfs"), ("nowhere://x", "nowhere")],
+    [
+        ("gs://bucket/set", "gcsfs: pip install gcsfs"),
+        ("azure://bucket/set", "adlfs"),
+        ("nowhere://x", r"nowhere.*s3:// \(pip install 'mdpr\[s3\]'\), gs:// .*gcsfs.*, azure:// .*adlfs"),
+    ],
 )
 def test_a_package_that_is_missing_is_named(address: str, reason: str) -> None:
     with pytest.raises(MdprError, match=reason) as raised:
         open_address(address)
     assert "\n" not in str(raised.value)
+
+
+LOGINS = ["s3://sesame@bucket/set", "s3://KEY:sesame@bucket/set", "s3://KEY:ses/ame@bucket", "az://box:sesame@x/set"]
+
+
+@pytest.mark.parametrize("address", LOGINS)
+def test_a_login_in_an_address_is_refused_and_not_repeated(address: str) -> None:
+    for refuse in (open_address, lambda root: PrepareParams(source="folder", root=root)):
+        with pytest.raises((MdprError, ValueError), match="environment") as raised:
+            refuse(address)
+        line = raised.value.errors()[0]["msg"] if isinstance(raised.value, ValidationError) else str(raised.value)
+        assert "\n" not in line
+        assert not {"sesame", "ses/ame", "KEY"} & set(re.split(r"[^\w/]+", line))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["abfs://container@account.dfs.core.windows.net/set", "s3://bucket/a@b", "s3://bucket/a:b@c", "http://h:80/a@b"],
+)
+def test_an_at_sign_need_not_be_a_login(address: str) -> None:
+    assert PrepareParams(source="folder", root=address).root == address
 
 
 def test_prepare_reads_it_as_a_folder_and_the_card_says_where_it_lay(
