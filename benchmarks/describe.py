@@ -93,7 +93,6 @@ def make_inputs(folder: Path, names: Sequence[str]) -> None:
     write_classes(folder / "prepared", items)
     even_C = np.full(classes, 1 / classes, dtype=np.float32)
     probe = Probe(
-        confusion_CC=np.eye(classes, dtype=np.float32),
         rival_C=np.roll(np.arange(classes), -1),
         zero_shot_C=even_C,
         log_prior_C=np.log(even_C),
@@ -103,7 +102,7 @@ def make_inputs(folder: Path, names: Sequence[str]) -> None:
         logit_scale=100.0,
         fingerprint="none",
     )
-    write_probe(folder / "probe", probe, names)
+    write_probe(folder / "probe", probe, np.eye(classes, dtype=np.float32), names)
 
 
 def describe_command(folder: Path, name: str, url: str, concurrency: int) -> list[str]:

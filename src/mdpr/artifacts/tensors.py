@@ -191,11 +191,12 @@ FEATURES = TensorFormat(
     {"sentences_CVd": Array("CVd"), "summary_Cd": Array("Cd"), "prior_CV": Array("CV", -1, 1)},
     ("fingerprint", "knowledge_digest"),
 )
+CONFUSION = "confusion_CC"
 PROBE = TensorFormat(
     "mdpr-probe/1",
     "probe",
     {
-        "confusion_CC": Array("CC", 0, 1, sums="plain"),
+        CONFUSION: Array("CC", 0, 1, sums="plain"),
         "rival_C": Array("C", 0, "C", dtype="int64"),
         "zero_shot_C": Array("C", 0, 1),
         "log_prior_C": Array("C", high=0, sums="exp"),
@@ -246,7 +247,6 @@ def read_features(features: Path, class_names: Sequence[str]) -> Features:
 class Probe:
     """The frozen CLIP's reading of the training images, before anything is tuned.
 
-    confusion_CC       row c: share of class c's images predicted as each class (rows sum to 1)
     rival_C            int64, the class that c is most confused with
     zero_shot_C        accuracy per class, 0..1
     log_prior_C        log of the estimated pre-training prior (METHOD: hidden bias), sums to 1 after exp
@@ -257,7 +257,6 @@ class Probe:
     fingerprint        of the backbone
     """
 
-    confusion_CC: np.ndarray
     rival_C: np.ndarray
     zero_shot_C: np.ndarray
     log_prior_C: np.ndarray
@@ -268,8 +267,11 @@ class Probe:
     fingerprint: str
 
 
-def write_probe(probe: Path, content: Probe, class_names: Sequence[str]) -> None:
-    """probe.safetensors for the next stages, zero_shot.csv for people."""
+def write_probe(probe: Path, content: Probe, confusion_CC: np.ndarray, class_names: Sequence[str]) -> None:
+    """probe.safetensors for the next stages, zero_shot.csv for people.
+
+    `confusion_CC`, row c: share of class c's images predicted as each class (rows sum to 1). Only the file keeps it.
+    """
     import numpy as np
     import pandas as pd
 
@@ -279,7 +281,8 @@ def write_probe(probe: Path, content: Probe, class_names: Sequence[str]) -> None
         "logit_scale": repr(content.logit_scale),
         "classes": class_digest(class_names),
     }
-    write_tensors(probe / "probe.safetensors", {name: getattr(content, name) for name in PROBE.arrays}, metadata)
+    arrays = {name: getattr(content, name) for name in PROBE.arrays if name != CONFUSION} | {CONFUSION: confusion_CC}
+    write_tensors(probe / "probe.safetensors", arrays, metadata)
     table = pd.DataFrame(
         {
             "index": range(len(class_names)),
@@ -296,6 +299,7 @@ def read_probe(probe: Path, class_names: Sequence[str]) -> Probe:
     """probe/probe.safetensors; raises `ArtifactError` as `TensorFormat.read` does."""
     path = probe / "probe.safetensors"
     arrays, metadata = PROBE.read(path, class_names)
+    del arrays[CONFUSION]  # no stage needs it, and of many classes it is large
     try:
         logit_scale = float(metadata["logit_scale"])
     except ValueError:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import f1_score
 
 from mdpr.artifacts import SHOT_GROUPS
 from mdpr.evaluation.predictions import final_branch, recorded_branches
@@ -82,6 +81,8 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     harmonic_mean, geometric_mean, top1, top5 (over images, not class-balanced), macro_f1 (over classes with a test
     image), ece, nll.
     """
+    from sklearn.metrics import f1_score  # tune, which reads this module too, does without
+
     label_N = predictions["label"].to_numpy()
     top1_N = predictions[f"{branch}_top1"].to_numpy()
     top5_Nk = np.stack(list(predictions[f"{branch}_top5"]))

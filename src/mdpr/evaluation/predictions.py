@@ -68,20 +68,23 @@ class Predictions:
 
 
 class PredictionRecorder:
-    """Collects log-probabilities batch by batch and keeps what the table needs of them."""
+    """Collects log-probabilities batch by batch and keeps what the table needs of them.
+
+    Each column is one array, of twice the length whenever it is full. A small tensor per batch would keep the memory
+    around it from being used again for the large ones of the next batch.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, Tensor]] = []
-        self._images = 0
+        self._columns: dict[str, np.ndarray] = {}
+        self.images = 0
 
     def add(
         self,
         label_B: Tensor,
         log_probability_BC: Mapping[str, Tensor],
-        routing_BV: Mapping[str, Tensor] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Append a batch: its labels, one tensor of log-probabilities per branch, and the routing weights by name of
-        their column, if any.
+        """Append a batch: its labels, one tensor of log-probabilities per branch, and further columns as they are.
 
         A branch is one of `BRANCHES`, or a variant with a name of its own (see `mdpr.evaluation.ablations`). Raises
         `ArtifactError` if a branch's scores are not finite.
@@ -89,21 +92,26 @@ class PredictionRecorder:
         import torch  # the gate imports this module without torch
 
         label_B = label_B.cpu()
-        part = {"index": torch.arange(self._images, self._images + len(label_B)), "label": label_B}
+        start, stop = self.images, self.images + len(label_B)
+        part = {"index": torch.arange(start, stop), "label": label_B}
         for branch, scores_BC in log_probability_BC.items():
             part |= _columns(branch, scores_BC.detach().float().cpu(), label_B, part["index"])
-        part |= {name: weights_BV.detach().float().cpu() for name, weights_BV in (routing_BV or {}).items()}
-        assert not self._parts or part.keys() == self._parts[0].keys(), "branches differ between batches"
-        self._parts.append(part)
-        self._images += len(label_B)
+        part |= {name: column.detach().cpu() for name, column in (columns or {}).items()}
+        assert not self.images or part.keys() == self._columns.keys(), "branches differ between batches"
+        for name, column in part.items():
+            array = self._columns.setdefault(name, column.numpy()[:0])
+            if len(array) < stop:
+                longer = np.empty((max(stop, 2 * len(array)), *array.shape[1:]), array.dtype)
+                longer[:start] = array[:start]
+                array = self._columns[name] = longer
+            array[start:stop] = column.numpy()
+        self.images = stop
 
     def table(self) -> pd.DataFrame:
         """Everything added so far, with the columns listed at the top of this file."""
-        import torch
-
-        assert self._parts, "no batch was added"
-        columns = {key: torch.cat([part[key] for part in self._parts]).numpy() for key in self._parts[0]}
-        return pd.DataFrame({key: list(array) if array.ndim > 1 else array for key, array in columns.items()})
+        assert self.images, "no batch was added"
+        columns = {name: array[: self.images] for name, array in self._columns.items()}
+        return pd.DataFrame({name: list(array) if array.ndim > 1 else array for name, array in columns.items()})
 
 
 def _columns(branch: str, scores_BC: Tensor, label_B: Tensor, index_B: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from mdpr.evaluation.ablations import (
 from mdpr.evaluation.metrics import ClasswiseCalibration
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions, top_classes
 from mdpr.images.decoding import short_side_px
-from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader
+from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader, scoring_batch_size
 from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import GeneralizedLogitAdjustment
 from mdpr.model.inference import Classifier
@@ -62,31 +62,31 @@ def predict(
     recorder, others = PredictionRecorder(), PredictionRecorder()
     calibration: dict[str, ClasswiseCalibration] = {}
     heads = [(name, *_on(classifier.device, head)) for name, head in (baselines or {}).items()]
-    simple: dict[str, list[Tensor]] = {}
     kinds: dict[str, str] = {}
     fusion = classifier.model.fusion
-    for image_B3HW, label_B in batches:
+
+    def add(image_B3HW: Tensor, label_B: Tensor) -> None:  # a function: nothing of a batch is held while the next runs
         image_on_device = image_B3HW.to(classifier.device)
         frozen_Bd = classifier.backbone.encode_image(image_on_device).float()
         outputs = classifier(image_on_device)
         if record is not None:
             record(label_B, outputs)
         logits = {"zero_shot": probe.logit_scale * frozen_Bd @ text_Cd.T, "base": outputs.base_BC}
-        routing_BV: dict[str, Tensor] = {}
+        columns: dict[str, Tensor] = {}
         if outputs.routed_BC is not None:
             logits["routed"] = outputs.routed_BC
         if not classifier.model.answers_as_base:
             logits["fused"] = outputs.fused_BC
         if outputs.routed_BC is not None:
             class_B = {"routing": outputs.fused_BC.argmax(dim=-1), "true_routing": label_B.to(classifier.device)}
-            routing_BV = {name: classifier.consult(outputs, indices_B) for name, indices_B in class_B.items()}
+            columns = {name: classifier.consult(outputs, indices_B) for name, indices_B in class_B.items()}
+        index_B = recorder.images + torch.arange(len(label_B))
+        for name, weight_Cd, bias_C in heads:
+            columns[f"{name}_top1"] = top_classes((frozen_Bd @ weight_Cd.T + bias_C).cpu(), 1, index_B)[:, 0]
         scores = {branch: F.log_softmax(logits_BC.float(), dim=-1) for branch, logits_BC in logits.items()}
-        recorder.add(label_B, scores, routing_BV)
+        recorder.add(label_B, scores, columns)
         for branch, scores_BC in scores.items():
             calibration.setdefault(branch, ClasswiseCalibration()).add(label_B, scores_BC)
-        for name, weight_Cd, bias_C in heads:
-            logits_BC = (frozen_Bd @ weight_Cd.T + bias_C).cpu()
-            simple.setdefault(f"{name}_top1", []).append(top_classes(logits_BC, 1, torch.arange(len(label_B)))[:, 0])
         expert_BC = None
         if isinstance(fusion, GeneralizedLogitAdjustment):
             expert_BC = fusion.expert(frozen_Bd, classifier.backbone.logit_scale)
@@ -94,11 +94,14 @@ def predict(
         for variant in variants:
             given = variant.log_probabilities(BatchOutputs(image_on_device, outputs, expert_BC))
             answers |= given
-            kinds |= dict.fromkeys(given, variant.kind)
+            kinds.update(dict.fromkeys(given, variant.kind))
         if answers:
             others.add(label_B, answers)
+
+    for batch in batches:
+        add(*batch)
     return Predictions(
-        recorder.table().assign(**{name: torch.cat(parts).numpy() for name, parts in simple.items()}),
+        recorder.table(),
         {branch: counts.error() for branch, counts in calibration.items()},
         others.table() if kinds else None,
         kinds,
@@ -139,18 +142,19 @@ def evaluate_splits(
     a router.
     """
     look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
+    batch_size = scoring_batch_size(params.batch_size, len(classifier.class_names))
     variants: list[Variant] = []
     if names := ablation_names(params, routed=classifier.model.router is not None):
         assert prior_CV is not None
         variants.append(RoutingAblations(classifier, prior_CV, probe.text_Cd, names))
     if params.post_hoc:
-        variants.append(_post_hoc(classifier, _table(prepared, "val", look), params.batch_size))
+        variants.append(_post_hoc(classifier, _table(prepared, "val", look), batch_size))
     if params.test_time == "flip":
         variants.append(Flipped(classifier))
-    test = make_loader(_table(prepared, "test", look), params.batch_size)
+    test = make_loader(_table(prepared, "test", look), batch_size)
     predicted = predict(classifier, probe, track(test, "evaluate"), variants, record, baselines)
     if views := VIEWS.get(params.test_time):
-        loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), params.batch_size)
+        loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), batch_size)
         name = f"{params.test_time}_ensemble"
         table = predict_views(classifier, track(loader, params.test_time), views, name)
         if predicted.variants is not None:
@@ -171,6 +175,7 @@ def measure_pictures(images: ImageFile, input_px: int) -> PictureSizes:
 def score_images(classifier: Classifier, images: ImageFile, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The final answer to each image, whatever its label: class (N,) int64 and probability (N,) float32."""
     look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
+    batch_size = scoring_batch_size(batch_size, len(classifier.class_names))
     loader = make_loader(ImageTable(images, look, cache_max_bytes=0), batch_size)
     top1: list[Tensor] = []
     probability: list[Tensor] = []

@@ -122,6 +122,7 @@ THIN = 16  # long over short side from which only the centre of a picture is res
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps; less loses small objects
 WIDE_CROP_AREA = (0.08, 1.0)  # as for ImageNet, and published
 PAD_PX = 4
+SCORES_MAX = 2**20  # images x classes of a batch that is only scored: several such tensors are held at once
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,11 @@ def make_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # torch draws a seed for its workers; nothing here uses it
     )
+
+
+def scoring_batch_size(most: int, classes: int) -> int:
+    """Images that are scored at once: at most `most`, and only so many that a (B, C) tensor stays small."""
+    return max(1, min(most, SCORES_MAX // classes))
 
 
 def _leave_sigterm_to_the_trainer(worker: int) -> None:

@@ -50,7 +50,6 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
     confusion_CC = confusion_matrix(dataset.labels_N, torch.cat(predictions).numpy(), len(names))
     text = text_Cd.cpu().numpy()
     content = Probe(
-        confusion_CC=confusion_CC,
         rival_C=rivals(confusion_CC, text),
         zero_shot_C=confusion_CC.diagonal(),
         log_prior_C=log_prior_C,
@@ -70,7 +69,7 @@ def probe(prepared: In, probe: Out, *, params: ProbeParams, backbone: BackbonePa
         train_nd = scaled_Nd.numpy()[rows_n] / frozen.logit_scale.item()
         head = fit_logistic(train_nd, dataset.labels_N[rows_n], val_Md, val.labels_N)
     probe.mkdir()
-    write_probe(probe, content, names)
+    write_probe(probe, content, confusion_CC, names)
     if head:
         write_logistic(probe, head)
     return f"probed: {len(names):,} classes, {content.zero_shot_C.mean():.1%} of their training images right by name"

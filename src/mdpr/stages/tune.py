@@ -85,7 +85,7 @@ def _configure(
     import torch
 
     from mdpr import artifacts
-    from mdpr.images.loading import make_loader
+    from mdpr.images.loading import make_loader, scoring_batch_size
     from mdpr.model.fusion import TAUS, RecallCounter, adjust, log_shares
 
     config = artifacts.ModelConfig(
@@ -107,7 +107,8 @@ def _configure(
     log_share_C = log_shares(data.counts).to(device)
     with torch.no_grad():
         constants = tuned.constants()
-        for image_B3HW, label_B in make_loader(data.val, tuned.params.batch_size):
+        size = scoring_batch_size(tuned.params.batch_size, len(data.counts))
+        for image_B3HW, label_B in make_loader(data.val, size):
             answer_BC = tuned(image_B3HW.to(device), constants=constants).fused_BC
             counter.add(label_B, (adjust(answer_BC, tau, log_share_C) for tau in TAUS))
     tau, accuracy = counter.best(TAUS, least=0.0)

@@ -32,6 +32,7 @@ from mdpr.images.loading import (
     eval_transform,
     make_loader,
     plan_epoch,
+    scoring_batch_size,
     shard,
     train_transform,
 )
@@ -46,7 +47,7 @@ from mdpr.training.losses import Objective
 
 logger = logging.getLogger(__name__)
 
-EVAL_BATCH_FACTOR, EVAL_CELLS = 4, 2**20  # validation keeps no gradients: a larger batch fits, of so many logits
+EVAL_BATCH_FACTOR = 4  # validation keeps no gradients: a larger batch fits
 CHECK_EVERY_STEPS = 20  # reading a loss value makes the host wait for the GPU, so not after every step
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": partial(SGD, momentum=0.9)}
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 runs without autocast
@@ -408,7 +409,7 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
 def _close_epoch(state: TrainingState, data: TrainingData, context: TrainContext) -> None:
     """Validate, add a row to the history, keep the better of this epoch and the best so far."""
     params, distributed, epoch = state.model.params, context.distributed, state.epoch
-    size = min((params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR, EVAL_CELLS // len(data.shots))
+    size = scoring_batch_size((params.micro_batch_size or params.batch_size) * EVAL_BATCH_FACTOR, len(data.shots))
     start, stop = shard(len(data.val), distributed.rank, distributed.world)
     batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
     loader = make_loader(data.val, batches, workers=params.workers, pin_memory=_is_cuda(state.model))

@@ -155,9 +155,14 @@ class Objective(nn.Module):
             terms["fusion"] = compensated_cross_entropy(outputs.fused_BC, label_B, self.log_prior_C, weights.tau)
         return terms | {
             "semantic": strength * weights.semantic * semantic,
-            "prior_alignment": weights.prior_alignment * prior_alignment(outputs.weights_BCV, self.prior_CV),
+            "prior_alignment": self._prior_alignment(outputs.weights_BCV),
             "knowledge_alignment": strength * weights.knowledge_alignment * alignment,
         }
+
+    def _prior_alignment(self, weights_BCV: Tensor) -> Tensor:
+        """The weighted term; of weight 0 it is not computed: it would hold several tensors of B x C x V numbers."""
+        weight = self.weights.prior_alignment
+        return weight * prior_alignment(weights_BCV, self.prior_CV) if weight else weights_BCV.new_zeros(())
 
 
 def _single_precision(outputs: Outputs) -> Outputs:

@@ -76,7 +76,8 @@ def test_a_wrong_shape_is_named_with_the_expected_one(
 def test_what_was_written_is_read_back(encoded: Mapping[str, Path], names: list[str], tmp_path: Path) -> None:
     features, probe = read_features(encoded["features"], names), read_probe(encoded["probe"], names)
     write_features(tmp_path, features, names)
-    write_probe(tmp_path, probe, names)
+    arrays, _ = read_tensors(encoded["probe"] / "probe.safetensors", "probe")
+    write_probe(tmp_path, probe, arrays["confusion_CC"], names)
     for port, file in (("features", "knowledge.safetensors"), ("probe", "probe.safetensors")):
         assert (tmp_path / file).read_bytes() == (encoded[port] / file).read_bytes()
     assert (tmp_path / "zero_shot.csv").read_bytes() == (encoded["probe"] / "zero_shot.csv").read_bytes()

@@ -193,6 +193,20 @@ def test_top_classes_agree_with_topk(seed: int) -> None:
     assert torch.equal(top_classes(scores_BC, 5, torch.arange(20)), scores_BC.topk(5).indices)
 
 
+def test_a_table_is_the_same_in_batches_of_any_size(rng: np.random.Generator) -> None:
+    scores = {"base": torch.as_tensor(rng.integers(0, 3, (70, 9))).float().log_softmax(dim=-1)}  # with many ties
+    label_N, weights_NV = torch.as_tensor(rng.integers(0, 9, 70)), torch.as_tensor(rng.random((70, 5)))
+    tables = []
+    for sizes in ([70], [1] * 70, [33, 1, 2, 34]):
+        recorder = PredictionRecorder()
+        for rows in torch.arange(70).split(sizes):
+            part = {branch: scores_NC[rows] for branch, scores_NC in scores.items()}
+            recorder.add(label_N[rows], part, {"routing": weights_NV[rows]})
+        tables.append(recorder.table())
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_scores_that_are_not_finite_name_branch_and_image(value: float) -> None:
     recorder = PredictionRecorder()

@@ -24,6 +24,7 @@ from mdpr.images.loading import (
     instance_order,
     make_loader,
     plan_epoch,
+    scoring_batch_size,
     train_transform,
 )
 
@@ -141,6 +142,10 @@ def test_batches_are_of_the_size_or_of_the_indices_asked_for(table: ImageFile) -
     assert [len(batch[1]) for batch in make_loader(dataset(table), 15)] == [15, 15, 10]
     chosen = [[3, 1], [4], [1, 5, 9]]
     assert [batch[1].tolist() for batch in make_loader(dataset(table), chosen)] == chosen
+
+
+def test_fewer_images_are_scored_at_once_over_many_classes() -> None:
+    assert [scoring_batch_size(256, classes) for classes in (10, 4096, 8142, 2**21)] == [256, 256, 128, 1]
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

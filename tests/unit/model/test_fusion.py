@@ -78,7 +78,6 @@ def test_gla_multiplies_three_experts_the_third_debiased(logits: tuple[Tensor, .
     prior = torch.tensor([0.7, 0.1, 0.1, 0.1])
     text_Cd = F.normalize(torch.randn(C, D), dim=-1)
     probe = Probe(
-        np.eye(C),
         np.zeros(C, dtype=np.int64),
         np.ones(C),
         prior.log().numpy(),

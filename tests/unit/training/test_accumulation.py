@@ -45,6 +45,15 @@ def test_micro_batches_give_the_terms_and_gradients_of_the_whole(
         torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-5 * float(whole[name].abs().max()))
 
 
+def test_prior_alignment_of_weight_0_is_left_out_and_changes_no_gradient(bench: Any) -> None:
+    loss = bench.params.loss
+    (terms, without), (_, vanishing) = (
+        gradients(bench, None, loss=loss.model_copy(update={"prior_alignment": weight})) for weight in (0.0, 1e-38)
+    )
+    assert terms["prior_alignment"].item() == 0
+    torch.testing.assert_close(without, vanishing, rtol=0, atol=1e-30)
+
+
 @pytest.mark.parametrize("base_loss", list(BASE_LOSSES))
 def test_every_term_is_a_mean_over_images_in_float64(bench: Any, base_loss: str) -> None:
     """The objective itself, on outputs of an uneven split: equal to the last digits of float64."""
