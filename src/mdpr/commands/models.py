@@ -317,7 +317,7 @@ def serve(
 
     tracking = load_params(params).tracking
     version = resolve(f"models:/{tracking.model_name}@{alias}")  # one for all workers, whoever promotes meanwhile
-    click.echo(f"serving version {version.number} of {version.name} at http://{host}:{port}/invocations", err=True)
+    click.echo(f"loading version {version.number} of {version.name} for http://{host}:{port}/invocations", err=True)
     options: dict[str, object] = {"host": host, "port": port, "workers": workers, "timeout_s": timeout_s}
     options |= {"prior": prior} if prior else {}
     options |= {"log": log, **log_bounds} if log else {}

@@ -102,7 +102,6 @@ def _render(
     title = f"{tracking.model_name}: evaluation on the test set"
     content = gather(Folders(**folders), title, evaluate.gallery_images, decision)
     page = output or data / "report.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, render_report(content, make_figures(content)), replaces=GENERATOR)
     return page
 

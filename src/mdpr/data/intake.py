@@ -46,7 +46,7 @@ class IntakeLog:
     def bad(self, error: DataError) -> None:
         """An image or a row that should be usable: raises `error`, or lists it if bad ones are skipped."""
         if not self._skip_bad:
-            raise error
+            raise DataError(f"{error}, or set prepare.skip_bad: true to leave it out") from None
         self.left_out.append(str(error).replace(self._prefix, ""))
         if len(self.left_out) <= LOGGED:
             logger.warning("left out: %s", error)

@@ -102,7 +102,8 @@ class Backbone(nn.Module):
         """Raise `ArtifactError` if `what` was made with another backbone than this one."""
         if fingerprint != self.fingerprint:
             raise ArtifactError(
-                f"{what} was made with {fingerprint}, the backbone is {self.fingerprint}: rerun its stage"
+                f"{what} was made with {fingerprint}, the backbone is {self.fingerprint}: "
+                "rerun its stage (dvc repro --force), or restore backbone.weights"
             )
 
     @property

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,8 @@ def project_files(choices: Choices) -> Iterator[tuple[str, str]]:
     yield VERSION_FILE, f"{__version__}\n"
     yield "mlflow/promotion.yaml", packaged("mlflow/promotion.yaml").read_text(encoding="utf-8")
     yield "mlflow/model.py", packaged("mlflow/model.py").read_text(encoding="utf-8")
+    images = choices.images or str(read_recipe(choices.recipe).settings["prepare"]["root"])
+    marks = {"@RECIPE@": choices.recipe, "@VERSION@": __version__, "@IMAGES@": shlex.quote(images)}
     for name, template in {
         "README.md": "README.md",
         ".gitignore": "gitignore",
@@ -172,7 +175,9 @@ def project_files(choices: Choices) -> Iterator[tuple[str, str]]:
         ".github/workflows/train.yml": "train.yml",
     }.items():
         text = (resources.files(__name__) / "templates" / template).read_text(encoding="utf-8")
-        yield name, text.replace("@RECIPE@", choices.recipe).replace("@VERSION@", __version__)
+        for mark, value in marks.items():
+            text = text.replace(mark, value)
+        yield name, text
     if choices.with_pipeline:
         for package in PIPELINE:
             root = packaged(package)

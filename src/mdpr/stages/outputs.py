@@ -366,7 +366,7 @@ def _put_in_place(targets: Mapping[Path, Place]) -> None:
 
 
 def write_whole(path: Path, text: str, *, replaces: str | None = None) -> None:
-    """`text` under a name of its own first, then renamed; raises `MdprError` if that fails.
+    """`text` under a name of its own first, then renamed; makes the folders above. Raises `MdprError` if that fails.
 
     With `replaces`, a file that is there must hold these words near its start, as all that this program wrote there do:
     anything else is somebody's own, and a `ConfigError`.
@@ -375,12 +375,14 @@ def write_whole(path: Path, text: str, *, replaces: str | None = None) -> None:
         raise ConfigError(f"{path} exists and was not written by this command: name another file")
     partial = beside(path, ".", f".{uuid4().hex[:8]}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise MdprError(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder cannot be made or read either
+            partial.unlink(missing_ok=True)
 
 
 def _start_of(path: Path) -> str:

@@ -2,10 +2,12 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from mdpr.data.intake import MAX_TASK_ITEMS, MAX_THREADS, map_in_order
+from mdpr.data.intake import MAX_TASK_ITEMS, MAX_THREADS, IntakeLog, map_in_order
+from mdpr.errors import DataError
 
 
 def test_results_keep_the_order_of_the_items() -> None:
@@ -40,3 +42,12 @@ def test_work_is_done_in_other_threads_and_an_error_ends_it() -> None:
     results = map_in_order(lambda item: 1 // (item - 40), range(100_000))
     with pytest.raises(ZeroDivisionError):
         list(results)
+
+
+def test_a_bad_image_stops_with_the_setting_that_leaves_it_out() -> None:
+    error = DataError("a/1.png cannot be decoded: restore it")
+    with pytest.raises(DataError, match=r"a/1\.png .*restore it, or set prepare\.skip_bad: true"):
+        IntakeLog(Path("a"), skip_bad=False).bad(error)
+    log = IntakeLog(Path("a"), skip_bad=True)
+    log.bad(error)
+    assert log.left_out == ["1.png cannot be decoded: restore it"]

@@ -36,6 +36,15 @@ def test_images_become_the_source_in_the_settings() -> None:
     files = dict(project_files(Choices(images="/data/set #2")))
     params = yaml.safe_load(files["params.yaml"])
     assert params["prepare"] | {"source": "folder", "root": "/data/set #2"} == params["prepare"]
+    assert "mdpr data look '/data/set #2' " in files["README.md"]
+
+
+@pytest.mark.parametrize("recipe", ["own-data", "cifar10-lt", "emblems-lt"])
+def test_the_readme_names_the_images_of_the_recipe(recipe: str) -> None:
+    files = dict(project_files(Choices(recipe)))
+    root = yaml.safe_load(files["params.yaml"])["prepare"]["root"]
+    assert f"mdpr data look {root} " in files["README.md"]
+    assert "@" not in files["README.md"]
 
 
 def test_a_graph_of_its_own_comes_only_if_it_is_wanted() -> None:

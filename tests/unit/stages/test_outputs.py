@@ -426,9 +426,16 @@ def test_twenty_writers_at_once_leave_one_whole_output(project: Path) -> None:
 def test_a_text_is_whole_or_not_written(tmp_path: Path) -> None:
     write_whole(tmp_path / "page.html", "text")
     assert (tmp_path / "page.html").read_text() == "text"
-    with pytest.raises(MdprError, match="cannot be written"):
-        write_whole(tmp_path / "none" / "page.html", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    write_whole(tmp_path / "new" / "folder" / "page.html", "text")
+    assert (tmp_path / "new" / "folder" / "page.html").read_text() == "text"
+    for place in (
+        tmp_path / "page.html" / "page.html",
+        tmp_path / "page.html" / "new" / "page.html",
+        Path("/proc/no/x"),
+    ):
+        with pytest.raises(MdprError, match="cannot be written"):
+            write_whole(place, "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "page.html"]
 
 
 def test_a_file_of_somebody_else_is_not_replaced_by_a_page(project: Path) -> None:
