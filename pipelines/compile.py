@@ -39,7 +39,7 @@ def compile_pipeline(output: Path, profile: ClusterProfile, variant: str = "trai
 
 
 def compiled(folder: Path, variant: str) -> Path:
-    """Where the pipeline `variant` lies in `folder`."""
+    """The file of the pipeline `variant` in `folder`."""
     return folder / f"{variant}.yaml"
 
 

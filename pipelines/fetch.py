@@ -58,7 +58,7 @@ TASKS: Mapping[str, Sequence[str]] = {name: (name,) for name in STAGES} | {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's artifacts lie: `path` in the file system `files`, `address` for messages."""
+    """The folder of a run's artifacts: `path` in the file system `files`, `address` for messages."""
 
     files: AbstractFileSystem
     path: str

@@ -146,7 +146,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Start:
-    """How every pipeline begins: each stage's parameters as text, the prepared images, the frozen model's bias.
+    """The start of every pipeline: each stage's parameters as text, the prepared images, the frozen model's bias.
 
     classes: the class list only, for tasks that read no image.
     """

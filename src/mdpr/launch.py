@@ -1,4 +1,4 @@
-"""How this process was started: by torchrun, as one of several; by DVC, in a copy of the project; by a driver that it
+"""The start of this process: by torchrun, as one of several; by DVC, in a copy of the project; by a driver that it
 must not outlive."""
 
 from __future__ import annotations

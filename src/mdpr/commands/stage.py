@@ -157,7 +157,7 @@ def _setting_options(section: type[BaseModel] | None) -> Iterator[click.Paramete
 
 
 def _metavar(field: FieldInfo) -> str | None:
-    """How a plain setting's value is written; None for a group or a list, which `--set` takes."""
+    """The form of a plain setting's value; None for a group or a list, which `--set` takes."""
     annotation = field.annotation
     if get_origin(annotation) is Literal:
         return "|".join(str(choice) for choice in get_args(annotation))

@@ -110,7 +110,7 @@ def stop_jobs(workspace: Path) -> None:
 
 
 def condition(job: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """How the TrainJob ended, Complete or Failed; None while it goes on."""
+    """The condition in which the TrainJob ended, Complete or Failed; None while it goes on."""
     conditions = job.get("status", {}).get("conditions", ())
     return next((item for item in conditions if item["type"] in ENDED and item["status"] == "True"), None)
 

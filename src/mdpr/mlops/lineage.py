@@ -1,4 +1,4 @@
-"""Where a run comes from: settings, data, the state of Git and DVC, as MLflow's parameters, datasets and tags."""
+"""The origin of a run: settings, data, the state of Git and DVC, as MLflow's parameters, datasets and tags."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def changed_input(version: Version, folder: Path) -> str | None:
 
 
 def gate_inputs_folder(tag: str) -> str:
-    """Where the run's artifacts hold the files of this tag; a later evaluation of the run has a folder of its own."""
+    """The folder of the run's artifacts with the files of this tag; a later evaluation has a folder of its own."""
     return f"gate/{hashlib.sha256(tag.encode()).hexdigest()[:12]}"
 
 

@@ -49,7 +49,7 @@ BACKLOG = 4  # times `rows` that may wait while a file is being written
 
 @dataclass(frozen=True)
 class LogSettings:
-    """Where a log goes, and its bounds."""
+    """The folder of a log, and its bounds."""
 
     folder: Path
     embeddings: bool = False

@@ -1,4 +1,4 @@
-"""Where outputs are written: checked before work, locked while it lasts, put in place when all of it is there.
+"""The places of outputs: checked before work, locked while it lasts, put in place when all of it is there.
 
 An output replaces only what the same port wrote before. A folder proves that by its marker, `.mdpr-output.json`, which
 names the port and every file beside it; a JSON file by its key `format`. The marker is an ordinary file of the
@@ -61,7 +61,7 @@ SCORES_KEYS = {"fused", "routed", "base", "zero_shot"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where the output of a port goes, and the names beside it that are used on the way."""
+    """The place of a port's output, and the names beside it that are used on the way."""
 
     port: str
     named: Path  # as the user wrote it
