@@ -15,6 +15,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from mdpr.stages.stage import STAGES
@@ -35,13 +36,20 @@ def closure(module: str, source: Path = PROJECT / "src") -> set[Path]:
             continue
         seen.add(name)
         text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text)
-        if _does_something(tree):
+        does_something, imported = _parsed(text)
+        if does_something:
             found.add(path)
         if any(word in text for word in READS_DATA):
             found.update(data_files(path.parent))
-        waiting += [name.rpartition(".")[0], *imported_modules(tree)]
+        waiting += [name.rpartition(".")[0], *imported]
     return found
+
+
+@cache
+def _parsed(text: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether the module `text` does something, and what it imports. All stages run much the same modules."""
+    tree = ast.parse(text)
+    return _does_something(tree), tuple(imported_modules(tree))
 
 
 def find_module(name: str, source: Path) -> Path | None:
