@@ -15,6 +15,7 @@ from mdpr.artifacts import read_model_config
 from mdpr.stages.stage import STAGES
 
 SMALL = ("prepare.max_images_per_class=30", "prepare.imbalance_ratio=5", "prepare.val_images_per_class=5")
+TEST = ("prepare.test_from=share", "prepare.test_share=0.05")  # 60 images per class
 TUNING = ("tune.epochs=1", "tune.context_tokens=4", "tune.prompt_depth=1", "tracking.system_metrics=false")
 QUICK = ("evaluate.ablations=false", "evaluate.post_hoc=false", "evaluate.gallery_images=1")
 TIMEOUT_S = 600
@@ -26,7 +27,7 @@ def run_pipeline(workdir: Path, variant: str, *options: str) -> subprocess.Compl
     for name in ("data", "mlflow", "pipelines", "components", "params.yaml"):
         (workdir / name).symlink_to(PROJECT / name)
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workdir}/mlflow.db", "OMP_NUM_THREADS": "1"}
-    settings = [part for item in (*SMALL, *TUNING, *QUICK) for part in ("--set", item)]
+    settings = [part for item in (*SMALL, *TEST, *TUNING, *QUICK) for part in ("--set", item)]
     command = [sys.executable, "-m", "mdpr", "pipeline", "run", "--variant", variant, "--output", str(workdir / "runs")]
     return subprocess.run(
         [*command, *settings, *options], cwd=workdir, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
