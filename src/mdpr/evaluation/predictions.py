@@ -67,16 +67,45 @@ class Predictions:
     kinds: dict[str, str]
 
 
-class PredictionRecorder:
-    """Collects log-probabilities batch by batch and keeps what the table needs of them.
+class Columns:
+    """Arrays by name that get longer batch by batch: twice as long whenever they are full.
 
-    Each column is one array, of twice the length whenever it is full. A small tensor per batch would keep the memory
-    around it from being used again for the large ones of the next batch.
+    A small array per batch would keep the memory around it from being used again for the large ones of the next batch.
     """
 
     def __init__(self) -> None:
-        self._columns: dict[str, np.ndarray] = {}
-        self.images = 0
+        self._arrays: dict[str, np.ndarray] = {}
+        self.rows = 0
+
+    def append(self, part: Mapping[str, np.ndarray]) -> None:
+        """Rows of every column; the same columns in each batch."""
+        assert not self.rows or part.keys() == self._arrays.keys(), "columns differ between batches"
+        start, stop = self.rows, self.rows + len(next(iter(part.values())))
+        for name, rows in part.items():
+            array = self._arrays.setdefault(name, rows[:0])
+            if len(array) < stop:
+                longer = np.empty((max(stop, 2 * len(array)), *rows.shape[1:]), rows.dtype)
+                longer[:start] = array[:start]
+                array = self._arrays[name] = longer
+            array[start:stop] = rows
+        self.rows = stop
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything appended so far."""
+        assert self.rows, "no batch was added"
+        return {name: array[: self.rows] for name, array in self._arrays.items()}
+
+
+class PredictionRecorder:
+    """Collects log-probabilities batch by batch and keeps what the table needs of them."""
+
+    def __init__(self) -> None:
+        self._columns = Columns()
+
+    @property
+    def images(self) -> int:
+        """The number of images so far."""
+        return self._columns.rows
 
     def add(
         self,
@@ -92,25 +121,15 @@ class PredictionRecorder:
         import torch  # the gate imports this module without torch
 
         label_B = label_B.cpu()
-        start, stop = self.images, self.images + len(label_B)
-        part = {"index": torch.arange(start, stop), "label": label_B}
+        part = {"index": self.images + torch.arange(len(label_B)), "label": label_B}
         for branch, scores_BC in log_probability_BC.items():
             part |= _columns(branch, scores_BC.detach().float().cpu(), label_B, part["index"])
         part |= {name: column.detach().cpu() for name, column in (columns or {}).items()}
-        assert not self.images or part.keys() == self._columns.keys(), "branches differ between batches"
-        for name, column in part.items():
-            array = self._columns.setdefault(name, column.numpy()[:0])
-            if len(array) < stop:
-                longer = np.empty((max(stop, 2 * len(array)), *array.shape[1:]), array.dtype)
-                longer[:start] = array[:start]
-                array = self._columns[name] = longer
-            array[start:stop] = column.numpy()
-        self.images = stop
+        self._columns.append({name: column.numpy() for name, column in part.items()})
 
     def table(self) -> pd.DataFrame:
         """Everything added so far, with the columns listed at the top of this file."""
-        assert self.images, "no batch was added"
-        columns = {name: array[: self.images] for name, array in self._columns.items()}
+        columns = self._columns.arrays()
         return pd.DataFrame({name: list(array) if array.ndim > 1 else array for name, array in columns.items()})
 
 

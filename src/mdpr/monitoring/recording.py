@@ -180,17 +180,20 @@ class ReferenceRecorder:
     """Collects the answers to a test set, with labels; of at most `REFERENCE_EMBEDDINGS` images also the embedding."""
 
     def __init__(self) -> None:
-        self._parts: list[Answers] = []
+        from mdpr.evaluation.predictions import Columns  # it imports pandas, which a log does without
+
+        self._columns = Columns()
 
     def add(self, label_B: Tensor, outputs: Outputs) -> None:
         """Collect a batch: labels (B,) and the model's outputs."""
         taken = take_answers(outputs, embeddings=True)
-        label_N = label_B.cpu().numpy()
-        self._parts.append(Answers(taken.class_NK, taken.log_probability_NK, taken.embedding_Nd, label_N))
+        assert taken.embedding_Nd is not None
+        columns = {name: getattr(taken, name) for name in ("class_NK", "log_probability_NK", "embedding_Nd")}
+        self._columns.append(columns | {"label_N": label_B.cpu().numpy()})
 
     def write(self, evaluation: Path, source: LogSource) -> None:
         """evaluation/reference.parquet: what `mdpr monitor` compares a log with."""
-        answers = Answers.join(self._parts)
+        answers = Answers(**self._columns.arrays())
         assert answers.embedding_Nd is not None
         order_N = np.random.default_rng(0).permutation(len(answers))
         answers.embedding_Nd[order_N[REFERENCE_EMBEDDINGS:]] = np.nan
