@@ -221,6 +221,8 @@ class ImageTable(Dataset[Any]):
         self._transform = transform
         self._seed = seed
         self._cache: dict[int, torch.Tensor] = {}
+        self._block_N3HW: torch.Tensor | None = None
+        self._in_block_N = np.zeros(len(table.labels_N), dtype=bool)
         self._cache_left_bytes = cache_max_bytes
         self.set_epoch(0)
 
@@ -248,15 +250,29 @@ class ImageTable(Dataset[Any]):
             return self._transform.random(fixed_3HW)
 
     def _fixed(self, index: int) -> torch.Tensor:
+        if self._block_N3HW is not None and self._in_block_N[index]:
+            return self._block_N3HW[index]
         if index in self._cache:
             return self._cache[index]
         record = self._images[index]
         image = decode_image(record.image, f"{self._images.path} row {index} ({record.path or 'image'})")
         fixed_3HW: torch.Tensor = self._transform.fixed(image)
-        if fixed_3HW.nbytes <= self._cache_left_bytes and get_worker_info() is None:
+        if get_worker_info() is None:
+            self._keep(index, fixed_3HW)
+        return fixed_3HW
+
+    def _keep(self, index: int, fixed_3HW: torch.Tensor) -> None:
+        """In one block if all pictures fit, else one by one: each would hold back the memory around it."""
+        needed = len(self) * fixed_3HW.nbytes
+        if self._block_N3HW is None and not self._cache and needed <= self._cache_left_bytes:
+            self._block_N3HW = fixed_3HW.new_empty((len(self), *fixed_3HW.shape))
+            self._cache_left_bytes -= needed
+        if self._block_N3HW is not None and self._block_N3HW.shape[1:] == fixed_3HW.shape:
+            self._block_N3HW[index] = fixed_3HW
+            self._in_block_N[index] = True
+        elif fixed_3HW.nbytes <= self._cache_left_bytes:
             self._cache[index] = fixed_3HW
             self._cache_left_bytes -= fixed_3HW.nbytes
-        return fixed_3HW
 
 
 def _stream(seed: int, epoch: int, count: int) -> np.ndarray:

@@ -138,6 +138,13 @@ def test_cache_stays_within_its_bound(table: ImageFile) -> None:
     assert len(images._cache) == 10
 
 
+def test_a_picture_that_was_kept_is_the_one_that_was_read(table: ImageFile) -> None:
+    pixels = COUNT * 3 * 32 * 32
+    tables = [dataset(table, cache_max_bytes=most) for most in (0, pixels // 2, pixels)]
+    for images in tables * 2:
+        assert all(torch.equal(images[index][0], tables[0][index][0]) for index in range(COUNT))
+
+
 def test_batches_are_of_the_size_or_of_the_indices_asked_for(table: ImageFile) -> None:
     assert [len(batch[1]) for batch in make_loader(dataset(table), 15)] == [15, 15, 10]
     chosen = [[3, 1], [4], [1, 5, 9]]
