@@ -101,11 +101,18 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except MdprError as error:
+    except (MdprError, OSError) as error:
         if logging.getLogger("mdpr").isEnabledFor(logging.DEBUG):
             logging.getLogger("mdpr").exception("traceback")
         click.echo(f"error: {printable(str(error))}", err=True)
-        code = error.exit_code
+        code = error.exit_code if isinstance(error, MdprError) else 2
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # the disk of `> file` is full
+        if not code:
+            click.echo(f"error: {printable(str(error))}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 2
     sys.exit(code)
 
 

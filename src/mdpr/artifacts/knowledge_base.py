@@ -12,6 +12,9 @@ from mdpr.artifacts.formats import Format, parse, read_json
 from mdpr.errors import ArtifactError, KnowledgeError
 from mdpr.params import DIMENSIONS
 
+MAX_NAMED = 5
+"""Classes that an error names."""
+
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -66,8 +69,9 @@ def read_unfinished(path: Path, class_names: Sequence[str] | None = None) -> Kno
     knowledge = _ordered(knowledge, class_names)
     if len(knowledge.classes) != len(class_names):
         raise KnowledgeError(
-            f"{path} describes {len(knowledge.classes)} classes, the data has {len(class_names)}: "
-            "write or generate the knowledge base of this data"
+            f"{path} describes {len(knowledge.classes)} classes, the data has {len(class_names)}"
+            f"{_difference([item.name for item in knowledge.classes], class_names)}: "
+            f"mdpr knowledge new FILE --earlier {path} writes one of this data with the sentences that there are"
         )
     for index, (item, name) in enumerate(zip(knowledge.classes, class_names, strict=True)):
         if item.index != index or item.name != name:
@@ -76,6 +80,13 @@ def read_unfinished(path: Path, class_names: Sequence[str] | None = None) -> Kno
         if unknown:
             raise KnowledgeError(f"{path}: class {index} ({name}) has an unknown dimension {min(unknown)}")
     return knowledge
+
+
+def _difference(names: Sequence[str], class_names: Sequence[str]) -> str:
+    """The first classes that only one of the two has, in brackets."""
+    sides = {"without": set(class_names) - set(names), "with": set(names) - set(class_names)}
+    parts = [f"{word} {', '.join(sorted(only)[:MAX_NAMED])}" for word, only in sides.items() if only]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _ordered(knowledge: Knowledge, class_names: Sequence[str]) -> Knowledge:

@@ -70,12 +70,14 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--prepared", type=PATH, required=True, help="reads: the classes")
 @click.option("--probe", type=PATH, help="reads: the class that each is most confused with")
-def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
+@click.option("--earlier", type=PATH, help="reads: a knowledge base whose sentences are kept, by class name")
+def new_file(file: Path, prepared: Path, probe: Path | None, earlier: Path | None) -> None:
     """Write a knowledge base with all classes of the data and empty sentences, to be filled in.
 
-    With provider = completed, a chat model writes what is left empty.
+    With --earlier only the classes that are new to that file are empty. With provider = completed, a chat model writes
+    what is left empty.
     """
-    from mdpr.artifacts import read_classes, read_probe
+    from mdpr.artifacts import parse_knowledge, read_classes, read_probe
     from mdpr.knowledge.bases import new_base
     from mdpr.stages.outputs import write_whole
 
@@ -83,8 +85,10 @@ def new_file(file: Path, prepared: Path, probe: Path | None) -> None:
         raise KnowledgeError(f"{file} exists already: name a new file")
     classes = read_classes(prepared)
     rival_C = read_probe(probe, [item.name for item in classes]).rival_C.tolist() if probe else None
-    write_whole(file, new_base(classes, rival_C).model_dump_json(indent=2) + "\n")
-    click.echo(f"{file}: {len(classes)} classes, 5 sentences each to write; then set describe.path to it")
+    base = new_base(classes, rival_C, parse_knowledge(earlier) if earlier else None)
+    write_whole(file, base.model_dump_json(indent=2) + "\n")
+    gaps = sum(not text.strip() for item in base.classes for text in item.sentences.values())
+    click.echo(f"{file}: {len(classes)} classes, {gaps} sentences to write; then set describe.path to it")
 
 
 @knowledge.command("merge")

@@ -183,6 +183,7 @@ SEED = 0
 
 Interval = tuple[float, float]
 Relation = dict[str, np.ndarray]  # slope and correlation, S values each
+RANGES: dict[str, Interval] = {"slope": (-np.inf, np.inf), "correlation": (-1.0, 1.0)}
 
 
 def accuracy_intervals(
@@ -342,14 +343,14 @@ def _bias(estimate: Relation, drawn: Sequence[Relation]) -> Bias:
         known_S = drawn_S[~np.isnan(drawn_S)]
         exists = not np.isnan(value) and len(known_S)
         values[name] = float(value) if exists else None
-        values[f"{name}_interval"] = _interval(float(value), known_S) if exists else None
+        values[f"{name}_interval"] = _interval(float(value), known_S, RANGES[name]) if exists else None
     return Bias.model_validate(values)
 
 
-def _interval(value: float, drawn_S: np.ndarray) -> tuple[float, float]:
-    """The percentile interval, moved by the mean difference of the resamplings from `value`.
+def _interval(value: float, drawn_S: np.ndarray, bounds: Interval) -> Interval:
+    """The percentile interval, moved by the mean difference of the resamplings from `value`, within `bounds`.
 
     Drawing adds the noise of the test images once more, which pulls correlations and slopes on a noisy x towards 0.
     """
-    low, high = (np.quantile(drawn_S, [TAIL, 1 - TAIL]) - drawn_S.mean() + value).tolist()
+    low, high = (np.quantile(drawn_S, [TAIL, 1 - TAIL]) - drawn_S.mean() + value).clip(*bounds).tolist()
     return low, high

@@ -6,6 +6,7 @@ The table PROVIDERS at the end is what `describe.provider` chooses from.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,22 +130,36 @@ def fit_rivals(knowledge: Knowledge, rival_names: Sequence[str]) -> Knowledge:
     )
 
 
-def new_base(classes: Sequence[ClassInfo], rival_C: Sequence[int] | None = None) -> Knowledge:
-    """A knowledge base of `classes` with every sentence left to write."""
+def new_base(
+    classes: Sequence[ClassInfo], rival_C: Sequence[int] | None = None, earlier: Knowledge | None = None
+) -> Knowledge:
+    """A knowledge base of `classes`, with the sentences of `earlier` where just one class of each has the name.
+
+    All other sentences are left to write.
+    """
     rivals = [None if rival_C is None else classes[rival_C[item.index]] for item in classes]
-    return Knowledge(
-        provenance={"provider": "curated", "author": ""},
-        classes=tuple(
-            ClassKnowledge(
-                index=item.index,
-                name=item.name,
-                rival=rival.name if rival else None,
-                rival_index=rival.index if rival else None,
-                sentences=dict.fromkeys(DIMENSIONS, ""),
-            )
-            for item, rival in zip(classes, rivals, strict=True)
-        ),
-    )
+    count = Counter(item.name for item in classes)
+    index_of = {item.name: item.index for item in classes if count[item.name] == 1}
+    known: dict[str, ClassKnowledge] = {}
+    if earlier:
+        count += Counter(item.name for item in earlier.classes)
+        known = {item.name: item for item in earlier.classes if count[item.name] == 2}
+    entries = [
+        ClassKnowledge(
+            index=item.index,
+            name=item.name,
+            rival=rival.name if rival else None,
+            rival_index=rival.index if rival else None,
+            sentences=dict.fromkeys(DIMENSIONS, ""),
+        )
+        for item, rival in zip(classes, rivals, strict=True)
+    ]
+    for index, entry in enumerate(entries):
+        if entry.name in known and entry.name in index_of:
+            was = known[entry.name]
+            entries[index] = was.model_copy(update={"index": index, "rival_index": index_of.get(was.rival or "")})
+    provenance = earlier.provenance if earlier else {"provider": "curated", "author": ""}
+    return Knowledge(provenance=provenance, classes=tuple(entries))
 
 
 def shard_indices(shard: str, classes: int) -> range:

@@ -153,6 +153,20 @@ def test_the_interval_of_a_slope_holds_the_true_slope_from_one_image_per_class(i
     assert held / trials >= 0.89  # 0.93 less two standard errors of this many trials
 
 
+@pytest.mark.parametrize("falls", [False, True])
+def test_the_interval_of_a_correlation_ends_at_one(falls: bool) -> None:
+    """Few test images: the interval is moved, and would go beyond."""
+    rest_C = np.array([0, 1, 1, 1, 2, 3])
+    count_C4 = np.stack(
+        [0 * rest_C, 3 - rest_C if falls else rest_C, 0 * rest_C, rest_C if falls else 3 - rest_C], axis=1
+    )
+    bias = branch_biases(count_C4, {"by_count": np.arange(6.0)}, 200)["by_count"]
+    assert bias.correlation is not None
+    assert bias.correlation_interval is not None
+    assert -1 <= bias.correlation_interval[0] <= bias.correlation <= bias.correlation_interval[1] <= 1
+    assert (-1 if falls else 1) in bias.correlation_interval
+
+
 def test_classes_that_are_alike_borrow_more() -> None:
     image_C = np.full(50, 20)
     alike_C = np.random.default_rng(0).binomial(20, 0.5, 50)

@@ -70,6 +70,26 @@ def test_a_new_base_has_every_class_and_waits_for_its_sentences(tmp_path: Path) 
             read_knowledge(path, NAMES)
 
 
+def test_a_new_base_keeps_the_sentences_of_an_earlier_one_by_name(tmp_path: Path) -> None:
+    earlier = read_knowledge(write(tmp_path, base()), NAMES)
+    names = ["bag", "coat", "shirt", "sock", "sock"]
+    items = [ClassInfo(index=index, name=name, train_images=1, shot="few") for index, name in enumerate(names)]
+    made = new_base(items, [1, 0, 0, 0, 0], earlier)
+    assert [(item.index, item.name, item.rival, item.rival_index) for item in made.classes] == [
+        (0, "bag", "coat", 1),
+        (1, "coat", "shirt", 2),
+        (2, "shirt", "coat", 1),
+        (3, "sock", "bag", 0),
+        (4, "sock", "bag", 0),
+    ]
+    assert made.classes[1].sentences == earlier.classes[1].sentences
+    assert made.classes[1].differential_alternatives == earlier.classes[1].differential_alternatives
+    assert not any(text for index in (0, 3, 4) for text in made.classes[index].sentences.values())
+    assert made.provenance == earlier.provenance
+    twice = [item.model_copy(update={"name": "coat"}) for item in items]
+    assert not any(text for item in new_base(twice, None, earlier).classes for text in item.sentences.values())
+
+
 def _drop(content: dict[str, Any]) -> None:
     del content["classes"][1]["sentences"]["functionality"]
 
@@ -100,7 +120,7 @@ def _unknown(content: dict[str, Any]) -> None:
         (_drop, r"class 1 \(coat\) has no sentence for functionality"),
         (_blank, r"class 0 \(shirt\) has no sentence for general_appearance"),
         (_rename, r"class 0 is 'blouse' \(index 0\), the data has 'shirt'"),
-        (_shorten, r"describes 1 classes, the data has 2"),
+        (_shorten, r"describes 1 classes, the data has 2 \(without coat\)"),
         (_reorder, r"dimensions must be general_appearance, "),
         (_unknown, r"unknown dimension smell"),
     ],
