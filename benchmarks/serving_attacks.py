@@ -30,6 +30,10 @@ from benchmarks.trial_project import PROJECT, Figures, Project, tell
 MANIFEST = PROJECT / "mlflow/kubernetes/inference-service.yaml"
 TIMEOUT_S = 90
 SLOW_CONNECTIONS = 50
+SLOW = {  # what each of these connections sends, and no more
+    "slow headers": b"POST /invocations HTTP/1.1\r\nHost: x\r\nX-",
+    "slow bodies": b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{",
+}
 ROWS_TOO_MANY = 10_000
 
 
@@ -143,9 +147,9 @@ def declared(target: Target, size: int) -> str:
     return "" if b" 413 " in answer else answer[:200].decode(errors="replace")
 
 
-def slow(target: Target, start: bytes, connections: int) -> str:
+def slow(target: Target, start: bytes) -> str:
     """Connections that begin a request and wait: closed after a bounded time, others are served meanwhile."""
-    links = [target.connect() for _ in range(connections)]
+    links = [target.connect() for _ in range(SLOW_CONNECTIONS)]
     try:
         for link in links:
             link.sendall(start)
@@ -232,10 +236,6 @@ def attacks() -> dict[str, Callable[[Target], str]]:
             t, {"dataframe_split": {"columns": ["x"], "data": [[t.good]]}}, 400, "columns must be just image"
         ),
         "unknown parameter": lambda t: status(t, frame(t.good, topk=3), 400, "top_k"),
-        "slow headers": lambda t: slow(t, b"POST /invocations HTTP/1.1\r\nHost: x\r\nX-", SLOW_CONNECTIONS),
-        "slow bodies": lambda t: slow(
-            t, b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{", SLOW_CONNECTIONS
-        ),
         "no HTTP": lambda t: raw(t, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
         "endless header": lambda t: raw(t, b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"),
     }
@@ -263,17 +263,23 @@ def _refused_or_cut(target: Target, body: Iterator[bytes]) -> str:
 
 
 def run_attacks(address: str, report: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
-    """All attacks in turn; after each an ordinary request must be served."""
-    target, outcomes = Target(address), []
-    for name, attack in attacks().items():
+    """All attacks in turn, beside the connections that only wait; after each an ordinary request must be served."""
+    target = Target(address)
+
+    def outcome(name: str, attack: Callable[[Target], str]) -> Outcome:
         started_s = time.monotonic()
         try:
             detail = attack(target) or ("" if target.answers() else "no answer afterwards")
         except (requests.RequestException, OSError) as error:
             detail = f"{type(error).__name__}: {error}"
-        outcomes.append(Outcome(name, not detail, time.monotonic() - started_s, detail))
-        report(outcomes[-1])
-    return outcomes
+        found = Outcome(name, not detail, time.monotonic() - started_s, detail)
+        report(found)
+        return found
+
+    with ThreadPoolExecutor(len(SLOW)) as pool:
+        waiting = [pool.submit(outcome, name, partial(slow, start=start)) for name, start in SLOW.items()]
+        outcomes = [outcome(name, attack) for name, attack in attacks().items()]
+        return outcomes + [future.result() for future in waiting]
 
 
 def peak_mb(pid: int) -> float:

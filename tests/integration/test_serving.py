@@ -24,6 +24,7 @@ import requests
 import yaml
 from benchmarks.serving_attacks import peak_mb, run_attacks, serving_bound_mb
 from PIL import Image, ImageOps
+from tests.integration.conftest import Server
 
 from mdpr import artifacts
 from mdpr.artifacts.prediction_log import open_prediction_log
@@ -85,13 +86,19 @@ def registered(
 
 
 @pytest.fixture(scope="module")
-def served(registered: Path, start_server: Callable[..., Any]) -> Iterator[str]:
-    """The address of a running `mdpr serve`."""
+def server(registered: Path, start_server: Callable[..., Any]) -> Iterator[Server]:
+    """A running `mdpr serve`."""
     command = ["-m", "mdpr", "serve", "--port", "{port}", "--params", str(registered / "params.yaml")]
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{registered / 'mlflow.db'}"}
     with start_server(command, "/ping", **store) as server:
-        yield server.address
+        yield server
         assert requests.get(f"{server.address}/ping", timeout=10).ok, "the server is down after the tests"
+
+
+@pytest.fixture(scope="module")
+def served(server: Server) -> str:
+    """The address of the running `mdpr serve`."""
+    return server.address
 
 
 def ask(address: str, rows: list[Any], **params: Any) -> list[dict[str, Any]]:
@@ -223,14 +230,12 @@ def test_a_malformed_request_is_refused(served: str, body: Any, message: str) ->
     assert requests.get(f"{served}/ping", timeout=10).ok
 
 
-def test_attacks_are_answered_or_refused_in_bounded_memory(registered: Path, start_server: Callable[..., Any]) -> None:
-    command = ["-m", "mdpr", "serve", "--port", "{port}", "--params", str(registered / "params.yaml")]
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{registered / 'mlflow.db'}"}
-    with start_server(command, "/ping", **store) as server:
-        outcomes = run_attacks(server.address)
-        assert [outcome for outcome in outcomes if not outcome.survived] == []
-        assert len(outcomes) > 40
-        assert peak_mb(server.process.pid) < serving_bound_mb()
+def test_attacks_are_answered_or_refused_in_bounded_memory(server: Server) -> None:
+    outcomes = run_attacks(server.address)
+    assert [outcome for outcome in outcomes if not outcome.survived] == []
+    assert len(outcomes) > 40
+    assert server.process is not None
+    assert peak_mb(server.process.pid) < serving_bound_mb()
 
 
 # --- in Python ----------------------------------------------------------------------------------------------
