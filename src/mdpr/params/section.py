@@ -167,7 +167,7 @@ def fault_line(error: ValidationError, model: type[Any] | None = None, inside: s
     elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         message = _range(_fields(model, path[:-1]).get(path[-1]), "must be ") or message
     message = message.replace("Input should", "must").replace("Input must", "must")
-    return f"{key}{value}: {message[0].lower()}{message[1:]}{more}"
+    return f"{key or 'the content'}{value}: {message[0].lower()}{message[1:]}{more}"
 
 
 def _fields(model: Any, path: Sequence[str]) -> dict[str, FieldInfo]:

@@ -11,8 +11,8 @@ from benchmarks.hostile_names import HOSTILE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mdpr.artifacts import sha256, write_csv
-from mdpr.artifacts.formats import read_csv
+from mdpr.artifacts import Knowledge, sha256, write_csv
+from mdpr.artifacts.formats import parse, read_csv
 from mdpr.errors import ArtifactError
 
 
@@ -58,3 +58,9 @@ def test_a_table_without_rows_keeps_its_columns(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", pd.DataFrame(columns=["variant", "gain"]))
     table = read_csv(tmp_path / "a.csv", "evaluate", {"variant": str, "gain": float}, may_be_empty=True)
     assert list(table.columns) == ["variant", "gain"]
+
+
+@pytest.mark.parametrize("content", [5, None, "x", [1]])
+def test_a_json_file_that_is_no_object_is_named_as_a_whole(content: object) -> None:
+    with pytest.raises(ArtifactError, match=r"^a/b\.json: the content = .*: must "):
+        parse(Path("a/b.json"), Knowledge, content)
