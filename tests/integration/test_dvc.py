@@ -30,12 +30,7 @@ Run = Callable[..., str]
 pytestmark = pytest.mark.integration
 
 SETTINGS = {
-    "prepare": {
-        "max_images_per_class": 300,
-        "imbalance_ratio": 20,
-        "val_images_per_class": 20,
-        "test_from": "share",  # 240 images per class: to score all 10,000 takes longer than training
-    },
+    "prepare": {"max_images_per_class": 300, "imbalance_ratio": 20, "val_images_per_class": 20},
     # Few steps, but enough of them, with logit adjustment, to pass the gate against the frozen model.
     "tune": {"epochs": 3, "context_tokens": 4, "base_loss": "logit_adjusted"},
     "evaluate": {"gallery_images": 4},
