@@ -142,7 +142,7 @@ def test_use_writes_once_and_replaces_only_when_told(tmp_path: Path) -> None:
         (("use", "cifar10-lt", "--variant", "ir20"), "has no variant ir20; there are ir100, ir50, ir10"),
         (("use", "own-data", "--variant", "x"), "has no variant x; there are published"),
         (("use", "own-data", "--set", "tune.epoch=1"), r"tune\.epoch is not a setting"),
-        (("use", "own-data", "--params", "no/where.yaml"), r"no/where\.yaml cannot be written: No such file"),
+        (("use", "own-data", "--params", "/proc/no/where.yaml"), r"no/where\.yaml cannot be written: No such file"),
     ],
 )
 def test_mistakes_write_nothing(

@@ -368,13 +368,19 @@ def _put_in_place(targets: Mapping[Path, Place]) -> None:
 def write_whole(path: Path, text: str, *, replaces: str | None = None) -> None:
     """`text` under a name of its own first, then renamed; makes the folders above. Raises `MdprError` if that fails.
 
-    With `replaces`, a file that is there must hold these words near its start, as all that this program wrote there do:
-    anything else is somebody's own, and a `ConfigError`.
+    A device or a pipe is written to and a link followed: neither is replaced by a file. With `replaces`, a file that is
+    there must hold these words near its start, as all that this program wrote there do: anything else is somebody's
+    own, and a `ConfigError`.
     """
-    if replaces is not None and os.path.lexists(path) and replaces not in _start_of(path):
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    is_device = path.exists() and not path.is_file() and not path.is_dir()
+    if replaces is not None and os.path.lexists(path) and not is_device and replaces not in _start_of(path):
         raise ConfigError(f"{path} exists and was not written by this command: name another file")
     partial = beside(path, ".", f".{uuid4().hex[:8]}.partial")
     try:
+        if is_device:
+            path.write_text(text, encoding="utf-8")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

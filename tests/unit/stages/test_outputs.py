@@ -438,6 +438,28 @@ def test_a_text_is_whole_or_not_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "page.html"]
 
 
+@pytest.mark.parametrize("replaces", [None, "text"])
+def test_a_pipe_is_written_to_and_stays_a_pipe(replaces: str | None, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, "text", replaces=replaces)
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("page.html")
+    for text in ("new", "newer"):
+        write_whole(tmp_path / "link", text)
+        assert (tmp_path / "page.html").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_file_of_somebody_else_is_not_replaced_by_a_page(project: Path) -> None:
     page = project / "page.html"
     write_whole(page, "<html>made by us</html>", replaces="made by us")
