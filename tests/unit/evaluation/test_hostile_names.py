@@ -72,10 +72,16 @@ def test_a_terminal_gets_no_control_character(evil: ReportContent, tmp_path: Pat
     table, predictions = evil.results.per_class, evil.results.predictions
     label_N = predictions["label"].to_numpy()
     runs = [
-        Run(name, label_N, (predictions["base_top1"] == label_N).to_numpy(), {}, list(table["class"]),
-            list(table["shot"]), None)
+        Run(
+            name,
+            label_N,
+            (predictions["base_top1"] == label_N).to_numpy(),
+            list(table["class"]),
+            list(table["shot"]),
+            None,
+        )
         for name in HOSTILE[:8]
-    ]  # fmt: skip
+    ]
     promotion = Promotion(
         decision="kept", reason="".join(HOSTILE), model_name="\x1b[31m", version="1", champion_before=None,
         champion_after=None, checks=(),
