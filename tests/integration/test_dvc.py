@@ -231,8 +231,10 @@ def test_a_stage_killed_at_work_leaves_nothing_and_its_rerun_the_same_weights(
 def test_another_number_of_epochs_reruns_tune_and_what_follows(clone: Path, run: Run) -> None:
     output = run("dvc", "exp", "run", "-S", "tune.epochs=2")
     assert stages_run(output) == ["tune", "evaluate", "register", "promote"]
-    changed = json.loads(run("dvc", "metrics", "diff", "--json"))["scores/all.json"]
-    assert changed["fused"]["old"] != changed["fused"]["new"]
+    files = json.loads(run("dvc", "metrics", "diff", "--json"))  # only what changed, in tenths of a percent
+    changed = [figure for figures in files.values() for figure in figures.values()]
+    assert changed
+    assert all(figure["old"] != figure["new"] for figure in changed)
     assert json.loads((clone / "data/promotion.json").read_text())["version"] is None
     assert versions(clone) == ["1"]
 
