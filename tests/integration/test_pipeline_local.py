@@ -267,7 +267,7 @@ def test_what_is_no_whole_run_is_one_line(run: Run, workspace: Workspace, in_s3:
         "hole": "hole has encode but not its input knowledge",
         "empty": "empty holds no output of a stage",
         "no/such": "no/such: there is no such folder",
-        "nothing://x": "nothing://x: ",
+        "nothing://x": "nothing://x cannot be opened (",
     }.items():
         (line,) = workspace.fetch(address, code=2).splitlines()
         assert line.startswith(f"error: {message}")
