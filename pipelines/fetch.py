@@ -35,7 +35,7 @@ from scmrepo.exceptions import SCMError
 from mdpr.artifacts import read_model_config
 from mdpr.data.intake import map_in_order
 from mdpr.data.object_store import open_address, store_errors
-from mdpr.errors import ArtifactError, ConfigError
+from mdpr.errors import ArtifactError, ConfigError, one_line
 from mdpr.params import Params, dump_yaml, load_params
 from mdpr.progress import track
 from mdpr.stages.outputs import whole_or_not_at_all
@@ -194,8 +194,9 @@ def open_workspace() -> Iterator[Workspace]:
         with Repo() as repo, repo.lock:
             yield Workspace(repo)
     except (DvcException, SCMError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"this is no DVC workspace to fetch into ({reason}): run from the project's folder") from None
+        raise ConfigError(
+            f"this is no DVC workspace to fetch into ({one_line(error)}): run from the project's folder"
+        ) from None
 
 
 # --- the command ----------------------------------------------------------------------------------------------

@@ -93,10 +93,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character of a name or a table
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()  # what is printed last may find the disk of `> file` full
     except click.exceptions.Abort:
         code = 130
     except BrokenPipeError:  # `mdpr registry list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to write at exit
         code = 0
     except click.ClickException as error:
         error.show()
@@ -108,11 +108,8 @@ def main() -> None:
         code = error.exit_code if isinstance(error, MdprError) else 2
     try:
         sys.stdout.flush()
-    except OSError as error:  # the disk of `> file` is full
-        if not code:
-            click.echo(f"error: {printable(str(error))}", err=True)
+    except OSError:  # the output that failed is still waiting: it must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or 2
     sys.exit(code)
 
 

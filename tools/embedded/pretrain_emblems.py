@@ -108,7 +108,7 @@ def render_all(pictures: Pictures, random: np.random.Generator) -> np.ndarray:
 
 
 def preprocess(pixels_NHW3: np.ndarray) -> Tensor:
-    """What the model's own transform makes of pictures of its size: float32 (N, 3, 32, 32)."""
+    """Pictures of the model's size after its own transform: float32 (N, 3, 32, 32)."""
     images_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (PREPROCESS_MEAN, PREPROCESS_STD))
     return (images_N3HW - mean) / std

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import click
 
 from mdpr.commands.stage import PATH, params_option
-from mdpr.errors import DataError, MdprError
+from mdpr.errors import DataError, MdprError, one_line
 
 
 @click.group("data")
@@ -84,7 +84,6 @@ def fetch(repo: str, path: str, rev: str | None, target: Path) -> None:
             project.imp(repo, path, out=str(target), rev=rev)
     except (DvcException, SCMError, DataIndexError, OSError) as error:
         what = f"{path} of {repo}{f' at {rev}' if rev else ''}"
-        reason = " ".join(str(error).split())
         raise DataError(
-            f"{what} cannot be imported ({reason}): `dvc list --dvc-only -R {repo}` shows what is there"
+            f"{what} cannot be imported ({one_line(error)}): `dvc list --dvc-only -R {repo}` shows what is there"
         ) from None

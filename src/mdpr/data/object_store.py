@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mdpr.artifacts import StoreOrigin
-from mdpr.errors import DataError, MdprError, printable
+from mdpr.errors import DataError, MdprError, one_line, printable
 from mdpr.params.section import holds_login
 from mdpr.progress import track
 
@@ -70,9 +70,8 @@ def open_address(address: str) -> tuple[AbstractFileSystem, str]:
         raise MdprError(f"{address} needs the package {needed}: pip install {extra}") from None
     except ValueError as error:
         known = ", ".join(f"{name}:// (pip install {package})" for name, package in STORES.items())
-        reason = " ".join(str(error).split())
         raise MdprError(
-            f"{address} cannot be opened ({reason}): name a folder of this disk, or an address of {known}"
+            f"{address} cannot be opened ({one_line(error)}): name a folder of this disk, or an address of {known}"
         ) from None
     return files, path.rstrip("/")
 
@@ -85,9 +84,9 @@ def store_errors(address: str, kind: type[MdprError]) -> Iterator[None]:
     except MdprError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise kind(
-            f"{address} cannot be read ({reason}): check the address, AWS_ENDPOINT_URL and the keys of its store"
+            f"{address} cannot be read ({one_line(error)[:200]}): check the address, AWS_ENDPOINT_URL and the keys of "
+            "its store"
         ) from error
 
 
@@ -168,8 +167,8 @@ def cache_folder() -> Path:
 def scratch_folder(cache: Path) -> Iterator[Path]:
     """A folder in the cache for as long as this lasts. A run that is killed leaves its own to the next run.
 
-    The lock ends with the process, however that ends. It is taken before the file has its name: a folder whose lock is
-    free belongs to nobody.
+    The lock ends with the process, however that ends. It is taken before the file has its name: if the lock of a folder
+    is free, its run is over.
     """
     cache.mkdir(parents=True, exist_ok=True)
     for left in cache.glob(f"{SCRATCH}*/{LOCK}"):
@@ -177,7 +176,7 @@ def scratch_folder(cache: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=cache) as name, open(f"{name}/{LOCK}.new", "w") as lock:
-        with suppress(OSError):  # a disk without locks: nobody else can take it either
+        with suppress(OSError):  # a disk without locks: no other run gets one either
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.rename(lock.name, f"{name}/{LOCK}")
         yield Path(name)

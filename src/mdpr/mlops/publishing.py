@@ -27,7 +27,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from mdpr.artifacts import TrackedRun
-from mdpr.errors import TrackingError
+from mdpr.errors import TrackingError, one_line
 from mdpr.mlops.store import Refused, Store, StoreError, Unreachable, not_mlflow
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Box:
         while kept.exists():
             kept = kept.with_name(f"{self.folder.name}.{uuid.uuid4().hex[:4]}{REFUSED_SUFFIX}")
         self.folder.rename(kept)
-        logger.warning("%s cannot be published (%s): kept as %s", self.folder, " ".join(str(reason).split()), kept.name)
+        logger.warning("%s cannot be published (%s): kept as %s", self.folder, one_line(reason), kept.name)
 
 
 # --- on the disk --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from mdpr.artifacts import ModelConfig, read_features, read_model_config, tuned_digest
-from mdpr.errors import ArtifactError, ConfigError, TrackingError
+from mdpr.errors import ArtifactError, ConfigError, TrackingError, one_line
 from mdpr.images.decoding import MAX_BYTES, decode_image, read_file, to_rgb
 from mdpr.images.loading import eval_transform
 from mdpr.model.backbone import Backbone, load_weights
@@ -211,7 +211,7 @@ def _download(address: str, scratch: str) -> str:
         return str(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
     except mlflow.MlflowException as error:
         hint = "mdpr registry list shows the versions, and why one was not promoted"
-        raise TrackingError(f"{address}: {' '.join(str(error).split())[:300]} ({hint})") from None
+        raise TrackingError(f"{address}: {one_line(error)[:300]} ({hint})") from None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from mdpr.artifacts.prediction_log import (
     Stamp,
     write_prediction_log,
 )
-from mdpr.errors import DataError
+from mdpr.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,8 +161,7 @@ class AnswerRecorder:
         self.dropped += rows
         if time.monotonic() - self._warned_s >= WARN_EVERY_S:
             self._warned_s = time.monotonic()
-            text = " ".join(str(reason).split())
-            logger.warning("answers not in the prediction log so far: %d (%s)", self.dropped, text)
+            logger.warning("answers not in the prediction log so far: %d (%s)", self.dropped, one_line(reason))
 
 
 def check_folder(folder: Path) -> None:

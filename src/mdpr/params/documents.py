@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mdpr.errors import ConfigError, MdprError
+from mdpr.errors import ConfigError, MdprError, one_line
 
 MAX_BYTES = 256 * 2**20
 MERGE = "tag:yaml.org,2002:merge"
@@ -96,7 +96,7 @@ def parse_yaml(text: str, name: str, error: type[MdprError] = ConfigError) -> An
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
-        reason = " ".join(str(getattr(fault, "problem", None) or fault).split())
+        reason = one_line(getattr(fault, "problem", None) or fault)
         raise error(f"{name}{line} is not valid YAML: {reason}") from None
     except RecursionError:
         raise error(f"{name} is nested too deeply") from None

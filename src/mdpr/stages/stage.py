@@ -48,7 +48,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|start new thread")
 
 
 class Direction(Enum):
-    """What a stage does with a path."""
+    """Whether a stage reads a path, writes it, or keeps state in it."""
 
     IN = "in"
     OUT = "out"
