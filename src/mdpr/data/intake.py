@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -39,17 +40,43 @@ class IntakeLog:
     def __init__(self, root: Path, *, skip_bad: bool) -> None:
         self._prefix = f"{root}{os.sep}"
         self._skip_bad = skip_bad
+        self._first: list[str] = []  # faults, with the root
         self.left_out: list[str] = []
         self.passed_over: dict[str, Tally] = {}
         self.interpreted: dict[str, Tally] = {}
 
     def bad(self, error: DataError) -> None:
-        """An image or a row that should be usable: raises `error`, or lists it if bad ones are skipped."""
-        if not self._skip_bad:
-            raise DataError(f"{error}, or set prepare.skip_bad: true to leave it out") from None
-        self.left_out.append(str(error).replace(self._prefix, ""))
-        if len(self.left_out) <= LOGGED:
-            logger.warning("left out: %s", error)
+        """An image or a row that should be usable: it is left out, and `all_faults` may stop the stage for it."""
+        text = str(error)
+        self.left_out.append(text.replace(self._prefix, ""))
+        if len(self._first) < EXAMPLES:
+            self._first.append(text)
+        if self._skip_bad and len(self.left_out) <= LOGGED:
+            logger.warning("left out: %s", text)
+
+    @contextmanager
+    def all_faults(self) -> Iterator[None]:
+        """Unless bad ones are skipped: raises `DataError` at the end, with how many were met and the first of them.
+
+        They also replace an error inside, which may only follow from what is missing: a class without an image.
+        """
+        try:
+            yield
+        except DataError:
+            self._stop_if_bad()
+            raise
+        self._stop_if_bad()
+
+    def _stop_if_bad(self) -> None:
+        if self._skip_bad or not self.left_out:
+            return
+        count, first = len(self.left_out), "; ".join(self._first)
+        if count == 1:
+            raise DataError(f"{first}, or set prepare.skip_bad: true to leave it out") from None
+        raise DataError(
+            f"{count:,} images or rows cannot be used: {first}{'; ...' if count > EXAMPLES else ''}; correct all of "
+            "them, or set prepare.skip_bad: true to leave them out, and card.json lists them"
+        ) from None
 
     def pass_over(self, reason: str, name: str | Path) -> None:
         """Something that is no image and no row of a list; it never stops the stage."""
@@ -64,7 +91,7 @@ class IntakeLog:
         """A line for each reason, and one for the faults."""
         lines = [f"passed over: {tally.count:,} {_shown(reason, tally)}" for reason, tally in self.passed_over.items()]
         lines += [f"images with {_shown(note, tally)}: {tally.count:,}" for note, tally in self.interpreted.items()]
-        if self.left_out:
+        if self._skip_bad and self.left_out:
             lines.append(f"left out: {len(self.left_out):,} images or rows that cannot be used; card.json lists them")
         return lines
 

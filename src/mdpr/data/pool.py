@@ -41,7 +41,7 @@ class _Checked(NamedTuple):
 
 
 def read_pictures_of(split: SourceSplit, rows: np.ndarray, params: PrepareParams, log: IntakeLog) -> Iterator[Picture]:
-    """The images of `rows`, in order. Faulty ones go to `log`, which raises `DataError` unless they are skipped."""
+    """The images of `rows`, in order. Faulty ones go to `log`, which may stop the stage for them at the end."""
 
     def check(item: tuple[int, SourceImage]) -> _Checked | DataError:
         row, image = item

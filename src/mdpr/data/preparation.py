@@ -108,23 +108,25 @@ def write_prepared(
 ) -> DataCard:
     """Write train, val and test, classes.json, pictures.parquet and card.json into `prepared`; same input, same bytes.
 
-    Raises `DataError` for a class without an image in any split, and for an image that cannot be used unless
+    Raises `DataError` for a class without an image in any split, and for all images that cannot be used unless
     bad ones are skipped: `log` then has them, and card.json lists them.
     """
     arranged = arrange(source, params)
     by_content = cuts_by_content(arranged.source, params)
-    if by_content:
-        parts = parts_by_content(prepared, source, arranged, params, log, previous)
-    else:
-        parts = parts_by_order(arranged, params, log)
-    arranged, source, names = parts.arranged, parts.arranged.source, parts.arranged.names
     written, digests, seen = {}, {}, set[str]()
-    with ThreadPoolExecutor(1) as thread:
+    with log.all_faults(), ThreadPoolExecutor(1) as thread:
+        if by_content:
+            parts = parts_by_content(prepared, source, arranged, params, log, previous)
+        else:
+            parts = parts_by_order(arranged, params, log)
+        arranged, source, names = parts.arranged, parts.arranged.source, parts.arranged.names
         for name in reversed(SPLITS) if params.drop_duplicates else SPLITS:  # what is dropped is never of the test set
             file = prepared / f"{name}.parquet"
             written[name] = write_split(file, parts.pictures[name], seen, log)
             digests[file.name] = thread.submit(sha256, file)
-    counts_C = {name: count_classes(written[name].count_of_class, names, name, arranged.train_only) for name in SPLITS}
+        counts_C = {
+            name: count_classes(written[name].count_of_class, names, name, arranged.train_only) for name in SPLITS
+        }
     pictures = {name: written[name].pictures for name in SPLITS}
     write_pictures(prepared, pictures)
     write_classes(prepared, class_infos(source, counts_C["train"], params))

@@ -88,6 +88,34 @@ def test_a_bad_file_stops_or_is_skipped_and_listed(kind: str, make_folder: MakeS
     assert len(read_images(tmp_path / "prepared" / "train.parquet")) == card.images["train"]
 
 
+@pytest.mark.parametrize("cut_by", ["content", "order"])
+def test_all_bad_pictures_are_counted_at_once_and_the_first_named(
+    cut_by: str, make_folder: MakeSource, tmp_path: Path
+) -> None:
+    root = make_folder()
+    bad = [f"train/{name}/{row:03}.png" for name in ("ant", "bee") for row in (2, 3, 5)] + ["test/cat/001.png"]
+    for path in bad:
+        truncated(root / path)
+    with pytest.raises(DataError) as caught:
+        prepare("folder", root, tmp_path / "prepared", cut_by=cut_by)
+    line = str(caught.value)
+    assert line.startswith(f"{len(bad)} images or rows cannot be used: {root}/")
+    assert sum(f"{root}/{path} cannot be decoded" in line for path in bad) == 3
+    assert "prepare.skip_bad: true" in line
+    assert "\n" not in line
+    assert not (tmp_path / "prepared").exists()
+    card = read_card(prepare("folder", root, tmp_path / "prepared", cut_by=cut_by, skip_bad=True))
+    assert {listed.partition(" ")[0] for listed in card.left_out} == set(bad)
+
+
+def test_bad_pictures_are_named_before_the_class_that_lacks_them(make_folder: MakeSource, tmp_path: Path) -> None:
+    root = make_folder({"train": (9, 9, 9), "test": (4, 2, 4)})
+    for image in (root / "test" / "bee").iterdir():
+        truncated(image)
+    with pytest.raises(DataError, match=r"^2 images or rows cannot be used: .*/test/bee/000\.png"):
+        prepare("folder", root, tmp_path / "prepared")
+
+
 def test_what_is_left_out_does_not_change_what_else_is_there(make_folder: MakeSource, tmp_path: Path) -> None:
     root = make_folder()
     whole = list(read_images(prepare("folder", root, tmp_path / "whole") / "train.parquet"))
@@ -124,6 +152,8 @@ def test_bad_rows_of_a_csv(make_csv: MakeSource, tmp_path: Path) -> None:
             prepare("csv", root, tmp_path / "prepared")
         assert message in str(caught.value)
     (root / "images.csv").write_text("\n".join(["path,label,split", *BAD_ROWS, *good]) + "\n")
+    with pytest.raises(DataError, match=r"^3 images or rows cannot be used: .* line 2: .* line 3: .* line 4: "):
+        prepare("csv", root, tmp_path / "prepared")  # what the list shows stops before a picture is read
     card = read_card(prepare("csv", root, tmp_path / "prepared", skip_bad=True, val_images_per_class=1))
     assert sum(card.images.values()) == 18
     assert len(card.left_out) == len(BAD_ROWS)
@@ -137,6 +167,10 @@ def test_a_label_outside_the_list_in_parquet(make_parquet: MakeSource, tmp_path:
     write_images(root / "test.parquet", *zip(*rows, strict=True))
     with pytest.raises(DataError, match=r"test\.parquet row 2 has label 3, the classes end at 2"):
         prepare("parquet", root, tmp_path / "prepared")
+    write_images(root / "test.parquet", *zip(*[row._replace(label=3) for row in rows], strict=True))
+    with pytest.raises(DataError, match=r"^12 images or rows cannot be used: .* row 2 has label 3.*; \.\.\.; correct"):
+        prepare("parquet", root, tmp_path / "prepared")
+    write_images(root / "test.parquet", *zip(*rows, strict=True))
     card = read_card(prepare("parquet", root, tmp_path / "prepared", skip_bad=True))
     assert card.images["test"] == 11
     assert card.left_out[0].startswith("test.parquet row 2 has label 3")

@@ -44,10 +44,23 @@ def test_work_is_done_in_other_threads_and_an_error_ends_it() -> None:
         list(results)
 
 
-def test_a_bad_image_stops_with_the_setting_that_leaves_it_out() -> None:
-    error = DataError("a/1.png cannot be decoded: restore it")
-    with pytest.raises(DataError, match=r"a/1\.png .*restore it, or set prepare\.skip_bad: true"):
-        IntakeLog(Path("a"), skip_bad=False).bad(error)
+def meet(log: IntakeLog, bad: int, then: DataError | None = None) -> None:
+    with log.all_faults():
+        for number in range(1, bad + 1):
+            log.bad(DataError(f"a/{number}.png cannot be decoded: restore it"))
+        if then:
+            raise then
+
+
+def test_bad_images_stop_with_the_setting_that_leaves_them_out() -> None:
+    log = IntakeLog(Path("a"), skip_bad=False)
+    with pytest.raises(DataError, match=r"^a/1\.png .*restore it, or set prepare\.skip_bad: true"):
+        meet(log, 1, then=DataError("a class has no image"))
+    assert log.report() == []
+    with pytest.raises(DataError, match=r"^4 images .*a/3\.png [^;]*; \.\.\.; .*prepare\.skip_bad: true"):
+        meet(IntakeLog(Path("a"), skip_bad=False), 4)
+    with pytest.raises(DataError, match="a class has no image"):
+        meet(IntakeLog(Path("a"), skip_bad=False), 0, then=DataError("a class has no image"))
     log = IntakeLog(Path("a"), skip_bad=True)
-    log.bad(error)
+    meet(log, 1)
     assert log.left_out == ["1.png cannot be decoded: restore it"]

@@ -37,12 +37,13 @@ SOURCES: dict[str, Callable[[Place], Source]] = {
 def open_source(kind: str, place: Place) -> Source:
     """The source `kind` at `place`, labels read and checked, images not yet.
 
-    Raises `DataError` that names the file (and row) at fault.
+    Raises `DataError` that names the file (and row) at fault; of several rows the first, and how many there are.
     """
     for key, folder in (("root", place.root), ("image_root", place.image_root)):
         if not folder.is_dir():
             raise DataError(f"prepare.{key} = {folder}: there is no such folder")
-    source = SOURCES[kind](place)
+    with place.log.all_faults():
+        source = SOURCES[kind](place)
     check_names(source.classes, place.root)
     if len(source.classes) < 2:
         raise DataError(f"{place.root} has {len(source.classes)} class, at least 2 are needed")
