@@ -38,24 +38,8 @@ NAME_MAX_BYTES = 255  # of a file's name, on every file system in use
 START_BYTES = 4096  # of a file, where what wrote it can be seen
 JSON_MAX_BYTES = 2**20  # of an output that is one file, or of a marker
 
-# Port -> the files of an output without a marker (written before there were any): all of the first, any of the second.
-UNMARKED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    port: (frozenset(required.split()), frozenset(optional.split()))
-    for port, required, optional in (
-        ("prepared", "train.parquet val.parquet test.parquet classes.json card.json", ""),
-        ("validation", "result.json index.html", "classes.html profile.html train.html val.html test.html"),
-        ("probe", "probe.safetensors zero_shot.csv", "logistic.safetensors"),
-        ("knowledge", "knowledge.json audit.json", "index.html"),
-        ("features", "knowledge.safetensors audit.json", ""),
-        ("model", "model.safetensors config.json history.csv run.json", "seen.safetensors"),
-        (
-            "evaluation",
-            "metrics.json intervals.json biases.json predictions.parquet report.html per_class.csv lineage.json",
-            "confusion.csv reliability.csv routing.csv variants.csv seen.safetensors run.json figures",
-        ),
-        ("scores", "all.json", "many.json medium.json few.json"),
-    )
-}
+# Files of scores/ and their keys: it has no marker.
+SCORES_FILES = {"all.json", "many.json", "medium.json", "few.json"}
 SCORES_KEYS = {"fused", "routed", "base", "zero_shot"}
 
 
@@ -239,17 +223,14 @@ def _foreign(place: Place, path: Path) -> str | None:
         listed = {MARKER, *map(str, marker.get("files", []))}
         stray = next((name for name in _files(path) if name not in listed), None)
         return f"holds {stray}, which no earlier run wrote as {place.port}" if stray else None
-    required, optional = UNMARKED.get(place.port, (frozenset(), frozenset()))
-    if required <= names <= required | optional and all(_is_unmarked(place.port, path, name) for name in _files(path)):
+    is_whole = "all.json" in names and names <= SCORES_FILES
+    if place.port == "scores" and is_whole and all(_has_scores(path / name) for name in names):
         return None
     return f"is a folder that no earlier run wrote as {place.port}"
 
 
-def _is_unmarked(port: str, folder: Path, name: str) -> bool:
-    """Whether a file of an output without a marker can be of `port`: only figures/ is a folder, scores have keys."""
-    if port == "scores":
-        return bool(keys := _read_json(folder / name).keys()) and keys <= SCORES_KEYS
-    return "/" not in name or (name.startswith("figures/") and name.endswith(".svg"))
+def _has_scores(path: Path) -> bool:
+    return bool(keys := _read_json(path).keys()) and keys <= SCORES_KEYS
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mdpr.errors import CheckFailed, ConfigError, MdprError
-from mdpr.stages.outputs import MARKER, UNMARKED, beside, whole_or_not_at_all, write_whole
+from mdpr.stages.outputs import MARKER, beside, whole_or_not_at_all, write_whole
 
 PORT = "prepared"
 
@@ -174,51 +174,25 @@ def test_an_output_replaces_an_earlier_one_an_empty_folder_and_nothing(project: 
     assert contents(project)["home/project/data/raw.csv"] == "1"
 
 
-@pytest.mark.parametrize("port", UNMARKED)
-def test_an_output_from_before_there_were_markers_is_replaced_if_it_is_whole_and_holds_nothing_else(
-    project: Path, port: str
-) -> None:
-    folder = Path("old")
-    required, optional = UNMARKED[port]
-
-    def write(names: set[str]) -> None:
-        for name in names - {"figures"}:
-            folder.mkdir(exist_ok=True)
-            (folder / name).write_text('{"fused": 1.0}')
-        if "figures" in names:
-            (folder / "figures").mkdir()
-            (folder / "figures/accuracy.svg").write_text("x")
-
-    write({*required, *optional, "thesis.txt"})
-    with pytest.raises(ConfigError, match="no earlier run wrote"):
-        make(folder, port=port)
-    (folder / "thesis.txt").unlink()
-    kept = folder / min(required)
-    kept.rename("aside")
-    with pytest.raises(ConfigError, match="no earlier run wrote"):
-        make(folder, port=port)
-    Path("aside").rename(kept)
-    make(folder, '{"fused": 2.0}', port=port, name=min(required))
-    make(folder, '{"fused": 3.0}', port=port, name=min(required))
-    assert (folder / min(required)).read_text() == '{"fused": 3.0}'
-
-
 def test_scores_have_no_marker_and_are_known_by_their_keys(project: Path) -> None:
     make(Path("scores"), '{"fused": 1.0}', port="scores", name="all.json")
     assert [path.name for path in Path("scores").iterdir()] == ["all.json"]
-    for text in ('{"physics": 1.0}', "{}", "[]"):
-        Path("scores/all.json").write_text(text)
+    for text in ('{"fused": 2.0}', '{"fused": 3.0}'):
+        make(Path("scores"), text, port="scores", name="all.json")
+        assert Path("scores/all.json").read_text() == text
+
+    def is_refused() -> None:
         with pytest.raises(ConfigError, match="no earlier run wrote"):
             make(Path("scores"), port="scores")
 
-
-def test_figures_of_an_old_output_must_be_its_own(project: Path) -> None:
-    for name in UNMARKED["evaluation"][0]:
-        Path("old/figures").mkdir(parents=True, exist_ok=True)
-        Path("old", name).write_text("x")
-    Path("old/figures/holiday.jpg").write_text("x")
-    with pytest.raises(ConfigError, match="no earlier run wrote"):
-        make(Path("old"), port="evaluation")
+    Path("scores/thesis.txt").write_text('{"fused": 1.0}')
+    is_refused()
+    Path("scores/thesis.txt").unlink()
+    Path("scores/all.json").rename("scores/few.json")
+    is_refused()
+    for text in ('{"physics": 1.0}', "{}", "[]"):
+        Path("scores/all.json").write_text(text)
+        is_refused()
 
 
 def test_an_output_that_is_a_file_is_known_by_its_format(project: Path) -> None:
