@@ -42,8 +42,6 @@ from mdpr.stages.outputs import beside, dropped, whole_or_not_at_all
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "MDPR_CHECKPOINTS"  # environment variable: the folder of checkpoints, if not that of the output
-
-
 OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|start new thread")
 
 
@@ -97,12 +95,13 @@ MEMORY_MB: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class Interface:
-    """A function and what it takes, in order of declaration."""
+    """A function of the stage `name` and what it takes, in order of declaration."""
 
     function: Callable[..., str | Made | None]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sections: Mapping[str, str]  # keyword argument -> section of params.yaml
+    name: str
 
     @property
     def help(self) -> str:
@@ -112,9 +111,8 @@ class Interface:
 
 @dataclass(frozen=True)
 class Stage(Interface):
-    """A stage's name, its function, its interface, and what the command line can do instead of running it."""
+    """The interface of the stage itself, and what the command line can do instead of running it."""
 
-    name: str
     otherwise: Mapping[str, Interface]
     checkpoint: str | None = None  # the argument that takes the checkpoint's folder
 
@@ -131,7 +129,7 @@ def load_stage(name: str) -> Stage:
     otherwise = {flag: _interface(name, function) for flag, function in getattr(module, "OTHERWISE", {}).items()}
     whole = _interface(name, getattr(module, name))
     checkpoint = next(iter(_ports(whole.function, Direction.CHECKPOINT)), None)
-    return Stage(whole.function, whole.inputs, whole.outputs, whole.sections, name, otherwise, checkpoint)
+    return Stage(**vars(whole), otherwise=otherwise, checkpoint=checkpoint)
 
 
 def _interface(stage: str, function: Callable[..., str | Made | None]) -> Interface:
@@ -140,7 +138,7 @@ def _interface(stage: str, function: Callable[..., str | Made | None]) -> Interf
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    return Interface(function, _ports(function, Direction.IN), _ports(function, Direction.OUT), sections)
+    return Interface(function, _ports(function, Direction.IN), _ports(function, Direction.OUT), sections, stage)
 
 
 def _ports(function: Callable[..., str | Made | None], direction: Direction) -> tuple[str, ...]:
@@ -165,7 +163,7 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     end_with_driver()
     _check_memory(stage)
     started = time.monotonic()
-    arguments = _arguments(stage, stage, paths, params)
+    arguments = _arguments(stage, paths, params)
     outputs = {port: paths[port] for port in stage.outputs}
     first = paths[stage.outputs[0]]
     kept = Path(os.environ[CHECKPOINTS]) / first.name if CHECKPOINTS in os.environ else first
@@ -180,7 +178,7 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
     else:
         writing = dropped(len(outputs))
     with writing as partial:
-        made = _call(stage, stage, arguments | dict(zip(outputs, partial, strict=True)))
+        made = _call(stage, arguments | dict(zip(outputs, partial, strict=True)))
     if isinstance(made, Made):
         made.then()
     logger.info("%s done in %.1f s", stage.name, time.monotonic() - started)
@@ -191,15 +189,14 @@ def run_stage(stage: Stage, paths: Mapping[str, Path], params: Params) -> None:
 def run_otherwise(stage: Stage, flag: str, paths: Mapping[str, Path], params: Params) -> None:
     """Do what `stage` offers under `flag` instead of running. Raises as `run_stage` does."""
     other = stage.otherwise[flag]
-    _call(stage, other, _arguments(stage, other, paths, params))
+    _call(other, _arguments(other, paths, params))
 
 
-def _arguments(stage: Stage, interface: Interface, paths: Mapping[str, Path], params: Params) -> dict[str, Any]:
+def _arguments(interface: Interface, paths: Mapping[str, Path], params: Params) -> dict[str, Any]:
     for port in interface.inputs:
         if not os.path.exists(paths[port]):  # Path.exists raises for a name that is too long
-            raise ArtifactError(
-                f"{stage.name} needs {port} at {paths[port]}, which does not exist: run its stage first"
-            )
+            needs = f"{interface.name} needs {port} at {paths[port]}"
+            raise ArtifactError(f"{needs}, which does not exist: run its stage first")
     sections = {keyword: params.section(section) for keyword, section in interface.sections.items()}
     return {port: paths[port] for port in interface.inputs} | sections
 
@@ -215,7 +212,7 @@ def _check_memory(stage: Stage) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> str | Made | None:
+def _call(interface: Interface, arguments: Mapping[str, Any]) -> str | Made | None:
     try:
         return interface.function(**arguments)
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
@@ -223,9 +220,9 @@ def _call(stage: Stage, interface: Interface, arguments: Mapping[str, Any]) -> s
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(reason):
             raise
         raise MdprError(
-            f"{stage.name} ran out of memory ({reason[:200] or 'allocation failed'}): give it more, or lower its "
+            f"{interface.name} ran out of memory ({reason[:200] or 'allocation failed'}): give it more, or lower its "
             "batch_size or workers"
         ) from error
     except ModuleNotFoundError as error:
         extras = "pip install 'mdpr[data,llm,train,track]'"
-        raise MdprError(f"{stage.name} needs the package {error.name}, which is not installed: {extras}") from error
+        raise MdprError(f"{interface.name} needs the package {error.name}, which is not installed: {extras}") from error
