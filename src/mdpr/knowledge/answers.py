@@ -130,15 +130,15 @@ class Budget:
     """The dollars of one run. Before a call, the most that it can cost is set aside. limit_usd 0 is no limit."""
 
     def __init__(self, limit_usd: float, prices: Prices, max_tokens: int) -> None:
+        self.prices = prices
         self._limit_usd = limit_usd
-        self._prices = prices
         self._max_tokens = max_tokens
         self._spent_usd = 0.0
 
     def most_usd(self, question: Question) -> float:
         """The most that one call can cost: one token per character, and the longest answer."""
         characters = len(question.system) + len(question.user)
-        return self._prices.cost_usd(Usage(SCHEMA_TOKENS * 2 + characters, self._max_tokens))
+        return self.prices.cost_usd(Usage(SCHEMA_TOKENS * 2 + characters, self._max_tokens))
 
     def set_aside(self, question: Question) -> bool:
         """Whether the call still fits; if so, its highest price counts as spent until `settle`."""
@@ -150,7 +150,7 @@ class Budget:
 
     def settle(self, question: Question, usage: Usage) -> None:
         """Replace the highest price by the real one."""
-        self._spent_usd += self._prices.cost_usd(usage) - self.most_usd(question)
+        self._spent_usd += self.prices.cost_usd(usage) - self.most_usd(question)
 
 
 @dataclass(frozen=True)

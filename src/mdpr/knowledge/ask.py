@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdpr.errors import KnowledgeError
-from mdpr.knowledge.answers import ANSWER_TOKENS, AnswerStore, Budget, Prices, Usage, open_store, prompt_tokens
+from mdpr.knowledge.answers import ANSWER_TOKENS, AnswerStore, Budget, Usage, open_store, prompt_tokens
 from mdpr.knowledge.chat import (
     REFUSED,
     Chat,
@@ -147,32 +147,9 @@ def _ask(
         pending = [question for question in questions if question.key not in found]
         answers = Answers()
         if pending:
-            answers = _ask_pending(pending, schemas, llm, budget, find_key(llm, environment), store)
+            answers = _Asker(schemas, llm, budget, find_key(llm, environment), store).ask(pending)
     answers.sentences |= {question.place: found[question.key] for question in questions if question.key in found}
     return answers
-
-
-def _ask_pending(
-    pending: Sequence[Question],
-    schemas: Mapping[str, Schema],
-    llm: LlmParams,
-    budget: Budget,
-    key: str,
-    store: AnswerStore,
-) -> Answers:
-    """Ask and show progress."""
-    prices, asker = Prices.of(llm), _Asker(schemas, llm, budget, key, store)
-
-    def status() -> str:
-        cost = f", {prices.cost_usd(asker.spent):.2f} USD" if prices.known else ""
-        return f"{asker.spent.total:,} tokens{cost}"
-
-    with closing(asker.ask_all(pending)) as finished:
-        for _ in track(finished, "describe", total=len(pending), status=status):
-            if asker.fatal:
-                raise KnowledgeError(asker.fatal)
-    logger.info("describe: %d of %d answered, %s", len(asker.answers.sentences), len(pending), status())
-    return asker.answers
 
 
 class _Asker:
@@ -194,7 +171,22 @@ class _Asker:
         self._stopped = ""  # why no more calls are made
         self._warned_of_usage = False
 
-    def ask_all(self, questions: Sequence[Question]) -> Generator[None, None, None]:
+    def ask(self, questions: Sequence[Question]) -> Answers:
+        """Ask all `questions`, and show progress. Raises `KnowledgeError` for a fault that every call would meet."""
+        with closing(self._ask_all(questions)) as finished:
+            for _ in track(finished, "describe", total=len(questions), status=self._status):
+                if self.fatal:
+                    raise KnowledgeError(self.fatal)
+        answered = len(self.answers.sentences)
+        logger.info("describe: %d of %d answered, %s", answered, len(questions), self._status())
+        return self.answers
+
+    def _status(self) -> str:
+        prices = self._budget.prices
+        cost = f", {prices.cost_usd(self.spent):.2f} USD" if prices.known else ""
+        return f"{self.spent.total:,} tokens{cost}"
+
+    def _ask_all(self, questions: Sequence[Question]) -> Generator[None, None, None]:
         """Yields whenever a question has its answer or its reason. Leaving early cancels the calls in progress."""
         left = iter(questions)
         finished: asyncio.Queue[Exception | None] = asyncio.Queue()

@@ -155,9 +155,8 @@ def _nearest_before(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
 
     bits_NW, length_N = _letter_counts(texts), np.array([len(text) for text in texts])
     share = 1 - NEAR / 100
-    most_N = (share * length_N * 2 / (1 - share) + 1).astype(
-        np.int64
-    )  # the other is at most (1 + share)/(1 - share) long
+    # The other text is at most (1 + share) / (1 - share) times as long.
+    most_N = (share * length_N * 2 / (1 - share) + 1).astype(np.int64)
     for start in range(0, len(texts), ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, len(texts)))
         apart_RC = np.bitwise_count(bits_NW[rows, None, 0] ^ bits_NW[None, : rows[-1], 0])

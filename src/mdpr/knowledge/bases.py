@@ -18,7 +18,7 @@ from mdpr.knowledge.answers import Budget, Plan, Prices, plan
 from mdpr.knowledge.ask import Answers, ask
 from mdpr.knowledge.audit import Finding, audit
 from mdpr.knowledge.chat import local_settings, serving_local
-from mdpr.knowledge.questions import Place, Prompts, Rejected, load_prompts, make_questions
+from mdpr.knowledge.questions import Place, Prompts, Rejected, load_prompts, make_questions, shaping
 from mdpr.params import DIFFERENTIAL, DIMENSIONS, DescribeParams
 
 logger = logging.getLogger(__name__)
@@ -101,22 +101,6 @@ def plan_generation(classes: Sequence[ClassInfo], rival_C: Sequence[int], params
     """The calls and the cost of `generate`; no question is sent."""
     places = _open_places(classes, params, _base(classes, rival_C, params))
     return plan(make_questions(classes, rival_C, load_prompts(), params.llm, places), params.llm)
-
-
-def read_base(path: Path, classes: Sequence[ClassInfo], rival_C: Sequence[int]) -> Base:
-    """The knowledge base at `path`, of exactly `classes`, gaps included. A contrast stays if it is with the rival.
-
-    Raises `KnowledgeError` if the file is of other classes.
-    """
-    names = [item.name for item in classes]
-    fitted = fit_rivals(read_unfinished(path, names), [names[index] for index in rival_C])
-    sentences = {
-        (item.index, dimension): sentence
-        for item in fitted.classes
-        for dimension, sentence in item.sentences.items()
-        if sentence.strip() and (dimension != DIFFERENTIAL or _is_rival(item, classes[rival_C[item.index]]))
-    }
-    return Base(fitted, sha256(path)[:16], sentences)
 
 
 def fit_rivals(knowledge: Knowledge, rival_names: Sequence[str]) -> Knowledge:
@@ -223,7 +207,19 @@ def _existing(params: DescribeParams) -> Path:
 
 
 def _base(classes: Sequence[ClassInfo], rival_C: Sequence[int], params: DescribeParams) -> Base | None:
-    return read_base(_existing(params), classes, rival_C) if params.provider == "completed" else None
+    """The knowledge base that a chat model completes, gaps included. A contrast stays if it is with the rival."""
+    if params.provider != "completed":
+        return None
+    path = _existing(params)
+    names = [item.name for item in classes]
+    fitted = fit_rivals(read_unfinished(path, names), [names[index] for index in rival_C])
+    sentences = {
+        (item.index, dimension): sentence
+        for item in fitted.classes
+        for dimension, sentence in item.sentences.items()
+        if sentence.strip() and (dimension != DIFFERENTIAL or _is_rival(item, classes[rival_C[item.index]]))
+    }
+    return Base(fitted, sha256(path)[:16], sentences)
 
 
 def _open_places(classes: Sequence[ClassInfo], params: DescribeParams, base: Base | None) -> list[Place]:
@@ -285,16 +281,9 @@ def _assemble(
 
 
 def _provenance(prompts: Prompts, params: DescribeParams, base: Base | None) -> dict[str, Any]:
-    llm = params.llm
     provenance = {
         "provider": params.provider,
-        "vendor": llm.vendor,
-        "model": llm.model,
-        "base_url": llm.base_url,
-        "structured_output": llm.structured_output,
-        "temperature": llm.temperature,
-        "seed": llm.seed,
-        "max_tokens": llm.max_tokens,
+        **shaping(params.llm),
         "prompt_versions": {key: prompt.version for key, prompt in prompts.dimensions.items()},
     }
     if base is None:

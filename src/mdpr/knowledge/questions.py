@@ -18,8 +18,6 @@ from pydantic import BaseModel, ConfigDict
 from mdpr.artifacts import ClassInfo
 from mdpr.params import DIFFERENTIAL, DIMENSIONS, LlmParams, parse_yaml
 
-# Settings that shape an answer. The others (limits, prices, time-outs) only say how it is fetched.
-SHAPING = ("vendor", "model", "base_url", "structured_output", "temperature", "seed", "max_tokens")
 Place = tuple[int, str]  # class index, dimension
 Schema = Mapping[str, Any]  # a function's definition in JSON Schema: title, description, properties
 
@@ -102,46 +100,32 @@ def make_questions(
 
     rival_C: per class the index of the class it is most confused with.
     """
-    schemas, reasons = prompts.schemas(), rejected or {}
-    return [
-        _make_question(
-            classes[index],
-            classes[rival_C[index]],
-            dimension,
-            prompts,
-            schemas[dimension],
-            llm,
-            reasons.get((index, dimension)),
+    schemas = prompts.schemas()
+    questions = []
+    for index, dimension in places:
+        item, rival, prompt = classes[index], classes[rival_C[index]], prompts.dimensions[dimension]
+        user = _fill(prompt.ask, {"class": item.display_name, "rival": rival.display_name})
+        if rejected and (earlier := rejected.get((index, dimension))):
+            user += "\n" + _fill(prompts.repair, {"sentence": earlier.sentence, "reason": earlier.reason})
+        key = question_key(
+            {
+                "llm": shaping(llm),
+                "prompt_version": prompt.version,
+                "schema": schemas[dimension],
+                "system": prompts.system,
+                "user": user,
+                "class": [item.index, item.name, item.disambiguation],
+                "rival": [rival.index, rival.name, rival.disambiguation] if dimension == DIFFERENTIAL else None,
+            }
         )
-        for index, dimension in places
-    ]
+        questions.append(Question(key, item.index, item.name, dimension, prompts.system, user))
+    return questions
 
 
-def _make_question(
-    item: ClassInfo,
-    rival: ClassInfo,
-    dimension: str,
-    prompts: Prompts,
-    schema: Schema,
-    llm: LlmParams,
-    rejected: Rejected | None,
-) -> Question:
-    prompt = prompts.dimensions[dimension]
-    user = _fill(prompt.ask, {"class": item.display_name, "rival": rival.display_name})
-    if rejected:
-        user += "\n" + _fill(prompts.repair, {"sentence": rejected.sentence, "reason": rejected.reason})
-    key = question_key(
-        {
-            "llm": {name: getattr(llm, name) for name in SHAPING},
-            "prompt_version": prompt.version,
-            "schema": schema,
-            "system": prompts.system,
-            "user": user,
-            "class": [item.index, item.name, item.disambiguation],
-            "rival": [rival.index, rival.name, rival.disambiguation] if dimension == DIFFERENTIAL else None,
-        }
-    )
-    return Question(key, item.index, item.name, dimension, prompts.system, user)
+def shaping(llm: LlmParams) -> dict[str, Any]:
+    """The settings that shape an answer. The others (limits, prices, time-outs) only say how it is fetched."""
+    names = ("vendor", "model", "base_url", "structured_output", "temperature", "seed", "max_tokens")
+    return {name: getattr(llm, name) for name in names}
 
 
 def question_key(parts: Mapping[str, Any]) -> str:

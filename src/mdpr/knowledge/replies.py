@@ -91,7 +91,7 @@ def reply_from_body(body: bytes) -> Reply:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        raise Unusable("the server did not send a chat completion", raw) from None
+        content = None
     if not isinstance(content, dict):
         raise Unusable("the server did not send a chat completion", raw)
     if content.get("error"):
@@ -194,20 +194,18 @@ def _json_in(text: str) -> list[Any]:
 
 def _plain_sentence(texts: Sequence[str], reply: Reply) -> str:
     """A reply without JSON that is one sentence already."""
-    if not texts:
-        raise Unusable("the answer is empty", reply.raw)
-    text = texts[0]
+    text = texts[0] if texts else ""
     if fenced := FENCE.match(text):
         text = fenced.group(1)
     text = text.strip().strip("\"'“”")
+    if not text:
+        raise Unusable("the answer is empty", reply.raw)
     if re.search(r"[{}\[\]<>]", text):
         raise Unusable("the answer holds no JSON with a sentence", reply.raw)
     if len(text.splitlines()) > 1:
         raise Unusable(f"{len(text.splitlines())} lines of text, one sentence was asked for", reply.raw)
     if fault := chatter(text) or several_sentences(text):
         raise Unusable(f"{fault}: {_quote(text)}", reply.raw)
-    if not text:
-        raise Unusable("the answer is empty", reply.raw)
     return _check_length(text, MAX_CHARACTERS, reply)
 
 
@@ -217,13 +215,9 @@ def _check_length(text: str, most: int, reply: Reply) -> str:
     return text
 
 
-def _usage(input_tokens: object, output_tokens: object) -> Usage | None:
-    for tokens in (input_tokens, output_tokens):
-        if type(tokens) is not int or not 0 <= tokens <= MOST_TOKENS:
-            return None
-    assert isinstance(input_tokens, int)
-    assert isinstance(output_tokens, int)
-    return Usage(input_tokens, output_tokens)
+def _usage(*tokens: Any) -> Usage | None:
+    """Tokens in and out; None if they cannot be true."""
+    return Usage(*tokens) if all(type(count) is int and 0 <= count <= MOST_TOKENS for count in tokens) else None
 
 
 def _field(value: object, key: str) -> Any:
