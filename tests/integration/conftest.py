@@ -264,7 +264,8 @@ def evaluated() -> Callable[..., Path]:
     """evaluated(folder, accuracy) -> evaluation/ of a model that answers this share of each class right.
 
     The zero-shot branch is right about 60 %. Where no `run` is given, a run is opened for it as `tune` does.
-    `image_N` are the digests of the test images, `seen_N` those of the images that the model was trained on.
+    `image_N` are the digests of the test images, by default their rows; `seen_N` those of the images that the model was
+    trained on, by default none.
     """
 
     def evaluate(
@@ -282,15 +283,14 @@ def evaluated() -> Callable[..., Path]:
         label_N = np.repeat(np.arange(CLASSES), IMAGES_PER_CLASS)
         rank_N = np.tile(np.arange(IMAGES_PER_CLASS), CLASSES) / IMAGES_PER_CLASS
         shares = {"zero_shot": 0.6, "base": 0.6, "fused": accuracy}
-        table = {"index": np.arange(len(label_N)), "label": label_N}
-        table |= {} if image_N is None else {"image": image_N}
+        image_N = np.arange(len(label_N)) if image_N is None else image_N
+        table = {"index": np.arange(len(label_N)), "image": image_N, "label": label_N}
         for branch, share in shares.items():
             table[f"{branch}_top1"] = np.where(rank_N < share, label_N, (label_N + 1) % CLASSES)
             table[f"{branch}_probability"] = np.full(len(label_N), share - 0.05, np.float32)
         folder.mkdir()
         artifacts.write_predictions(folder, pd.DataFrame(table))
-        if seen_N is not None:
-            artifacts.write_seen(folder, train_N=seen_N, val_N=seen_N[:0])
+        artifacts.write_seen(folder, train_N=image_N[:0] if seen_N is None else seen_N, val_N=image_N[:0])
         metrics = {name: {"all": share, "many": share, "few": share, "ece": 0.05} for name, share in shares.items()}
         artifacts.write_json(folder / "metrics.json", metrics)
         shots = ["many"] * 5 + ["few"] * 5
@@ -301,9 +301,7 @@ def evaluated() -> Callable[..., Path]:
         per_class.assign(base_accuracy=0.6).to_csv(folder / "per_class.csv", index=False)
         files = {f"evaluation/{path.name}": path for path in folder.iterdir()}
         add_results(run, tracking, result_metrics(metrics), files)
-        artifacts.write_json(
-            folder / "run.json", run.model_copy(update={"test_sha256": "t" if image_N is None else str(image_N.sum())})
-        )
+        artifacts.write_json(folder / "run.json", run.model_copy(update={"test_sha256": str(image_N.sum())}))
         return folder
 
     return evaluate

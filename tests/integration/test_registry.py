@@ -211,6 +211,7 @@ EDITS = {
     "no number": set_metric("fused", "ece", None),
     "another branch": set_metric("zero_shot", "all", 0.0),
     "answers": answer_all,
+    "training images": lambda evaluation: artifacts.write_seen(evaluation, train_N=np.arange(3), val_N=np.arange(2)),
 }
 
 
@@ -363,31 +364,6 @@ def refuse_uploads(call: Callable[..., object]) -> Callable[..., object]:
         return call(self, name, *arguments, **options)
 
     return instead
-
-
-def test_a_champion_of_an_earlier_format_is_judged_with_all_images(
-    store: Store,
-    parts: Parts,
-    retrained: Retrained,
-    evaluated: Evaluated,
-    register_params: RegisterParams,
-    policy: Policy,
-    prepared: Path,
-    tmp_path: Path,
-) -> None:
-    first = evaluated(tmp_path / "first", 0.8, TRACKING)  # neither digests of its images nor of those that trained it
-    promote(releases.register(parts, first, TRACKING, register_params), first, policy)
-    image_N = artifacts.image_digests(artifacts.read_images(prepared / "test.parquet"))
-    second = evaluated(tmp_path / "second", 0.9, TRACKING, image_N=image_N)
-    registered = releases.register(retrained(tmp_path / "model"), second, TRACKING, register_params)
-    decision = promotions.judge(registered, second, prepared, policy).decision
-    assert decision.promote, decision.reason
-    assert "not recorded" in decision.reason
-    edited = tmp_path / "edited"
-    shutil.copytree(first, edited)
-    artifacts.write_seen(edited, train_N=image_N, val_N=image_N[:0])
-    with pytest.raises(ArtifactError, match=r"seen\.safetensors is not what version 1"):
-        judge(releases.register(parts, first, TRACKING, register_params), edited, policy)
 
 
 # --- killed halfway -----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ TABLES: dict[str, dict[str, type]] = {
     "reliability.csv": {"images": int, "confidence": float, "accuracy": float, "branch": str},
     "variants.csv": {"variant": str, "kind": str, "gain": float},  # without rows if only the model was scored
 }
-PREDICTED = ("index", "label", "zero_shot_top1", "base_top1")  # columns of every table of predictions
+PREDICTED = ("index", "image", "label", "zero_shot_top1", "base_top1")  # columns of every table of predictions
 
 
 def write_predictions(evaluation: Path, predictions: pd.DataFrame) -> None:

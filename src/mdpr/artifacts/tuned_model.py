@@ -74,16 +74,14 @@ def write_seen(model: Path, *, train_N: np.ndarray, val_N: np.ndarray) -> None:
     write_tensors(model / SEEN_FILE, arrays, {"format": SEEN_FORMAT})
 
 
-def read_seen(folder: Path) -> np.ndarray | None:
-    """The digests of all images that the model has seen, int64, sorted; None if its version of tune kept none.
+def read_seen(folder: Path) -> np.ndarray:
+    """The digests of all images that the model has seen, int64, sorted; raises `ArtifactError`.
 
-    `folder` is model/, or the evaluation/ of that model. Raises `ArtifactError` for a damaged file.
+    `folder` is model/, or the evaluation/ of that model.
     """
     import numpy as np
 
     path = folder / SEEN_FILE
-    if not path.exists():
-        return None
     arrays, metadata = read_tensors(path, "tune")
     if metadata.get("format") != SEEN_FORMAT or any(array.dtype != np.int64 for array in arrays.values()):
         raise ArtifactError(f"{path} does not hold digests of images ({SEEN_FORMAT}): run tune again")

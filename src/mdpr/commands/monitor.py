@@ -134,7 +134,7 @@ def fetch_reference(address: str, folder: Path) -> Path:
     if not address.startswith((MODELS, RUNS)):
         return Path(address)
     run_id = resolve(address).results_run_id if address.startswith(MODELS) else address.removeprefix(RUNS)
-    return fetch_results(run_id, folder, needed=[REFERENCE_FILE], optional=["per_class.csv"])
+    return fetch_results(run_id, folder, [REFERENCE_FILE, "per_class.csv"])
 
 
 def publish_monitoring(content: Monitoring, files: Mapping[str, Path], tracking: TrackingParams) -> None:

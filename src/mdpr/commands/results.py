@@ -191,10 +191,9 @@ def _read(name: str, scratch: Path) -> Run:
     if name.startswith("runs:/"):
         from mdpr.mlops.runs import fetch_results
 
-        needed = ("predictions.parquet", "per_class.csv", "lineage.json")
-        folder = fetch_results(name.removeprefix("runs:/"), scratch, needed, optional=[SEEN_FILE])  # old runs have none
-        return read_results(folder, name)
-    folder = Path(name)
-    if not folder.is_dir():
+        folder = fetch_results(
+            name.removeprefix("runs:/"), scratch, ("predictions.parquet", "per_class.csv", SEEN_FILE)
+        )
+    elif not (folder := Path(name)).is_dir():
         raise ArtifactError(f"{name} is not a folder: name an evaluation folder, or an MLflow run as runs:/RUN_ID")
     return read_results(folder, name)

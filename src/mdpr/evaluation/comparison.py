@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from mdpr.artifacts import TEST_DIGEST, read_lineage, read_predictions, read_seen, read_table
+from mdpr.artifacts import read_predictions, read_seen, read_table
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.metrics import class_recall, group_means
 from mdpr.evaluation.predictions import final_branch
@@ -40,8 +40,8 @@ IMAGES = "images"
 class Run:
     """A run's answers: labels (N,) and which of them are right (N,), in order of the test images' row.
 
-    image_N    digests of the test images; None if its version of evaluate recorded none
-    seen       digests of the images that its model was trained or chosen on; None if they are not known
+    image_N    digests of the test images
+    seen       digests of the images that its model was trained or chosen on
     """
 
     name: str
@@ -49,9 +49,8 @@ class Run:
     right_N: np.ndarray
     classes: Sequence[str]
     shots: Sequence[str]
-    test_sha256: str | None
-    image_N: np.ndarray | None = None
-    seen: np.ndarray | None = None
+    image_N: np.ndarray
+    seen: np.ndarray
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -98,8 +97,7 @@ def read_results(folder: Path, name: str) -> Run:
         right_N=predictions[f"{final_branch(predictions)}_top1"].to_numpy() == label_N,
         classes=[str(name) for name in table["class"]],
         shots=[str(shot) for shot in table["shot"]],
-        test_sha256=read_lineage(folder).get(TEST_DIGEST),
-        image_N=predictions["image"].to_numpy() if "image" in predictions else None,
+        image_N=predictions["image"].to_numpy(),
         seen=read_seen(folder),
     )
 
@@ -107,14 +105,9 @@ def read_results(folder: Path, name: str) -> Run:
 def align(runs: Sequence[Run]) -> Aligned:
     """`runs` on the images that all answered, of the classes that all know, and none was trained on.
 
-    Shot groups are the first run's. Runs without digests of their images must share one test set and one label set.
-    Raises `ArtifactError` if that is not so, or if nothing is left to compare.
+    Shot groups are the first run's. Raises `ArtifactError` if nothing is left to compare.
     """
     first = runs[0]
-    if any(run.image_N is None for run in runs):
-        for run in runs[1:]:
-            _check_comparable(first, run)
-        return Aligned([replace(run, shots=first.shots) for run in runs], [])
     shared = [name for name in first.classes if all(name in run.classes for run in runs)]
     tables = [_by_image(run) for run in runs]
     both = pd.concat([table.add_suffix(f" {place}") for place, table in enumerate(tables)], axis=1, join="inner")
@@ -122,8 +115,7 @@ def align(runs: Sequence[Run]) -> Aligned:
     agreed_n = name_n.isin(shared)
     for place in range(1, len(runs)):
         agreed_n &= both[f"class {place}"] == name_n
-    seen = [run.seen for run in runs if run.seen is not None]
-    leaked_n = agreed_n & both.index.isin(np.concatenate([np.empty(0, np.int64), *seen]))
+    leaked_n = agreed_n & both.index.isin(np.concatenate([run.seen for run in runs]))
     notes = _notes(runs, shared, int(agreed_n.sum()), int(leaked_n.sum()))
     kept = both[agreed_n & ~leaked_n]
     if kept.empty:
@@ -144,21 +136,10 @@ def align(runs: Sequence[Run]) -> Aligned:
     return Aligned(aligned, notes)
 
 
-def _check_comparable(first: Run, other: Run) -> None:
-    if list(other.classes) != list(first.classes):
-        raise ArtifactError(
-            f"{other.name} knows other classes than {first.name}: compare runs of one label set, or evaluate both again"
-        )
-    if not np.array_equal(other.label_N, first.label_N) or other.test_sha256 != first.test_sha256:
-        raise ArtifactError(
-            f"{other.name} was scored on other test images than {first.name}: evaluate both on the same test split"
-        )
-
-
 def _by_image(run: Run) -> pd.DataFrame:
     """Class and whether it was right, by the image's digest; of equal images the first."""
     names = np.asarray(run.classes, dtype=object)
-    table = pd.DataFrame({"class": names[run.label_N], "right": run.right_N}, index=pd.Index(np.asarray(run.image_N)))
+    table = pd.DataFrame({"class": names[run.label_N], "right": run.right_N}, index=pd.Index(run.image_N))
     return table[~table.index.duplicated()]
 
 
@@ -171,8 +152,6 @@ def _notes(runs: Sequence[Run], shared: Sequence[str], common: int, leaked: int)
         notes.append(f"{len(shared)} classes are known to all runs")
     if leaked:
         notes.append(f"{leaked} test images trained one of the runs and are left out")
-    if unknown := [run.name for run in runs if run.seen is None]:
-        notes.append(f"the training images of {', '.join(unknown)} are not recorded: what they share is not left out")
     return notes
 
 

@@ -38,7 +38,7 @@ from mdpr.artifacts import (
 from mdpr.errors import ArtifactError, MdprError, TrackingError
 from mdpr.evaluation.predictions import final_branch
 from mdpr.mlops.gate import Candidate, in_order
-from mdpr.mlops.registry import ANSWERS_TAG, CHAMPION, DIGEST_TAG, GATE_INPUTS_TAG, TEST_SET_TAG, Version
+from mdpr.mlops.registry import ANSWERS_TAG, CHAMPION, DIGEST_TAG, GATE_INPUTS_TAG, Version
 from mdpr.mlops.releases import changed_input, gate_inputs_folder
 from mdpr.mlops.store import Store
 
@@ -59,14 +59,11 @@ class TestSet:
 
     __test__ = False  # no class of tests
     predictions: pd.DataFrame
-    test_sha256: str | None  # of the split's file, as the challenger was registered with
     prepared: Path
 
     @property
     def image_N(self) -> np.ndarray:
-        """Digests in order of index. Raises `ArtifactError` if the predictions were made by a version without them."""
-        if "image" not in self.predictions:
-            raise ArtifactError("predictions.parquet has no digests of its images: run evaluate and register again")
+        """Digests in order of index."""
         image_N: np.ndarray = in_order(self.predictions)["image"].to_numpy()
         return image_N
 
@@ -84,34 +81,20 @@ def load_champion(store: Store, champion: Version, test: TestSet, checkpoint: Pa
     """
     with TemporaryDirectory(prefix="mdpr-") as scratch:
         folder = _download_inputs(store, champion, Path(scratch))
-        names, seen = read_class_names(folder), read_seen(folder)
-        kept = read_predictions(folder)
-        answers = find_answers(kept, test, same_file=champion.tags.get(TEST_SET_TAG) == test.test_sha256)
-        if answers is not None and seen is None:
-            seen = np.empty(0, np.int64)  # its own test images: it was not trained on them
+        answers = find_answers(read_predictions(folder), test)
         if answers is None:
             answers = _answers_of_today(store, champion, test, Path(scratch), checkpoint)
-    label = in_order(test.predictions)[["index", "label", *(["image"] if "image" in test.predictions else [])]]
-    return Candidate(label.assign(**answers), names, seen)
+        label = in_order(test.predictions)[["index", "label", "image"]]
+        return Candidate(label.assign(**answers), read_class_names(folder), read_seen(folder))
 
 
-def find_answers(kept: pd.DataFrame, test: TestSet, *, same_file: bool) -> dict[str, np.ndarray] | None:
-    """The answers to the images of `test` among those that were `kept`; None if one of them is missing.
-
-    Images are found by their digests. Tables of earlier versions have none: then the file of the split must be the same
-    (`same_file`), and so must the labels of its rows.
-    """
-    final = final_branch(kept)
-    columns = {f"base_{name}": in_order(kept)[f"{final}_{name}"].to_numpy() for name in ("top1", "probability")}
-    if "image" in kept and "image" in test.predictions:
-        kept_N = in_order(kept)["image"].to_numpy()
-        order_N = np.argsort(kept_N, kind="stable")
-        place_N = np.searchsorted(kept_N, test.image_N, sorter=order_N).clip(max=len(kept_N) - 1)
-        row_N = order_N[place_N]
-        found = bool((kept_N[row_N] == test.image_N).all())
-        return {name: column_N[row_N] for name, column_N in columns.items()} if found else None
-    same_rows = in_order(kept)[["index", "label"]].equals(in_order(test.predictions)[["index", "label"]])
-    return columns if same_file and same_rows else None
+def find_answers(kept: pd.DataFrame, test: TestSet) -> dict[str, np.ndarray] | None:
+    """The answers to the images of `test`, by their digests, among those that were `kept`; None if one is missing."""
+    kept = in_order(kept).drop_duplicates("image").set_index("image")
+    if not np.isin(test.image_N, kept.index).all():
+        return None
+    answers, final = kept.loc[test.image_N], final_branch(kept)
+    return {f"base_{name}": answers[f"{final}_{name}"].to_numpy() for name in ("top1", "probability")}
 
 
 def _download_inputs(store: Store, champion: Version, scratch: Path) -> Path:

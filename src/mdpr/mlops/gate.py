@@ -197,13 +197,13 @@ class Candidate:
     predictions    a row per test image: index, label, image, and the columns of each branch that it has (see
                    `mdpr.evaluation.predictions`). A champion has the challenger's rows and labels, its own answers
     classes        the name behind each class index of its answers
-    seen           digests of the images that it was trained or chosen on; None: not recorded
+    seen           of a champion: digests of the images that it was trained or chosen on
     latency_R      milliseconds of each request (see `mdpr.mlops.champion`), a champion's in turn with the challenger's
     """
 
     predictions: pd.DataFrame
     classes: Sequence[str]
-    seen: np.ndarray | None = None
+    seen: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     latency_R: np.ndarray | None = None
 
 
@@ -288,13 +288,7 @@ def _later(challenger: Candidate, champion: Candidate, groups: Mapping[str, Sequ
     their_right_N = means_C[answer(theirs)] == label_N
 
     known_N = np.isin(label_N, shared)
-    seen_N = np.zeros(len(table), bool)
-    if champion.seen is None:
-        found.remarks.append(
-            "the champion's training images are not recorded, so none is left out, which can only favour the champion"
-        )
-    elif "image" in table:
-        seen_N = np.isin(table["image"].to_numpy(), champion.seen)
+    seen_N = np.isin(table["image"].to_numpy(), champion.seen)
     if seen_N.any():
         found.remarks.append(f"{seen_N.sum()} of {len(table)} test images trained the champion and are left out")
     use_N = known_N & ~seen_N

@@ -27,7 +27,6 @@ from mdpr.mlops.registry import (
     PREVIOUS,
     PROMOTION_LOG_TAG,
     ROLLED_BACK_TAG,
-    TEST_SET_TAG,
     Registry,
     Version,
     find_champion,
@@ -100,7 +99,7 @@ def judge(
     else:
         predictions, shots = read_predictions(evaluation), read_shots(evaluation)
         candidate = Candidate(predictions, read_class_names(evaluation))
-        test = TestSet(predictions, challenger.tags.get(TEST_SET_TAG), prepared)
+        test = TestSet(predictions, prepared)
         opponent = load_champion(store, champion, test, checkpoint) if champion else None
         if policy.judges_latency(first=champion is None):
             ms_RM = time_versions([version.address for version in (challenger, champion) if version])

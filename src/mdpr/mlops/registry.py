@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mdpr.errors import TrackingError
-from mdpr.evaluation.score_table import in_percent
 from mdpr.mlops.publishing import create_run
 from mdpr.mlops.store import Refused, Store, StoreError, connect, translate_errors
 
@@ -34,7 +33,6 @@ ORIGIN_TAG = "mdpr.origin"  # JSON: the classes, digests of data, knowledge and 
 TEST_SET_TAG = "mdpr.test_sha256"
 RESULTS_RUN_TAG = "mdpr.results_run_id"  # the run whose artifacts hold the files that the gate reads
 FIGURES_TAG = "mdpr.test.percent"  # JSON: figure of the model's answer -> percent (nll: nats)
-FRACTIONS_TAG = "mdpr.test.fused"  # the same as fractions: of versions that an earlier release registered
 GATE_INPUTS_TAG = "mdpr.gate.inputs"  # JSON: file -> sha256
 ANSWERS_TAG = "mdpr.gate.answers"  # JSON: digest of the test images -> sha256 of the file of answers
 DECISION_TAG = "mdpr.gate.decision"
@@ -72,7 +70,7 @@ class Version:
 
     @property
     def results_run_id(self) -> str:
-        """The run that holds what this version scored last; that of the model, of versions without the tag."""
+        """The run that holds what this version scored last; the model's own if `register` was killed before it said."""
         return self.tags.get(RESULTS_RUN_TAG, self.run_id)
 
     def json_tag(self, tag: str) -> dict[str, Any]:
@@ -85,11 +83,8 @@ class Version:
 
     def figures(self) -> dict[str, float]:
         """Figure -> percent (nll: nats) of the model's answer to its test set; what is no number is left out."""
-        percent, fractions = (
-            {name: float(value) for name, value in self.json_tag(tag).items() if isinstance(value, int | float)}
-            for tag in (FIGURES_TAG, FRACTIONS_TAG)
-        )
-        return percent or in_percent(fractions)
+        found = self.json_tag(FIGURES_TAG)
+        return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,7 @@ from mdpr.mlops.served_model import Parts, log_served_model
 from mdpr.mlops.store import Store, connect
 from mdpr.params import RegisterParams, TrackingParams, TuneParams
 
-GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv")
-OPTIONAL_INPUTS = (SEEN_FILE,)  # models that an earlier version of tune made have none
+GATE_INPUTS = ("predictions.parquet", "metrics.json", "per_class.csv", SEEN_FILE)
 RANKING = "test/fused/all"
 # Split and branch of the metrics that a logged model has, too.
 RANKED_BY = {("test", "fused"), ("val", "base"), ("val", "routed"), ("val", "fused")}
@@ -91,8 +90,7 @@ def gate_inputs(evaluation: Path) -> dict[str, str]:
     for name in GATE_INPUTS:
         if not (evaluation / name).is_file():
             raise ArtifactError(f"{evaluation / name} is missing: run evaluate first")
-    optional = [name for name in OPTIONAL_INPUTS if (evaluation / name).is_file()]
-    return {name: sha256(evaluation / name) for name in (*GATE_INPUTS, *optional)}
+    return {name: sha256(evaluation / name) for name in GATE_INPUTS}
 
 
 def changed_input(version: Version, folder: Path) -> str | None:
@@ -135,7 +133,7 @@ def register(parts: Parts, evaluation: Path, tracking: TrackingParams, params: R
         results = {
             RESULTS_RUN_TAG: here.run_id,
             GATE_INPUTS_TAG: gate_tag,
-            TEST_SET_TAG: run.test_sha256 or "not recorded",
+            TEST_SET_TAG: run.test_sha256 or "",
             FIGURES_TAG: json.dumps(in_percent(metrics["fused"])),
         }
         card = model_card(config, metrics, test_images=len(predictions))
@@ -183,10 +181,7 @@ def _ensure_results(
     metrics: Mapping[str, Mapping[str, float]],
     tracking: TrackingParams,
 ) -> None:
-    """The results in the run, if neither evaluate nor the outbox brought them: they were made beside another store.
-
-    Figures that an earlier release logged as fractions are logged again in percent.
-    """
+    """The results in the run, if neither evaluate nor the outbox brought them: they were made beside another store."""
     figures, known = result_metrics(metrics), store.client.get_run(here.run_id).data.metrics
     if known.get(RANKING) == figures[RANKING]:
         return

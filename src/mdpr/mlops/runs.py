@@ -295,19 +295,17 @@ def publish_waiting(store: Store, tracking: TrackingParams) -> None:
         logger.warning("%s", error)
 
 
-def fetch_results(run_id: str, folder: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Path:
+def fetch_results(run_id: str, folder: Path, names: Sequence[str]) -> Path:
     """Copy files that evaluate wrote from run `run_id` below `folder`; returns the folder that holds them.
 
-    Raises `TrackingError` if the store has no such run, `ArtifactError` if the run lacks a `needed` file.
+    Raises `TrackingError` if the store has no such run, `ArtifactError` if the run lacks one of the files.
     """
     client = connect().client
     folder.mkdir(parents=True, exist_ok=True)
     found = {Path(item.path).name for item in client.list_artifacts(run_id, RESULTS_FOLDER)}
-    if missing := [name for name in needed if name not in found]:
+    if missing := [name for name in names if name not in found]:
         raise ArtifactError(f"run {run_id} has no {RESULTS_FOLDER}/{missing[0]}: run evaluate again")
-    wanted = (*needed, *(name for name in optional if name in found))
-    paths = [f"{RESULTS_FOLDER}/{name}" for name in wanted]
-    copies = [Path(client.download_artifacts(run_id, path, str(folder))) for path in paths]
+    copies = [Path(client.download_artifacts(run_id, f"{RESULTS_FOLDER}/{name}", str(folder))) for name in names]
     return copies[0].parent  # below `folder`, or right in it: stores differ
 
 

@@ -57,8 +57,7 @@ def evaluate(
     results.write(evaluation)
     reference.write(evaluation, log_source(classifier, tracking.model_name))
     write_scores(scores, results.scores)
-    if (model / artifacts.SEEN_FILE).is_file():  # models of earlier versions have none
-        shutil.copyfile(model / artifacts.SEEN_FILE, evaluation / artifacts.SEEN_FILE)
+    shutil.copyfile(model / artifacts.SEEN_FILE, evaluation / artifacts.SEEN_FILE)
     inputs = (prepared, probe, knowledge, features, model)
     sources = {"MLflow run": f"{run.run_id} (experiment {run.experiment})", "backbone": frozen.fingerprint}
     digests = {f"sha256 of {path.name}": artifacts.sha256(path) for path in (*inputs, prepared / "test.parquet")}

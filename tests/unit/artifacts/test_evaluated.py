@@ -67,6 +67,7 @@ def test_changed_tables_are_refused_in_one_line(tmp_path: Path, file: str, name:
     "change",
     [
         parquet(lambda table: table.drop_columns(["label"])),
+        parquet(lambda table: table.drop_columns(["image"])),
         parquet(lambda table: table.slice(0, 0)),
         parquet(lambda table: table.replace_schema_metadata({})),
         column("label", -1),
@@ -82,6 +83,7 @@ def test_changed_predictions_are_refused_in_one_line(tmp_path: Path, change: Cal
     rows = pd.DataFrame(
         {
             "index": [0, 1],
+            "image": [7, 5],
             "label": [0, 1],
             "zero_shot_top1": [0, 0],
             "base_top1": [0, 1],

@@ -46,7 +46,7 @@ def make_predictions(class_count: int, images_per_class: int, routing: bool = Tr
             scores[branch] = logits_BC.log_softmax(dim=-1)
         weights_BV = torch.rand(len(batch), len(DIMENSIONS), generator=generator).softmax(dim=-1)
         recorder.add(batch, scores, {"routing": weights_BV, "true_routing": weights_BV} if routing else None)
-    return recorder.table()
+    return recorder.table().assign(image=range(len(label_N)))
 
 
 def make_answers(predictions: pd.DataFrame, variants: bool = True) -> Predictions:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmarks.hostile_names import HOSTILE, foreign_markup, formulas
 from hypothesis import given, settings
@@ -78,7 +79,8 @@ def test_a_terminal_gets_no_control_character(evil: ReportContent, tmp_path: Pat
             (predictions["base_top1"] == label_N).to_numpy(),
             list(table["class"]),
             list(table["shot"]),
-            None,
+            predictions["image"].to_numpy(),
+            np.empty(0, np.int64),
         )
         for name in HOSTILE[:8]
     ]

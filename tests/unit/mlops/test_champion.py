@@ -6,23 +6,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mdpr.errors import ArtifactError
 from mdpr.mlops.champion import REQUESTS, WARM_UP, TestSet, find_answers, time_in_turn
 
 ROWS = 12
 
 
-def table(image_N: np.ndarray | None = None) -> pd.DataFrame:
+def table(image_N: np.ndarray) -> pd.DataFrame:
     label_N = np.arange(ROWS) % 3
-    made = {"index": np.arange(ROWS), "label": label_N, "base_top1": label_N[::-1], "base_probability": 0.5}
-    return pd.DataFrame(made if image_N is None else made | {"image": image_N})
+    answers = {"label": label_N, "base_top1": label_N[::-1], "base_probability": 0.5}
+    return pd.DataFrame({"index": np.arange(ROWS), "image": image_N, **answers})
 
 
 def test_images_are_found_by_their_digest_in_any_order() -> None:
     kept = table(100 + np.arange(ROWS))
     order_N = np.random.default_rng(0).permutation(ROWS)[:7]
-    today = TestSet(table(100 + np.arange(ROWS)).iloc[order_N].assign(index=range(7)), None, Path("none"))
-    found = find_answers(kept, today, same_file=False)
+    today = TestSet(table(100 + np.arange(ROWS)).iloc[order_N].assign(index=range(7)), Path("none"))
+    found = find_answers(kept, today)
     assert found is not None
     assert found["base_top1"].tolist() == kept["base_top1"].to_numpy()[order_N].tolist()
 
@@ -32,19 +31,7 @@ def test_one_image_that_was_not_answered_leaves_none(image: float) -> None:
     digests_N = 100 + 2 * np.arange(ROWS)
     today = digests_N.copy()
     today[3] = int(image)
-    assert find_answers(table(digests_N), TestSet(table(today), None, Path("none")), same_file=True) is None
-
-
-def test_without_digests_the_file_and_its_labels_must_be_the_same() -> None:
-    kept, same = table(), TestSet(table(), "t", Path("none"))
-    assert find_answers(kept, same, same_file=True) is not None
-    assert find_answers(kept, same, same_file=False) is None
-    relabelled = TestSet(table().assign(label=0), "t", Path("none"))
-    assert find_answers(kept, relabelled, same_file=True) is None
-    shorter = TestSet(table().iloc[:-1], "t", Path("none"))
-    assert find_answers(kept, shorter, same_file=True) is None
-    with pytest.raises(ArtifactError, match="no digests of its images"):
-        same.key  # noqa: B018 - the property raises
+    assert find_answers(table(digests_N), TestSet(table(today), Path("none"))) is None
 
 
 def test_requests_are_made_in_turn_and_the_first_do_not_count() -> None:
