@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from benchmarks.trial_project import Figures, Project, tell
+from mdpr.artifacts.tensors import content_digest
 from mdpr.progress import track
 
 Arrays = dict[str, np.ndarray]
@@ -38,15 +39,16 @@ def tampered_files() -> Iterator[Tampered]:
 
 
 def tensors(change: Callable[[Arrays, dict[str, str]], object], *, keep_digest: bool = False) -> Change:
-    """Rewrite a safetensors file after `change` of its arrays and metadata, as another program would."""
+    """Rewrite a safetensors file after `change` of its arrays and metadata; the digest fits them again, so that what
+    is behind it is checked, unless it is kept."""
 
     def rewrite(path: Path) -> None:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118 - not a dict
-        if not keep_digest:
-            metadata.pop("sha256", None)
         change(arrays, metadata)
+        if not keep_digest:
+            metadata["sha256"] = content_digest(arrays, metadata)
         save_file(arrays, path, metadata)
 
     return rewrite

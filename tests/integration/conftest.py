@@ -239,7 +239,9 @@ def _untrained(root: Path, project_root: Path, renamed: dict[int, str]) -> Parts
         class_names=tuple(names),
         train_images=(10,) * len(names),
         knowledge_digest=encoded.knowledge_digest,
+        background="white",
         selected_epoch=1,
+        tau=0.0,
         val_accuracy={"fused": 0.5},
     )
     artifacts.write_json(model / "config.json", config)

@@ -144,8 +144,8 @@ class DataCard(Format):
     format: Literal["mdpr-card/1"] = "mdpr-card/1"
     source: str
     hub_name: str
-    hub_rev: str = ""
-    emblems: str = "foreign"
+    hub_rev: str
+    emblems: str
     profile: Literal["exponential", "step", "pareto", "natural"]
     imbalance_ratio: float
     pareto_power: float
@@ -153,22 +153,22 @@ class DataCard(Format):
     class_order: str
     val_from: str
     val_images_per_class: int
-    val_share: float = 0.2
+    val_share: float
     test_share: float
-    cut_by: Literal["content", "order"] = "order"
-    near_duplicate_bits: int = 2
+    cut_by: Literal["content", "order"]
+    near_duplicate_bits: int
     many_above: int
     few_below: int
     shots_from: float | None
     short_side_px: int
-    background: str = "white"
-    class_name_style: str = "as_is"
-    class_depth: int = 1
-    follow_links: bool = False
-    small_classes: str = "refuse"
-    min_images_per_class: int = 0
-    test_from: str = "source"
-    drop_duplicates: bool = False
+    background: str
+    class_name_style: str
+    class_depth: int
+    follow_links: bool
+    small_classes: str
+    min_images_per_class: int
+    test_from: str
+    drop_duplicates: bool
     skip_bad: bool
     seed: int
     validation: Validation
@@ -177,13 +177,13 @@ class DataCard(Format):
     images_per_class: dict[Split, tuple[int, ...]]  # in order of class index
     sha256: dict[str, str]  # of each split's file
     left_out: tuple[str, ...]
-    passed_over: dict[str, Tally] = Field(default_factory=dict)
-    interpreted: dict[str, Tally] = Field(default_factory=dict)
-    dropped_classes: dict[str, int] = Field(default_factory=dict)
-    train_only: tuple[str, ...] = ()
-    origin: Origin | StoreOrigin | None = None
-    alike: Alike | None = None
-    since: Since | None = None
+    passed_over: dict[str, Tally]
+    interpreted: dict[str, Tally]
+    dropped_classes: dict[str, int]
+    train_only: tuple[str, ...]
+    origin: Origin | StoreOrigin | None
+    alike: Alike | None
+    since: Since | None
 
 
 class Pictures(NamedTuple):
@@ -221,7 +221,7 @@ def read_pictures(file: Path | BinaryIO, where: str) -> dict[Split, Pictures]:
             table[key].cast(kind).to_numpy() for key, kind in (("image", pa.int64()), ("hash", pa.uint64()))
         )
     except FileNotFoundError:
-        raise ArtifactError(f"{where} has no {PICTURES_FILE}: prepare it with this version of mdpr first") from None
+        raise ArtifactError(f"{where} has no {PICTURES_FILE}: prepare it again") from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ArtifactError(f"{PICTURES_FILE} of {where} is damaged: {error}") from None
     return {name: Pictures(image_N[names == name], hash_N[names == name]) for name in SPLITS}

@@ -180,8 +180,8 @@ def check_finite(path: Path, arrays: Mapping[str, np.ndarray], stage: str) -> No
 
 
 def check_digest(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], stage: str) -> None:
-    """Raises `ArtifactError` if the content is not what `stage` wrote; files of earlier versions carry no digest."""
-    if metadata.get(DIGEST, "") not in ("", content_digest(arrays, metadata)):
+    """Raises `ArtifactError` if the content is not what `stage` wrote."""
+    if metadata.get(DIGEST) != content_digest(arrays, metadata):
         raise ArtifactError(f"{path} was changed after {stage} wrote it: run {stage} again")
 
 

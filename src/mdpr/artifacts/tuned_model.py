@@ -36,9 +36,9 @@ class ModelConfig(Format):
     class_names: tuple[str, ...]
     train_images: tuple[int, ...]
     knowledge_digest: str
-    background: str = "white"  # what transparent images are laid on, as in the training data
+    background: str  # what transparent images are laid on, as in the training data
     selected_epoch: int
-    tau: float = 0.0  # every answer is adjusted by tau log(share of the training images) (`tune.post_hoc`)
+    tau: float  # every answer is adjusted by tau log(share of the training images) (`tune.post_hoc`)
     val_accuracy: dict[str, float]  # class-balanced, of the selected epoch: base, routed, fused
 
 

@@ -97,6 +97,7 @@ def _configure(
         knowledge_digest=encoded.knowledge_digest,
         background=background,
         selected_epoch=result.epoch,
+        tau=0.0,
         val_accuracy=result.val_accuracy,
     )
     if tuned.params.post_hoc == "none":

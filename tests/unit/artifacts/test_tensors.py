@@ -108,6 +108,8 @@ def test_shapes_and_dtypes_survive(tmp_path: Path) -> None:
     check_digest(tmp_path / "x", found, metadata, "tune")
     with pytest.raises(ArtifactError, match="was changed after tune wrote it"):
         check_digest(tmp_path / "x", {**found, "s": found["s"] + 1}, metadata, "tune")
+    with pytest.raises(ArtifactError, match="was changed after tune wrote it"):
+        check_digest(tmp_path / "x", found, {"key": metadata["key"]}, "tune")
     with pytest.raises(ArtifactError, match="t holds values that are not finite"):
         check_finite(tmp_path / "x", {"t": np.array([1.0, np.nan])}, "tune")
 

@@ -67,7 +67,9 @@ def classifier(request: pytest.FixtureRequest, encoded: Mapping[str, Path], smal
         class_names=tuple(names),
         train_images=tuple(item.train_images for item in classes),
         knowledge_digest=features.knowledge_digest,
+        background="white",
         selected_epoch=0,
+        tau=0.0,
         val_accuracy={},
     )
     return Classifier(model, config)

@@ -121,7 +121,9 @@ def tuned(tmp_path: Path) -> Callable[..., Port]:
             class_names=("a", "b"),
             train_images=(2, 1),
             knowledge_digest="k",
+            background="white",
             selected_epoch=1,
+            tau=0.0,
             val_accuracy=accuracy,
         )
         write_json(folder / "config.json", config)

@@ -30,7 +30,9 @@ def config() -> Callable[..., ModelConfig]:
             class_names=NAMES,
             train_images=COUNTS,
             knowledge_digest="k",
+            background="white",
             selected_epoch=1,
+            tau=0.0,
             val_accuracy={},
         )
 

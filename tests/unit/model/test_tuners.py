@@ -291,7 +291,9 @@ def test_a_saved_model_is_served_from_its_weights_only(
         class_names=model.class_names,
         train_images=(10,) * len(model.class_names),
         knowledge_digest=features.knowledge_digest,
+        background="white",
         selected_epoch=0,
+        tau=0.0,
         val_accuracy={"fused": 0.5},
     )
     write_json(tmp_path / "config.json", config)
