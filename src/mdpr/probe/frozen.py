@@ -67,17 +67,14 @@ def rivals(confusion_CC: np.ndarray, text_Cd: np.ndarray) -> np.ndarray:
     confusion go to the nearer class too, so that the order of classes has no effect.
     Source: Jia et al., Findings of EMNLP 2025 (differential features).
     """
-    text_Cd = text_Cd.astype(np.float64)
-    blocks = np.array_split(np.arange(len(text_Cd)), -(-len(text_Cd) // BLOCK_ROWS))
-    return np.concatenate([_rivals_of(rows, confusion_CC[rows], text_Cd) for rows in blocks])
-
-
-def _rivals_of(row_c: np.ndarray, confusion_cC: np.ndarray, text_Cd: np.ndarray) -> np.ndarray:
-    """`rivals` of the classes `row_c`; `confusion_cC` are their rows."""
-    own_cC = row_c[:, None] == np.arange(len(text_Cd))
-    confused_cC = np.where(own_cC, -1, confusion_cC)
-    is_candidate_cC = (confused_cC == confused_cC.max(axis=1, keepdims=True)) & ~own_cC
-    return np.where(is_candidate_cC, text_Cd[row_c] @ text_Cd.T, -np.inf).argmax(axis=1)
+    text_Cd, class_C = text_Cd.astype(np.float64), np.arange(len(text_Cd))
+    found = []
+    for row_c in np.array_split(class_C, -(-len(text_Cd) // BLOCK_ROWS)):
+        own_cC = row_c[:, None] == class_C
+        confused_cC = np.where(own_cC, -1, confusion_CC[row_c])
+        is_candidate_cC = (confused_cC == confused_cC.max(axis=1, keepdims=True)) & ~own_cC
+        found.append(np.where(is_candidate_cC, text_Cd[row_c] @ text_Cd.T, -np.inf).argmax(axis=1))
+    return np.concatenate(found)
 
 
 class ZeroShotLogits:
@@ -113,14 +110,15 @@ def choose_shrinkage(image_Nd: Tensor, class_Cd: Tensor, label_N: Tensor) -> flo
     halves = [order_N[place_N % 2 == half] for half in (0, 1)]
     if counts_C.max() < 2:
         return SHRINKAGES[-1]
-    losses = []
-    for shrinkage in SHRINKAGES:
+
+    def held_out_loss(shrinkage: float) -> float:
         total = 0.0
         for fit_n, held_n in (halves, halves[::-1]):
             log_prior_C = estimate_log_prior(image_Nd[fit_n], class_Cd, label_N[fit_n], shrinkage)
             total += _balanced_loss(image_Nd[held_n], class_Cd, label_N[held_n], log_prior_C)
-        losses.append(total)
-    return SHRINKAGES[losses.index(min(losses))]
+        return total
+
+    return min(SHRINKAGES, key=held_out_loss)
 
 
 def _balanced_loss(image_Nd: Tensor, class_Cd: Tensor, label_N: Tensor, log_prior_C: Tensor) -> float:
@@ -149,7 +147,7 @@ def fit_logistic(train_Nd: np.ndarray, label_N: np.ndarray, val_Md: np.ndarray, 
 
     classes, tested = int(label_N.max()) + 1, np.unique(val_label_M)
     model = LogisticRegression(class_weight="balanced", max_iter=MAX_ITERATIONS, warm_start=True)
-    best, best_accuracy = None, -1.0
+    found = []
     for inverse_penalty in track(INVERSE_PENALTIES, "logistic regression on frozen features"):
         model.set_params(C=inverse_penalty)
         with warnings.catch_warnings():
@@ -158,10 +156,8 @@ def fit_logistic(train_Nd: np.ndarray, label_N: np.ndarray, val_Md: np.ndarray, 
         head = _as_head(model.classes_, model.coef_, model.intercept_, classes, inverse_penalty)
         answer_M = head.logits(val_Md).argmax(axis=1)
         accuracy = recall_score(val_label_M, answer_M, labels=tested, average="macro") if len(tested) else 0.0
-        if accuracy > best_accuracy:
-            best, best_accuracy = head, accuracy
-    assert best is not None
-    return best
+        found.append((accuracy, head))
+    return max(found, key=lambda item: item[0])[1]
 
 
 def few_per_class(label_N: np.ndarray, most: int = IMAGES_PER_CLASS) -> np.ndarray:

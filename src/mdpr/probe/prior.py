@@ -139,29 +139,25 @@ def estimate_shares(
     score_NK: np.ndarray,
     class_NK: np.ndarray,
     start_C: np.ndarray,
-    *,
-    weight_N: np.ndarray | None = None,
-    tolerance: float = EM_TOLERANCE,
 ) -> np.ndarray:
     """Class shares (C,) that make the images most likely, by expectation maximisation from `start_C`.
 
     `score_NK`: calibrated scores (`Calibration.scores`); a class that is not recorded of an image counts as impossible
     there. `PSEUDO_IMAGES` per class, spread like `start_C`, keep every share above 0; without images the result is
-    `start_C`. `weight_N`: how often each image counts.
+    `start_C`.
     """
     images, recorded = score_NK.shape
     likelihood_NK = np.exp(score_NK - score_NK.max(axis=1, keepdims=True, initial=-np.inf))
     ends = np.arange(0, images * recorded + 1, max(1, recorded))[: images + 1]
     likelihood = csr_array((likelihood_NK.ravel(), class_NK.ravel(), ends), shape=(images, len(start_C)))
     transposed = likelihood.T
-    count_N = np.ones(images) if weight_N is None else weight_N
     pseudo_C = PSEUDO_IMAGES * len(start_C) * start_C
-    total, share_C = count_N.sum() + pseudo_C.sum(), start_C
+    total, share_C = images + pseudo_C.sum(), start_C
     for _ in range(EM_MAX_ITERATIONS):
         evidence_N = np.maximum(likelihood @ share_C, np.finfo(float).tiny)
-        updated_C = (share_C * (transposed @ (count_N / evidence_N)) + pseudo_C) / total
+        updated_C = (share_C * (transposed @ (1 / evidence_N)) + pseudo_C) / total
         updated_C /= updated_C.sum()
         moved, share_C = np.abs(updated_C - share_C).max(), updated_C
-        if moved < tolerance:
+        if moved < EM_TOLERANCE:
             break
     return np.asarray(share_C)
