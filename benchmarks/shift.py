@@ -61,9 +61,10 @@ def _draw(reference: Reference, generator: np.random.Generator, ratio: float) ->
     known, new = replace(reference, answers=_take(reference.answers, first)), _take(reference.answers, drawn)
     assert new.label_N is not None
     true_C = wanted_C / wanted_C.sum()
-    estimated_C = estimate_label_shares(known, Answers(new.class_NK, new.log_probability_NK))
+    calibration = calibrate(known)
+    estimated_C = estimate_label_shares(known, calibration, Answers(new.class_NK, new.log_probability_NK))
     counted_C = np.bincount(new.top1_N, minlength=classes) / len(new)
-    adjusted_NK = new.log_probability_NK + (np.log(estimated_C) - calibrate(known).log_prior_C)[new.class_NK]
+    adjusted_NK = new.log_probability_NK + (np.log(estimated_C) - calibration.log_prior_C)[new.class_NK]
     adjusted_N = np.take_along_axis(new.class_NK, adjusted_NK.argmax(axis=1)[:, None], axis=1)[:, 0]
     before, after = ((top1_N == new.label_N).mean() for top1_N in (new.top1_N, adjusted_N))
     return {

@@ -13,6 +13,7 @@ Shapes: N images, C classes, K recorded classes, S resamplings, d width of featu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,7 +21,8 @@ import numpy as np
 
 from mdpr.artifacts import SHOT_GROUPS, Check
 from mdpr.artifacts.prediction_log import Answers
-from mdpr.monitoring.result import Accuracy, Drift, Interval, Monitoring, Share
+from mdpr.evaluation.score_table import Interval
+from mdpr.monitoring.result import Accuracy, Drift, Monitoring, Share
 from mdpr.monitoring.sample import Reference, Sample
 from mdpr.probe.prior import PSEUDO_IMAGES, Calibration, estimate_shares, fit_calibration
 from mdpr.progress import track
@@ -72,27 +74,31 @@ def analyse(
 ) -> Monitoring:
     """Judge `sample` beside `reference`."""
     generator = np.random.default_rng(seed)
-    names, classes = reference.source.class_names, reference.classes
-    reference_C = _shares(reference.label_N, classes)
+    names = reference.source.class_names
+    reference_C = np.bincount(reference.label_N, minlength=len(names)) / len(reference.label_N)
     calibration = calibrate(reference)
-    found = _with_accuracy(reference, calibration, _shares_of(reference, calibration, sample.answers))
+    share_C = estimate_label_shares(reference, calibration, sample.answers)
+    found = _with_accuracy(reference, calibration, share_C)
     drawn = _resample(reference, calibration, sample, found, resamplings, generator)
     share_SC = np.stack([item.share_C for item in drawn])
-    radius = float(np.quantile(total_variation(share_SC, found.share_C), LEVEL))
-    shift = float(total_variation(found.share_C, reference_C))
+    radius = float(np.quantile(total_variation(share_SC, share_C), LEVEL))
+    shift = float(total_variation(share_C, reference_C))
     counted_C = sample.counted_C / sample.counted_C.sum()
-    members = {group: np.array([shot == group for shot in reference.shots or ()]) for group in SHOT_GROUPS}
-    groups = {
-        group: _share(member_C, reference_C, counted_C, found.share_C, share_SC)
-        for group, member_C in members.items()
-        if member_C.any()
-    }
+
+    def share(members: Sequence[int]) -> Share:
+        return Share(
+            reference=float(reference_C[members].sum()),
+            counted=float(counted_C[members].sum()),
+            estimated=float(share_C[members].sum()),
+            interval=_interval(share_SC[:, members].sum(axis=1)),
+        )
+
+    shots = reference.shots or ()
     accuracy = _accuracy(reference, found, drawn)
-    drift = measure_drift(reference, reference_C, found.share_C, sample, generator)
+    drift = measure_drift(reference, reference_C, share_C, sample, generator)
     served_with_prior = sample.priors != ("",) and "" not in sample.priors
     checks = _checks(thresholds, accuracy, served_with_prior, shift, radius, drift)
     advice, reason = _advise(thresholds, sample.images, checks, accuracy)
-    one_hot_CC = np.eye(classes, dtype=bool)
     return Monitoring(
         model=reference.source.model,
         version=reference.source.version,
@@ -105,13 +111,14 @@ def analyse(
         unreadable=sample.faults,
         other_images=sample.other_images,
         dropped=sample.dropped,
-        shares=dict(zip(names, found.share_C.tolist(), strict=True)),
+        shares=dict(zip(names, share_C.tolist(), strict=True)),
         model_prior=dict(zip(names, np.exp(calibration.log_prior_C).tolist(), strict=True)),
-        classes={
-            name: _share(one_hot_CC[index], reference_C, counted_C, found.share_C, share_SC)
-            for index, name in enumerate(names)
+        classes={name: share([index]) for index, name in enumerate(names)},
+        groups={
+            group: share([index for index, shot in enumerate(shots) if shot == group])
+            for group in SHOT_GROUPS
+            if group in shots
         },
-        groups=groups,
         label_shift=shift,
         label_shift_interval=(max(0.0, shift - radius), min(1.0, shift + radius)),
         accuracy=accuracy,
@@ -148,19 +155,11 @@ def calibrate(
     )
 
 
-def estimate_label_shares(reference: Reference, answers: Answers) -> np.ndarray:
+def estimate_label_shares(reference: Reference, calibration: Calibration, answers: Answers) -> np.ndarray:
     """Class shares (C,) of the images behind `answers`, without their labels."""
-    return _shares_of(reference, calibrate(reference), answers)
-
-
-def _shares_of(reference: Reference, calibration: Calibration, answers: Answers) -> np.ndarray:
     count_C = np.bincount(reference.label_N, minlength=reference.classes) + PSEUDO_IMAGES  # a class may be untested
     score_NK = calibration.scores(answers.log_probability_NK, answers.class_NK)
     return estimate_shares(score_NK, answers.class_NK, count_C / count_C.sum())
-
-
-def _shares(label_N: np.ndarray, classes: int) -> np.ndarray:
-    return np.asarray(np.bincount(label_N, minlength=classes) / len(label_N))
 
 
 def _with_accuracy(
@@ -215,22 +214,11 @@ def _resample(
             refitted = calibrate(replace(reference, answers=known), None, calibration)
         else:
             refitted = calibrate(reference, weight_N, calibration)
-        by_log_C, by_both_C = (_shares_of(reference, item, part) for item in (calibration, refitted))
+        by_log_C, by_both_C = (estimate_label_shares(reference, item, part) for item in (calibration, refitted))
         moved_C = log_scale * (by_log_C - found.share_C) + refit_scale * (by_both_C - by_log_C)
         share_C = np.maximum(found.share_C + moved_C, 1e-12)
         estimates.append(_with_accuracy(reference, refitted, share_C / share_C.sum(), weight_N))
     return estimates
-
-
-def _share(
-    member_C: np.ndarray, reference_C: np.ndarray, counted_C: np.ndarray, share_C: np.ndarray, share_SC: np.ndarray
-) -> Share:
-    return Share(
-        reference=float(reference_C[member_C].sum()),
-        counted=float(counted_C[member_C].sum()),
-        estimated=float(share_C[member_C].sum()),
-        interval=_interval(share_SC[:, member_C].sum(axis=1)),
-    )
 
 
 def _interval(value_S: np.ndarray) -> Interval:

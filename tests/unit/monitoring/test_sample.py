@@ -116,12 +116,12 @@ MILLION = """
 import resource, sys
 from pathlib import Path
 from mdpr.monitoring.sample import read_sample
-from mdpr.monitoring.shift import estimate_label_shares
+from mdpr.monitoring.shift import calibrate, estimate_label_shares
 from mdpr.monitoring.sample import read_reference
 reference = read_reference(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = read_sample(Path(sys.argv[2]), reference.source)
-estimate_label_shares(reference, found.answers)
+estimate_label_shares(reference, calibrate(reference), found.answers)
 print(found.images, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

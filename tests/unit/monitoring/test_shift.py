@@ -13,7 +13,7 @@ from mdpr.artifacts.prediction_log import Answers
 from mdpr.monitoring import shift
 from mdpr.monitoring.result import Monitoring, render_monitoring
 from mdpr.monitoring.sample import Reference, Sample
-from mdpr.monitoring.shift import Thresholds, analyse, estimate_label_shares, total_variation
+from mdpr.monitoring.shift import Thresholds, analyse, calibrate, estimate_label_shares, total_variation
 
 MakeSample = Callable[[Answers], Sample]
 
@@ -111,7 +111,8 @@ def test_a_class_without_test_images_is_no_fault(answers: MakeAnswers, sample: M
 def test_shares_alone_are_those_of_the_whole(reference: Reference, answers: MakeAnswers, sample: MakeSample) -> None:
     new = answers(SHIFTED_C, 500, seed=10)
     whole = analyse(reference, sample(new), Thresholds(), resamplings=20)
-    np.testing.assert_allclose(estimate_label_shares(reference, new), list(whole.shares.values()))
+    found_C = estimate_label_shares(reference, calibrate(reference), new)
+    np.testing.assert_allclose(found_C, list(whole.shares.values()))
     assert total_variation(SHIFTED_C, SHIFTED_C) == 0
     assert total_variation(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1
 
