@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 
 from mdpr.artifacts import SHOT_GROUPS
-from mdpr.evaluation.predictions import final_branch, recorded_branches
-from mdpr.evaluation.score_table import BASELINES
+from mdpr.evaluation.predictions import final_branch, is_right, recorded_branches
+from mdpr.evaluation.score_table import BASELINES, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The smallest normal float32: predictions hold float32 probabilities, and log(0) has no mean.
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+CALIBRATION_BINS = 15
 
 
 def class_recall(label_N: np.ndarray, top1_N: np.ndarray, class_count: int) -> np.ndarray:
@@ -37,8 +36,7 @@ def class_recall(label_N: np.ndarray, top1_N: np.ndarray, class_count: int) -> n
 def group_members(shots: Sequence[str], usable_C: np.ndarray) -> dict[str, np.ndarray]:
     """Indices of the usable classes of `all` and of each shot group; groups without one are left out."""
     shot_C = np.asarray(shots)
-    masks: dict[str, np.ndarray] = {"all": usable_C}
-    masks |= {group: usable_C & (shot_C == group) for group in SHOT_GROUPS}
+    masks = {"all": usable_C} | {group: usable_C & (shot_C == group) for group in SHOT_GROUPS}
     return {group: np.flatnonzero(mask_C) for group, mask_C in masks.items() if mask_C.any()}
 
 
@@ -70,7 +68,7 @@ RECALL_FIGURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def negative_log_likelihood(true_probability_N: np.ndarray) -> float:
     """Mean of -log p(label), in nats; probabilities below float32's normal range count as its lower end."""
-    probability_N = np.maximum(true_probability_N.astype(np.float64), SMALLEST_PROBABILITY)
+    probability_N = np.maximum(true_probability_N.astype(np.float64), np.finfo(np.float32).tiny)
     return float(-np.log(probability_N).mean())
 
 
@@ -84,7 +82,7 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     from sklearn.metrics import f1_score  # tune, which reads this module too, does without
 
     label_N = predictions["label"].to_numpy()
-    top1_N = predictions[f"{branch}_top1"].to_numpy()
+    top1_N, right_N = predictions[f"{branch}_top1"].to_numpy(), is_right(predictions, branch)
     top5_Nk = np.stack(list(predictions[f"{branch}_top5"]))
     recall_C = class_recall(label_N, top1_N, len(shots))
     scores = group_means(recall_C, shots)
@@ -93,17 +91,15 @@ def score_branch(predictions: pd.DataFrame, branch: str, shots: Sequence[str]) -
     tested_C = recall_C[~np.isnan(recall_C)]
     scores |= {name: float(figure(tested_C)) for name, figure in RECALL_FIGURES.items()}
     return scores | {
-        "top1": float((top1_N == label_N).mean()),
+        "top1": float(right_N.mean()),
         "top5": float((top5_Nk == label_N[:, None]).any(axis=1).mean()),
         "macro_f1": float(f1_score(label_N, top1_N, labels=np.unique(label_N), average="macro", zero_division=0)),
-        "ece": expected_calibration_error(predictions[f"{branch}_probability"].to_numpy(), top1_N == label_N),
+        "ece": expected_calibration_error(predictions[f"{branch}_probability"].to_numpy(), right_N),
         "nll": negative_log_likelihood(predictions[f"{branch}_true_probability"].to_numpy()),
     }
 
 
-def score(
-    predictions: pd.DataFrame, shots: Sequence[str], classwise_ece: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
+def score(predictions: pd.DataFrame, shots: Sequence[str], classwise_ece: Mapping[str, float]) -> Metrics:
     """`score_branch` of every recorded branch with its `classwise_ece`, and always of `fused`, the model's answer.
 
     With routing off the fused prediction is the base prediction, and so are its figures; readers of `fused` (the
@@ -119,39 +115,41 @@ def score(
 def baseline_scores(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, dict[str, float]]:
     """Class-balanced accuracies by group: of chance, and of every baseline that `predictions` holds."""
     label_N = predictions["label"].to_numpy()
-    known = {name: predictions[f"{name}_top1"].to_numpy() for name in BASELINES if f"{name}_top1" in predictions}
-    found = {name: group_means(class_recall(label_N, top1_N, len(shots)), shots) for name, top1_N in known.items()}
     groups = group_members(shots, np.bincount(label_N, minlength=len(shots)) > 0)
-    return {"chance": dict.fromkeys(groups, 1 / len(shots)), **found}
+    return {"chance": dict.fromkeys(groups, 1 / len(shots))} | {
+        name: group_means(class_recall(label_N, predictions[f"{name}_top1"].to_numpy(), len(shots)), shots)
+        for name in BASELINES
+        if f"{name}_top1" in predictions
+    }
 
 
-CALIBRATION_BINS = 15
+def bin_of(probability_N: np.ndarray) -> np.ndarray:
+    """The calibration bin of each probability, 0 to K - 1."""
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    return np.clip(np.digitize(probability_N, edges, right=True) - 1, 0, CALIBRATION_BINS - 1)
 
 
-def bin_of(probability: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """The bin of each probability, 0 to bins - 1."""
-    return np.clip(np.digitize(probability, np.linspace(0, 1, bins + 1), right=True) - 1, 0, bins - 1)
-
-
-def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
     """ECE of the best class (Guo et al., ICML 2017, equation 3)."""
     gap_N = correct_N - confidence_N.astype(np.float64)
-    gap_K = np.bincount(bin_of(confidence_N, bins), weights=gap_N, minlength=bins)
+    gap_K = np.bincount(bin_of(confidence_N), weights=gap_N, minlength=CALIBRATION_BINS)
     return float(np.abs(gap_K).sum() / len(confidence_N))
 
 
-def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = CALIBRATION_BINS) -> pd.DataFrame:
+def reliability(confidence_N: np.ndarray, correct_N: np.ndarray) -> pd.DataFrame:
     """One row per bin that has an image: low, high, images, mean confidence, accuracy."""
-    bin_N = bin_of(confidence_N, bins)
-    image_K = np.bincount(bin_N, minlength=bins)
+    bin_N = bin_of(confidence_N)
+    image_K = np.bincount(bin_N)
     used = np.flatnonzero(image_K)
-    mean_K = {
-        "confidence": np.bincount(bin_N, weights=confidence_N.astype(np.float64), minlength=bins),
-        "accuracy": np.bincount(bin_N, weights=correct_N.astype(np.float64), minlength=bins),
-    }
+    confidence_K, correct_K = (np.bincount(bin_N, weights=value_N) for value_N in (confidence_N, correct_N))
     return pd.DataFrame(
-        {"low": used / bins, "high": (used + 1) / bins, "images": image_K[used]}
-        | {name: sum_K[used] / image_K[used] for name, sum_K in mean_K.items()}
+        {
+            "low": used / CALIBRATION_BINS,
+            "high": (used + 1) / CALIBRATION_BINS,
+            "images": image_K[used],
+            "confidence": confidence_K[used] / image_K[used],
+            "accuracy": correct_K[used] / image_K[used],
+        }
     )
 
 
@@ -162,9 +160,8 @@ class ClasswiseCalibration:
     Source: Kull et al., NeurIPS 2019, equation 3 (also: static calibration error, Nixon et al., 2019).
     """
 
-    def __init__(self, bins: int = CALIBRATION_BINS) -> None:
-        self.bins = bins
-        self.images = 0
+    def __init__(self) -> None:
+        self._images = 0
         self._gap_CK: Tensor | None = None
 
     def add(self, label_B: Tensor, log_probability_BC: Tensor) -> None:
@@ -173,12 +170,12 @@ class ClasswiseCalibration:
 
         label_B, probability_BC = label_B.cpu(), log_probability_BC.detach().cpu().double().exp()
         if self._gap_CK is None:
-            self._gap_CK = probability_BC.new_zeros(probability_BC.shape[1], self.bins)
+            self._gap_CK = probability_BC.new_zeros(probability_BC.shape[1], CALIBRATION_BINS)
         # Of many classes all but a few probabilities of an image lie in the first bin: only the others are sorted.
-        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
+        edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
 
         def place_of(probability: Tensor) -> Tensor:
-            return (torch.bucketize(probability, edges) - 1).clamp(0, self.bins - 1)
+            return (torch.bucketize(probability, edges) - 1).clamp(0, CALIBRATION_BINS - 1)
 
         self._gap_CK[:, 0] -= probability_BC.sum(dim=0)
         image_H, class_H = (probability_BC > edges[1]).nonzero(as_tuple=True)
@@ -191,9 +188,9 @@ class ClasswiseCalibration:
         )
         for index, place, gap in gaps:
             self._gap_CK.index_put_((index, place), gap, accumulate=True)
-        self.images += len(label_B)
+        self._images += len(label_B)
 
     def error(self) -> float:
         """The classwise ECE of everything added."""
         assert self._gap_CK is not None, "no batch was added"
-        return float(self._gap_CK.abs().sum() / (self.images * len(self._gap_CK)))
+        return float(self._gap_CK.abs().sum() / (self._images * len(self._gap_CK)))

@@ -51,19 +51,25 @@ def final_branch(predictions: pd.DataFrame) -> str:
     return "fused" if "fused_top1" in predictions.columns else "base"
 
 
+def is_right(predictions: pd.DataFrame, branch: str) -> np.ndarray:
+    """Whether the branch's best class is the image's own, (N,) bool."""
+    right_N: np.ndarray = predictions[f"{branch}_top1"].to_numpy() == predictions["label"].to_numpy()
+    return right_N
+
+
 @dataclass(frozen=True)
 class Predictions:
     """The answers of one pass over the test set.
 
     predictions     the table above
     classwise_ece   of every recorded branch
-    variants        a variant's columns as predictions has a branch's; None without variants
+    variants        a variant's columns as predictions has a branch's
     kinds           variant -> ablation or robust, in order
     """
 
     predictions: pd.DataFrame
     classwise_ece: Mapping[str, float]
-    variants: pd.DataFrame | None
+    variants: pd.DataFrame
     kinds: dict[str, str]
 
 

@@ -41,10 +41,22 @@ from scipy.stats import beta, rankdata
 
 from mdpr.artifacts import Bias, Biases, Intervals
 from mdpr.evaluation.metrics import RECALL_FIGURES, group_members
-from mdpr.evaluation.predictions import final_branch, recorded_branches
-from mdpr.evaluation.score_table import BASELINES
+from mdpr.evaluation.predictions import final_branch, is_right, recorded_branches
+from mdpr.evaluation.score_table import BASELINES, Interval
 
+LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
+RESAMPLINGS = 2000
+SEED = 0
 DRAWN_AT_ONCE = 3_000_000  # counts held in memory at one time, 8 bytes each; the result does not depend on it
+SMOOTHING = 1.0  # images of each outcome that are added to a group, in estimates of variance only
+BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance counts beside its own
+MOST_BORROWED = 20.0  # times the images of a class, where classes look alike
+TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
+ROUNDING = 1e-9
+
+Relation = dict[str, np.ndarray]  # slope and correlation, S values each
+RANGES: dict[str, Interval] = {"slope": (-np.inf, np.inf), "correlation": (-1.0, 1.0)}
 
 
 def drawn_counts(
@@ -75,7 +87,7 @@ class EffectiveShare:
     def mean(self) -> float:
         return self.low + (self.high - self.low) * self.share
 
-    def bounds(self, tail: float) -> tuple[float, float]:
+    def bounds(self, tail: float) -> Interval:
         """The lower and the upper bound; each is wrong with a probability of about `tail` at most."""
         lower, upper = share_bounds(np.asarray(self.share), np.asarray(self.images), tail)
         return self.low + (self.high - self.low) * float(lower), self.low + (self.high - self.low) * float(upper)
@@ -97,19 +109,16 @@ def effective_shares(
     count_CK[c, k] is the number of class c's images with outcome k, worth value_K[k]; `members` maps a group to its
     class indices. Classes without an image do not count; a group without an image is left out.
     """
+    low, high = min(value_K), max(value_K)
+    unit_K = (np.asarray(value_K, dtype=np.float64) - low) / (high - low)
     found = {}
     for group, indices in members.items():
         count_cK = count_CK[np.asarray(indices)]
         count_cK = count_cK[count_cK.sum(axis=1) > 0]
         if len(count_cK):
-            found[group] = _effective_share(count_cK, np.asarray(value_K, dtype=np.float64))
+            share, images = class_balanced_share(count_cK, unit_K)
+            found[group] = EffectiveShare(float(share), float(images), float(low), float(high))
     return found
-
-
-def _effective_share(count_CK: np.ndarray, value_K: np.ndarray) -> EffectiveShare:
-    low, high = value_K.min(), value_K.max()
-    share, images = class_balanced_share(count_CK, (value_K - low) / (high - low))
-    return EffectiveShare(float(share), float(images), float(low), float(high))
 
 
 def class_balanced_share(count_SCK: np.ndarray, unit_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,9 +143,8 @@ def class_balanced_share(count_SCK: np.ndarray, unit_K: np.ndarray) -> tuple[np.
     return share_S, images_S
 
 
-def smoothed_chances(count_SCK: np.ndarray, borrowed_images: float | None = None) -> np.ndarray:
-    """Each class's chances of the outcomes: its own images, and as if of `BORROWED_IMAGES` more its group's."""
-    borrowed_images = BORROWED_IMAGES if borrowed_images is None else borrowed_images
+def smoothed_chances(count_SCK: np.ndarray, borrowed_images: float = BORROWED_IMAGES) -> np.ndarray:
+    """Each class's chances of the outcomes: its own images, and as if of `borrowed_images` more its group's."""
     image_SC1 = count_SCK.sum(axis=-1, keepdims=True)
     images_S11 = image_SC1.sum(axis=-2, keepdims=True)
     # No outcome is impossible because the few images of a group do not show it.
@@ -171,32 +179,16 @@ def share_bounds(share_S: np.ndarray, images_S: np.ndarray, tail: float) -> tupl
     return lower_S, upper_S
 
 
-SMOOTHING = 1.0  # images of each outcome that are added to a group, in estimates of variance only
-MOST_BORROWED = 20.0  # times the images of a class, where classes look alike
-BORROWED_IMAGES = 5.0  # of its group's outcomes, that each class's variance counts beside its own
-TRUSTED_IMAGES = 10.0  # per class: with so many, half of what classes differ by is believed
-ROUNDING = 1e-9
-LEVEL = 0.95
-TAIL = (1 - LEVEL) / 2
-RESAMPLINGS = 2000
-SEED = 0
-
-Interval = tuple[float, float]
-Relation = dict[str, np.ndarray]  # slope and correlation, S values each
-RANGES: dict[str, Interval] = {"slope": (-np.inf, np.inf), "correlation": (-1.0, 1.0)}
-
-
 def accuracy_intervals(
     predictions: pd.DataFrame, branch: str, shots: Sequence[str], resamplings: int = RESAMPLINGS
 ) -> dict[str, Interval]:
     """Intervals of a branch's class-balanced accuracies, gap, worst class and means over classes, as fractions."""
-    correct_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
-    count_CK = outcome_counts(predictions["label"].to_numpy(), np.where(correct_N, 0, 1), len(shots), 2)
-    tested = np.flatnonzero(count_CK.sum(axis=1))
+    outcome_N = np.where(is_right(predictions, branch), 0, 1)
+    count_CK = outcome_counts(predictions["label"].to_numpy(), outcome_N, len(shots), 2)
+    tested_CK = count_CK[count_CK.sum(axis=1) > 0]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in RECALL_FIGURES}
-    image_C = count_CK[tested].sum(axis=1)
-    for drawn_SCK in drawn_counts(count_CK[tested], resamplings=resamplings, seed=SEED):
-        recall_SC = drawn_SCK[:, :, 0] / image_C
+    for drawn_SCK in drawn_counts(tested_CK, resamplings=resamplings, seed=SEED):
+        recall_SC = drawn_SCK[:, :, 0] / tested_CK.sum(axis=1)
         for name, figure in RECALL_FIGURES.items():
             parts[name].append(figure(recall_SC))
     shares = effective_shares(count_CK, (1, 0), group_members(shots, count_CK.sum(axis=1) > 0))
@@ -204,7 +196,10 @@ def accuracy_intervals(
     if "many" in shares and "few" in shares:
         many, few = ((shares[group].share, found[group]) for group in ("many", "few"))
         found["head_tail_gap"] = _difference_interval(*many, *few)
-    return found | {name: percentile_interval(np.concatenate(part)) for name, part in parts.items()}
+    for name, part in parts.items():
+        low, high = np.quantile(np.concatenate(part), [TAIL, 1 - TAIL]).tolist()
+        found[name] = (low, high)
+    return found
 
 
 def _difference_interval(first: float, first_bounds: Interval, second: float, second_bounds: Interval) -> Interval:
@@ -216,8 +211,7 @@ def _difference_interval(first: float, first_bounds: Interval, second: float, se
 
 def gain_intervals(predictions: pd.DataFrame, branch: str, reference: str, shots: Sequence[str]) -> dict[str, Interval]:
     """Intervals of accuracy(branch) - accuracy(reference) on the same images: paired, so narrower than two."""
-    right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
-    reference_N = (predictions[f"{reference}_top1"] == predictions["label"]).to_numpy()
+    right_N, reference_N = is_right(predictions, branch), is_right(predictions, reference)
     found = paired_differences(predictions["label"].to_numpy(), right_N, reference_N, shots)
     return {group: share.bounds(TAIL) for group, share in found.items()}
 
@@ -234,9 +228,8 @@ def paired_differences(
 def intervals(predictions: pd.DataFrame, shots: Sequence[str], resamplings: int = RESAMPLINGS) -> Intervals:
     """An interval for every branch and figure, and for the gain of the model's answer over zero-shot and base."""
     final = final_branch(predictions)
-    accuracy: Mapping[str, dict[str, Interval]] = {
-        branch: accuracy_intervals(predictions, branch, shots, resamplings) for branch in recorded_branches(predictions)
-    }
+    branches = recorded_branches(predictions)
+    accuracy = {branch: accuracy_intervals(predictions, branch, shots, resamplings) for branch in branches}
     return Intervals(
         method="means: Clopper-Pearson with effective images; all else: percentile bootstrap over test images by class",
         level=LEVEL,
@@ -256,12 +249,6 @@ def outcome_counts(label_N: np.ndarray, outcome_N: np.ndarray, classes: int, out
     return np.bincount(label_N * outcomes + outcome_N, minlength=classes * outcomes).reshape(classes, outcomes)
 
 
-def percentile_interval(value_S: np.ndarray) -> Interval:
-    """The percentiles of S resampled values that leave `TAIL` on each side."""
-    low, high = np.quantile(value_S, [TAIL, 1 - TAIL]).tolist()
-    return low, high
-
-
 def biases(
     predictions: pd.DataFrame,
     train_images: Sequence[int],
@@ -270,7 +257,7 @@ def biases(
 ) -> Biases:
     """Slopes and rank correlations of every branch. `train_images` and `log_prior_C` are in order of class index."""
     label_N = predictions["label"].to_numpy()
-    frozen_N = (predictions["zero_shot_top1"] == predictions["label"]).to_numpy()
+    frozen_N = is_right(predictions, "zero_shot")
     tested = np.flatnonzero(np.bincount(label_N, minlength=len(train_images)))
     fixed = {
         "by_count": np.log10(np.maximum(np.asarray(train_images, dtype=float)[tested], 1)),
@@ -278,8 +265,7 @@ def biases(
     }
     found: dict[str, dict[str, Bias]] = {}
     for branch in recorded_branches(predictions):
-        right_N = (predictions[f"{branch}_top1"] == predictions["label"]).to_numpy()
-        outcome_N = 2 * (~right_N).astype(np.int64) + (~frozen_N).astype(np.int64)
+        outcome_N = 2 * (~is_right(predictions, branch)).astype(np.int64) + ~frozen_N
         count_C4 = outcome_counts(label_N, outcome_N, len(train_images), 4)[tested]
         found[branch] = branch_biases(count_C4, fixed, resamplings, by_zero_shot=branch != "zero_shot")
     return Biases(level=LEVEL, resamplings=resamplings, seed=SEED, branches=found)
@@ -294,9 +280,16 @@ def branch_biases(
     """
 
     def relations(count_SC4: np.ndarray) -> dict[str, Relation]:
-        own_SC, frozen_SC = _recalls(count_SC4)
-        others = {name: x_C[None] for name, x_C in fixed.items()}
-        return _relations(own_SC, others | {"by_zero_shot": frozen_SC} if by_zero_shot else others)
+        image_SC = count_SC4.sum(axis=2)
+        own_SC = (count_SC4[..., 0] + count_SC4[..., 1]) / image_SC
+        x = {name: x_C[None] for name, x_C in fixed.items()}
+        if by_zero_shot:
+            x["by_zero_shot"] = (count_SC4[..., 0] + count_SC4[..., 2]) / image_SC
+        rank_SC = rankdata(own_SC, axis=1)
+        return {
+            name: {"slope": slopes(x_SC, own_SC), "correlation": correlations(rankdata(x_SC, axis=1), rank_SC)}
+            for name, x_SC in x.items()
+        }
 
     # With its own shares a class of one image would be drawn the same each time.
     chance_C4 = smoothed_chances(count_C4, images_to_borrow(count_C4[:, 0] + count_C4[:, 1], count_C4.sum(axis=1)))
@@ -318,21 +311,6 @@ def correlations(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
     x_SC, y_SC = (values - values.mean(axis=1, keepdims=True) for values in (x_SC, y_SC))
     norm_S = np.sqrt((x_SC**2).sum(axis=1) * (y_SC**2).sum(axis=1))
     return np.divide((x_SC * y_SC).sum(axis=1), norm_S, out=np.full(len(y_SC), np.nan), where=norm_S > 0)
-
-
-def _recalls(count_SC4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recalls (S, C) of the branch and of the frozen model. Outcomes as in `branch_biases`."""
-    image_SC = count_SC4.sum(axis=2)
-    return (count_SC4[..., 0] + count_SC4[..., 1]) / image_SC, (count_SC4[..., 0] + count_SC4[..., 2]) / image_SC
-
-
-def _relations(y_SC: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, Relation]:
-    """Slope and rank correlation of y with each of the others, S values of each."""
-    rank_SC = rankdata(y_SC, axis=1)
-    return {
-        name: {"slope": slopes(x_SC, y_SC), "correlation": correlations(rankdata(x_SC, axis=1), rank_SC)}
-        for name, x_SC in others.items()
-    }
 
 
 def _bias(estimate: Relation, drawn: Sequence[Relation]) -> Bias:
