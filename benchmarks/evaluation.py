@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.measure import peak_mib, timed
 from benchmarks.report import device_name, emit, make_parser
-from mdpr.artifacts import ClassInfo, Intervals
+from mdpr.artifacts import ClassInfo, Intervals, PictureSizes
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions
 from mdpr.evaluation.report.document import ReportContent, make_figures, render_report
 from mdpr.evaluation.report.figure import Figure
@@ -103,7 +103,8 @@ def make_content(predictions: pd.DataFrame, classes: list[ClassInfo]) -> ReportC
     """A report's content with every part that it can have; scores as evaluate makes them."""
     count = len(classes)
     prior_C = np.random.default_rng(1).dirichlet(np.full(count, 3.0))
-    predicted = Predictions(predictions, dict.fromkeys(BRANCHES, 0.0), None, {})
+    predicted = Predictions(predictions, dict.fromkeys(BRANCHES, 0.0), predictions[["index", "label"]], {})
+    pictures = PictureSizes(short_side_px=224, input_px=224)
     picked = pick_tail_images(predictions, classes, GALLERY_IMAGES)
     pixels = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
     sentences_CV = [[f"A sentence on the {key} of {item.name}." for key in DIMENSIONS] for item in classes]
@@ -111,7 +112,9 @@ def make_content(predictions: pd.DataFrame, classes: list[ClassInfo]) -> ReportC
     curves = {f"val_{branch}_{group}": 0.5 + epoch / 100 for branch in list(BRANCHES)[1:] for group in ("all", "few")}
     return ReportContent(
         title="benchmark",
-        results=Results.of(predicted, classes, np.roll(np.arange(count), 1), np.log(prior_C), resamplings=200),
+        results=Results.of(
+            predicted, classes, np.roll(np.arange(count), 1), np.log(prior_C), pictures, resamplings=200
+        ),
         history=pd.DataFrame({"epoch": epoch, "loss": 2.0 / (epoch + 1)} | curves),
         selected_epoch=EPOCHS - 1,
         prior_C=prior_C,

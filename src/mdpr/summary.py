@@ -104,7 +104,7 @@ def gains(summary: Summary) -> list[str]:
     final = summary.scores["fused"]["all"]
     return [
         f"Gain over {name}: "
-        f"{with_interval(final - summary.scores[branch]['all'], *summary.intervals.gain_of_fused[branch]['all'])}."
+        f"{with_interval(final - summary.scores[branch]['all'], summary.intervals.gain_of_fused[branch]['all'])}."
         for branch, name in COMPARED.items()
         if branch in summary.intervals.gain_of_fused and (branch != "base" or "routed" in summary.scores)
     ]

@@ -174,10 +174,9 @@ class PictureSizes(Format):
     input_px: int
 
 
-def read_picture_sizes(evaluation: Path) -> PictureSizes | None:
-    """None for an evaluation of an earlier version, which has no such file."""
-    path = evaluation / "pictures.json"
-    return PictureSizes.read(path) if path.exists() else None
+def read_picture_sizes(evaluation: Path) -> PictureSizes:
+    """pictures.json; raises `ArtifactError`."""
+    return PictureSizes.read(evaluation / "pictures.json")
 
 
 def read_table(evaluation: Path, name: str) -> pd.DataFrame:

@@ -98,9 +98,7 @@ def _render(
     decided = promotion or data / PROMOTION
     decision = Promotion.read(decided) if decided.is_file() else None
     sections = load_params(params)
-    tracking, evaluate = sections.tracking, sections.evaluate
-    title = f"{tracking.model_name}: evaluation on the test set"
-    content = gather(Folders(**folders), title, evaluate.gallery_images, decision)
+    content = gather(Folders(**folders), sections.tracking.model_name, sections.evaluate.gallery_images, decision)
     page = output or data / "report.html"
     write_whole(page, render_report(content, make_figures(content)), replaces=GENERATOR)
     return page
@@ -150,7 +148,7 @@ def comparison_tables(runs: Sequence[Run], differences: Sequence[Difference]) ->
 
     from mdpr.errors import printable
     from mdpr.evaluation.comparison import score_table
-    from mdpr.evaluation.score_table import signed_points
+    from mdpr.evaluation.score_table import signed_points, signed_span
 
     scores = score_table(runs)
     shown = {name: escape(printable(name)) for name in scores.rows}
@@ -168,13 +166,12 @@ def comparison_tables(runs: Sequence[Run], differences: Sequence[Difference]) ->
     for before, item in zip([None, *differences], differences, strict=False):
         if before is not None and (before.first, before.second) != (item.first, item.second):
             pairs.add_section()
-        interval = f"{signed_points(item.interval[0])} to {signed_points(item.interval[1])}" if item.interval else ""
         pairs.add_row(
             shown[item.second],
             shown[item.first],
             item.figure,
             signed_points(item.difference),
-            interval,
+            signed_span(item.interval) if item.interval else "",
             f"{item.p:.2g}",
             f"{item.p_holm:.2g}",
             style="bold" if item.significant else None,

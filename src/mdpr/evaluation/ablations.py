@@ -213,14 +213,13 @@ class Flipped:
     """The mean probability of an image and its mirror image."""
 
     kind = "robust"
-    name = "flip_ensemble"
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         mirrored = self._classifier(batch.image_B3HW.flip(-1)).fused_BC
-        return {self.name: mean_probability(torch.stack([batch.outputs.fused_BC, mirrored]))}
+        return {"flip_ensemble": mean_probability(torch.stack([batch.outputs.fused_BC, mirrored]))}
 
 
 class PostHoc:

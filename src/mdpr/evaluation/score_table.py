@@ -14,6 +14,7 @@ from pathlib import Path
 from mdpr.artifacts.evaluated import GROUPS
 
 Metrics = Mapping[str, Mapping[str, float]]  # metrics.json: branch -> figure -> value, all but nll as fractions
+Interval = tuple[float, float]
 
 # Every branch there may be, in the order of tables and charts, with the name people read.
 BRANCHES = {
@@ -40,6 +41,16 @@ def points(fraction: float | None) -> str:
 def signed_points(difference: float | None) -> str:
     """A difference of fractions as percentage points with sign and one decimal; a dash for None."""
     return NO_FIGURE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
+def span(interval: Interval) -> str:
+    """The bounds of a fraction as percentage points."""
+    return f"{points(interval[0])} to {points(interval[1])}"
+
+
+def signed_span(interval: Interval) -> str:
+    """The bounds of a difference of fractions as percentage points with signs."""
+    return f"{signed_points(interval[0])} to {signed_points(interval[1])}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -75,10 +86,9 @@ class ScoreTable:
     def gain_cells(self, name: str, reference: str) -> list[str]:
         """The row `name` minus the row `reference`, in points."""
         row, other = self.rows[name], self.rows[reference]
-        both = [group in row and group in other for group in self.groups]
         return [
-            signed_points(row[group] - other[group] if known else None)
-            for group, known in zip(self.groups, both, strict=True)
+            signed_points(row[group] - other[group] if group in row and group in other else None)
+            for group in self.groups
         ]
 
 

@@ -43,14 +43,13 @@ MEASURED_PICTURES = 500
 Recorder = Callable[[Tensor, Outputs], None]  # labels (B,) and outputs of a batch
 
 
-@torch.inference_mode()
 def predict(
     classifier: Classifier,
     probe: Probe,
     batches: Iterable[tuple[Tensor, Tensor]],
-    variants: Sequence[Variant] = (),
-    record: Recorder | None = None,
-    baselines: Mapping[str, LinearHead] | None = None,
+    variants: Sequence[Variant],
+    record: Recorder | None,
+    baselines: Mapping[str, LinearHead],
 ) -> Predictions:
     """Answers to `batches` of images (B, 3, H, W) and labels (B,), in order; `record` is given each batch's outputs.
 
@@ -58,10 +57,14 @@ def predict(
     Zero-shot is s * x t^T with the frozen tower's image features x and the template ensemble t of `probe`. Raises
     `ArtifactError` where scores are not finite.
     """
-    text_Cd = torch.as_tensor(probe.text_Cd, dtype=torch.float32, device=classifier.device)
+
+    def on_device(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=classifier.device)
+
+    text_Cd = on_device(probe.text_Cd)
+    heads = [(name, on_device(head.weight_Cd), on_device(head.bias_C)) for name, head in baselines.items()]
     recorder, others = PredictionRecorder(), PredictionRecorder()
     calibration: dict[str, ClasswiseCalibration] = {}
-    heads = [(name, *_on(classifier.device, head)) for name, head in (baselines or {}).items()]
     kinds: dict[str, str] = {}
     fusion = classifier.model.fusion
 
@@ -95,27 +98,14 @@ def predict(
             given = variant.log_probabilities(BatchOutputs(image_on_device, outputs, expert_BC))
             answers |= given
             kinds.update(dict.fromkeys(given, variant.kind))
-        if answers:
-            others.add(label_B, answers)
+        others.add(label_B, answers)
 
     for batch in batches:
         add(*batch)
-    return Predictions(
-        recorder.table(),
-        {branch: counts.error() for branch, counts in calibration.items()},
-        others.table() if kinds else None,
-        kinds,
-    )
+    classwise_ece = {branch: counts.error() for branch, counts in calibration.items()}
+    return Predictions(recorder.table(), classwise_ece, others.table(), kinds)
 
 
-def _on(device: torch.device, head: LinearHead) -> tuple[Tensor, Tensor]:
-    weight, bias = (
-        torch.as_tensor(array, dtype=torch.float32, device=device) for array in (head.weight_Cd, head.bias_C)
-    )
-    return weight, bias
-
-
-@torch.inference_mode()
 def predict_views(
     classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], views: Views, name: str
 ) -> pd.DataFrame:
@@ -127,6 +117,7 @@ def predict_views(
     return recorder.table()
 
 
+@torch.inference_mode()
 def evaluate_splits(
     classifier: Classifier,
     probe: Probe,
@@ -148,18 +139,18 @@ def evaluate_splits(
         assert prior_CV is not None
         variants.append(RoutingAblations(classifier, prior_CV, probe.text_Cd, names))
     if params.post_hoc:
-        variants.append(_post_hoc(classifier, _table(prepared, "val", look), batch_size))
+        val = make_loader(_table(prepared, "val", look), batch_size)
+        variants.append(PostHoc(classifier, track(val, "choose on validation")))
     if params.test_time == "flip":
         variants.append(Flipped(classifier))
     test = make_loader(_table(prepared, "test", look), batch_size)
-    predicted = predict(classifier, probe, track(test, "evaluate"), variants, record, baselines)
+    predicted = predict(classifier, probe, track(test, "evaluate"), variants, record, baselines or {})
     if views := VIEWS.get(params.test_time):
         loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), batch_size)
         name = f"{params.test_time}_ensemble"
         table = predict_views(classifier, track(loader, params.test_time), views, name)
-        if predicted.variants is not None:
-            table = predicted.variants.join(table.drop(columns=["index", "label"]))
-        predicted = replace(predicted, variants=table, kinds=predicted.kinds | {name: "robust"})
+        joined = predicted.variants.join(table.drop(columns=["index", "label"]))
+        predicted = replace(predicted, variants=joined, kinds=predicted.kinds | {name: "robust"})
     image_N = image_digests(read_split(prepared, "test"))
     return replace(predicted, predictions=predicted.predictions.assign(image=image_N))
 
@@ -195,11 +186,6 @@ def ablation_names(params: EvaluateParams, routed: bool) -> Sequence[str]:
     if params.ablations and not routed:
         raise ConfigError("evaluate.ablations names ablations of routing, the model has no router: set it to false")
     return params.ablations
-
-
-@torch.inference_mode()
-def _post_hoc(classifier: Classifier, val: ImageTable, batch_size: int) -> PostHoc:
-    return PostHoc(classifier, track(make_loader(val, batch_size), "choose on validation"))
 
 
 def _table(prepared: Path, split: Split, look: ImageTransform) -> ImageTable:

@@ -7,8 +7,8 @@ Shapes: N test images, C classes, V dimensions, A attributes of drawn pictures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,10 @@ from mdpr.artifacts import (
 )
 from mdpr.artifacts.truth import Truth
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.ablations import COLUMNS, LEAST, MOST, variant_table
+from mdpr.evaluation.ablations import LEAST, MOST, variant_table
 from mdpr.evaluation.metrics import class_recall, group_means, reliability, score, score_branch
-from mdpr.evaluation.predictions import Predictions, final_branch, recorded_branches
+from mdpr.evaluation.predictions import Predictions, final_branch, is_right, recorded_branches
+from mdpr.evaluation.score_table import Metrics
 from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, gain_intervals, intervals
 from mdpr.params import DIMENSIONS
 
@@ -51,14 +52,14 @@ class Results:
 
     classes: Sequence[ClassInfo]
     predictions: pd.DataFrame
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Metrics
     intervals: Intervals
     biases: Biases
     per_class: pd.DataFrame
     reliability: pd.DataFrame
     routing: RoutingCheck
-    variants: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
-    pictures: PictureSizes | None = None
+    variants: pd.DataFrame
+    pictures: PictureSizes
 
     @classmethod
     def of(
@@ -67,9 +68,9 @@ class Results:
         classes: Sequence[ClassInfo],
         rival_C: np.ndarray,
         log_prior_C: np.ndarray,
-        resamplings: int = RESAMPLINGS,
+        pictures: PictureSizes,
         truth: Truth | None = None,
-        pictures: PictureSizes | None = None,
+        resamplings: int = RESAMPLINGS,
     ) -> Results:
         """Score the answers of one pass. `rival_C` is the class each class is most confused with by the frozen model,
         `log_prior_C` the log of its estimated pre-training prior, `truth` is known of drawn pictures only.
@@ -79,7 +80,6 @@ class Results:
         predictions = predicted.predictions
         check_label_set(predictions, len(classes))
         shots = [item.shot for item in classes]
-        variants = predicted.variants
         return cls(
             classes=classes,
             predictions=predictions,
@@ -88,9 +88,9 @@ class Results:
             biases=biases(predictions, [item.train_images for item in classes], log_prior_C, resamplings),
             per_class=per_class_table(predictions, classes, rival_C),
             reliability=reliability_table(predictions),
-            routing=check_routing(predictions, variants, shots, truth),
+            routing=check_routing(predictions, predicted.variants, shots, truth),
+            variants=variant_table(predictions, predicted.variants, predicted.kinds, shots),
             pictures=pictures,
-            **({} if variants is None else {"variants": variant_table(predictions, variants, predicted.kinds, shots)}),
         )
 
     def write(self, evaluation: Path) -> None:
@@ -99,8 +99,7 @@ class Results:
         write_json(evaluation / "intervals.json", self.intervals)
         write_json(evaluation / "biases.json", self.biases)
         write_json(evaluation / "routing.json", self.routing)
-        if self.pictures:
-            write_json(evaluation / "pictures.json", self.pictures)
+        write_json(evaluation / "pictures.json", self.pictures)
         write_predictions(evaluation, self.predictions)
         tables = {
             "per_class": self.per_class,
@@ -192,12 +191,11 @@ def confusion_pairs(predictions: pd.DataFrame, names: Sequence[str]) -> pd.DataF
 
 def reliability_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """The bins of `mdpr.evaluation.metrics.reliability` of every branch, with a column `branch`."""
-    label_N = predictions["label"].to_numpy()
     return pd.concat(
         [
-            reliability(
-                predictions[f"{branch}_probability"].to_numpy(), predictions[f"{branch}_top1"].to_numpy() == label_N
-            ).assign(branch=branch)
+            reliability(predictions[f"{branch}_probability"].to_numpy(), is_right(predictions, branch)).assign(
+                branch=branch
+            )
             for branch in recorded_branches(predictions)
         ],
         ignore_index=True,
@@ -224,11 +222,11 @@ def mean_routing(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, n
 
 
 def check_routing(
-    predictions: pd.DataFrame, variants: pd.DataFrame | None, shots: Sequence[str], truth: Truth | None
+    predictions: pd.DataFrame, variants: pd.DataFrame, shots: Sequence[str], truth: Truth | None
 ) -> RoutingCheck:
     """`variants` are the answers of the ablations; the deletion test needs both of its own among them."""
     deletion, interval = None, None
-    if variants is not None and {f"{MOST}_top1", f"{LEAST}_top1"} <= set(variants.columns):
+    if {f"{MOST}_top1", f"{LEAST}_top1"} <= set(variants.columns):
         kept, cut = (score_branch(variants, name, shots)["all"] for name in (LEAST, MOST))
         deletion, interval = kept - cut, gain_intervals(variants, LEAST, MOST, shots)["all"]
     found = {}

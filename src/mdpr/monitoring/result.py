@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mdpr.artifacts import Check, Format
-from mdpr.evaluation.score_table import in_percent, points, signed_points
+from mdpr.evaluation.score_table import Interval, in_percent, points, signed_points, signed_span, span
 from mdpr.pages import render_page
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-Interval = tuple[float, float]
 
 
 class Share(Format):
@@ -80,21 +77,13 @@ def render_monitoring(content: Monitoring) -> str:
         "mdpr.monitoring",
         "monitoring.html.j2",
         "monitoring.js",
-        filters={"points": points, "signed": signed_points, "span": _span, "signed_span": _signed_span},
+        filters={"points": points, "signed_points": signed_points, "span": span, "signed_span": signed_span},
         title=f"{content.model}{version}: after deployment",
         summary=f"{content.advice.capitalize()}: {content.reason}.",
         content=content,
         classes=classes,
         largest=max(max(share.estimated, share.reference) for _, share in classes),
     )
-
-
-def _span(interval: Interval) -> str:
-    return f"{points(interval[0])} to {points(interval[1])}"
-
-
-def _signed_span(interval: Interval) -> str:
-    return f"{signed_points(interval[0])} to {signed_points(interval[1])}"
 
 
 def monitoring_table(content: Monitoring) -> Table:
@@ -106,20 +95,17 @@ def monitoring_table(content: Monitoring) -> Table:
     for title in ("figure", "estimate", "95 % interval"):
         table.add_column(title, justify="left" if title == "figure" else "right")
 
-    def add(name: str, value: str, interval: Sequence[str]) -> None:
-        table.add_row(name, value, " to ".join(interval))
-
-    shift = [f"{x:.3f}" for x in content.label_shift_interval]
-    add("label shift, total variation", f"{content.label_shift:.3f}", shift)
+    low, high = content.label_shift_interval
+    table.add_row("label shift, total variation", f"{content.label_shift:.3f}", f"{low:.3f} to {high:.3f}")
     for group, share in content.groups.items():
         name = f"share of {group} classes, percent (test set {points(share.reference)})"
-        add(name, points(share.estimated), [points(x) for x in share.interval])
-    add("accuracy on the test set, percent", points(accuracy.reference), [])
-    add("accuracy expected, percent", points(accuracy.expected), [points(x) for x in accuracy.expected_interval])
-    gain = [signed_points(x) for x in accuracy.gain_interval]
-    add("gain of --prior, points", signed_points(accuracy.gain_of_prior), gain)
+        table.add_row(name, points(share.estimated), span(share.interval))
+    table.add_row("accuracy on the test set, percent", points(accuracy.reference), "")
+    table.add_row("accuracy expected, percent", points(accuracy.expected), span(accuracy.expected_interval))
+    table.add_row("gain of --prior, points", signed_points(accuracy.gain_of_prior), signed_span(accuracy.gain_interval))
     if drift:
-        add(f"drift of {drift.features}, AUC", f"{drift.auc:.3f}", [f"{x:.3f}" for x in drift.interval])
+        low, high = drift.interval
+        table.add_row(f"drift of {drift.features}, AUC", f"{drift.auc:.3f}", f"{low:.3f} to {high:.3f}")
     return table
 
 

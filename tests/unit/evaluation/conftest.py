@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mdpr.artifacts import ClassInfo, ShotGroup
+from mdpr.artifacts import ClassInfo, PictureSizes, ShotGroup
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions
 from mdpr.evaluation.report.document import AuditFinding, ReportContent, make_figures, render_report
 from mdpr.evaluation.report.gallery import make_gallery, pick_tail_images
 from mdpr.evaluation.score_table import BRANCHES
 from mdpr.evaluation.tables import Results
 from mdpr.params import DIMENSIONS
+
+PICTURES = PictureSizes(short_side_px=28, input_px=56)
 
 
 def shot_of(train_images: int) -> ShotGroup:
@@ -58,7 +60,7 @@ def make_answers(predictions: pd.DataFrame, variants: bool = True) -> Prediction
     return Predictions(
         predictions,
         dict.fromkeys(BRANCHES, 0.01),
-        predictions[columns].rename(columns=renamed) if variants else None,
+        predictions[columns].rename(columns=renamed) if variants else predictions[["index", "label"]],
         {"uniform_routing": "ablation", "flip_ensemble": "robust"} if variants else {},
     )
 
@@ -92,6 +94,7 @@ def make_content(
             classes,
             np.roll(np.arange(class_count), 1),
             np.log(prior_C),
+            PICTURES,
             resamplings=200,
         ),
         history=make_history(20, routing),

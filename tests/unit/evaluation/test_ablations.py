@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 from scipy.stats import rankdata
+from tests.unit.evaluation.conftest import PICTURES
 from torch import Tensor, nn
 
 from mdpr.artifacts import Features, ModelConfig, read_classes, read_features, read_probe
@@ -291,11 +292,11 @@ def test_variants_never_touch_the_main_rows(
     alone = evaluate_splits(classifier, probe, prior_CV, tmp_path, plain)
     full = evaluate_splits(classifier, probe, prior_CV, tmp_path, EvaluateParams(test_time=views))  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(alone.predictions, full.predictions)
-    assert alone.variants is None
+    assert list(alone.variants) == ["index", "label"]
     kinds = list(full.kinds.values())
     assert kinds == ["ablation"] * len(ABLATION_NAMES) + ["robust"] * 3
     classes = read_classes(encoded["prepared"])
-    variants = Results.of(full, classes, probe.rival_C, probe.log_prior_C, resamplings=100).variants
+    variants = Results.of(full, classes, probe.rival_C, probe.log_prior_C, PICTURES, resamplings=100).variants
     assert list(variants["variant"]) == list(full.kinds)
     assert (variants["gain_low"] <= variants["gain"] + 1e-12).all()
     assert (variants["gain"] <= variants["gain_high"] + 1e-12).all()
@@ -335,6 +336,6 @@ def test_predictions_for_another_label_set_are_refused(
     predictions: Callable[..., pd.DataFrame], answers: Callable[..., Predictions], classes: Callable[..., object]
 ) -> None:
     with pytest.raises(ArtifactError, match="label set: label has class 5, there are 3 classes"):
-        Results.of(answers(predictions(6, 2)), classes(3), np.zeros(3, dtype=int), np.zeros(3))  # type: ignore[arg-type]
+        Results.of(answers(predictions(6, 2)), classes(3), np.zeros(3, dtype=int), np.zeros(3), PICTURES)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="has no image"):
         check_label_set(predictions(3, 2).head(0), 3)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tests.unit.evaluation.conftest import PICTURES
 
 from mdpr.artifacts import ClassInfo, write_seen
 from mdpr.cli import cli
@@ -35,8 +36,8 @@ def write(
     def run(folder_name: str, images: int = 40, seed: int = 0) -> Path:
         folder = tmp_path / folder_name
         folder.mkdir()
-        table, made = answers(predictions(CLASSES, images, seed=seed)), classes(CLASSES)
-        Results.of(table, made, np.zeros(CLASSES, dtype=int), np.zeros(CLASSES), resamplings=50).write(folder)
+        table, made, zero_C = answers(predictions(CLASSES, images, seed=seed)), classes(CLASSES), np.zeros(CLASSES)
+        Results.of(table, made, zero_C.astype(int), zero_C, PICTURES, resamplings=50).write(folder)
         write_seen(folder, train_N=np.array([-1]), val_N=np.array([-2]))
         return folder
 

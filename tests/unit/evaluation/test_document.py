@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from mdpr.errors import ArtifactError
 from mdpr.evaluation.report.document import read_audit
 
 
@@ -22,10 +25,11 @@ def test_faults_of_the_sentences_and_of_their_features_stand_together_errors_fir
     knowledge = write(tmp_path / "knowledge", finding("warning", "of the words"), finding("error", "worst"))
     features = write(tmp_path / "features", finding("warning", "nearer to a candle"))
     found = read_audit(knowledge, features)
-    assert found is not None
     assert [item.message for item in found] == ["worst", "of the words", "nearer to a candle"]
 
 
 def test_nobody_looked_is_not_nothing_found(tmp_path: Path) -> None:
-    assert read_audit(tmp_path, tmp_path) is None
-    assert read_audit(tmp_path, write(tmp_path / "features")) == []
+    clean = write(tmp_path / "features")
+    assert read_audit(clean, clean) == []
+    with pytest.raises(ArtifactError, match=r"audit\.json is missing"):
+        read_audit(tmp_path, clean)

@@ -29,7 +29,7 @@ from mdpr.evaluation.report.figure import (
     tooltip,
 )
 from mdpr.evaluation.report.text import variant_title
-from mdpr.evaluation.score_table import BRANCHES, points, signed_points
+from mdpr.evaluation.score_table import BRANCHES, Metrics, points, signed_points, signed_span
 from mdpr.pages import label
 
 MAX_SINGLE_CLASSES = 60  # more classes than this are drawn as groups of neighbours
@@ -81,11 +81,7 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     """Accuracy of the tuned model over the frozen model's own, one mark per class or cell of classes."""
     x, y = "zero_shot_accuracy", "fused_accuracy"
     known = per_class.dropna(subset=[x, y])[["class", "shot", x, y]]
-    class_count, better, worse = (
-        len(known),
-        int((known[y] > known[x]).sum()),
-        int((known[y] < known[x]).sum()),
-    )
+    class_count, better, worse = len(known), (known[y] > known[x]).sum(), (known[y] < known[x]).sum()
     crowded = class_count > MAX_SINGLE_CLASSES
     if crowded:
         cells = known.assign(**{name: (known[name] * BINS).round() / BINS for name in (x, y)})
@@ -122,9 +118,7 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     )
 
 
-def reliability_diagram(
-    reliability: pd.DataFrame, branches: Sequence[str], scores: Mapping[str, Mapping[str, float]]
-) -> Figure:
+def reliability_diagram(reliability: pd.DataFrame, branches: Sequence[str], scores: Metrics) -> Figure:
     """Accuracy over stated probability, one mark per bin, its area by the number of images in it."""
     rows = reliability[reliability["branch"].isin(branches)].copy()
     rows["share"] = rows["images"] / rows.groupby("branch")["images"].transform("sum")
@@ -233,10 +227,9 @@ def variant_gains(variants: pd.DataFrame) -> Figure:
         **{name: 100 * variants[name] for name in ("gain", "gain_low", "gain_high")},
     )
     rows["tip"] = tip(
-        f"{title}: {signed_points(gain)} points, {signed_points(low)} to {signed_points(high)}"
-        for title, gain, low, high in zip(
-            rows["title"], variants["gain"], variants["gain_low"], variants["gain_high"], strict=True
-        )
+        f"{variant_title(row['variant'])}: {signed_points(row['gain'])} points, "
+        f"{signed_span((row['gain_low'], row['gain_high']))}"
+        for row in variants.to_dict("records")
     )
     order = rows["title"].tolist()
     legend = [entry for entry in KINDS.values() if entry.label in set(rows["kind"])]

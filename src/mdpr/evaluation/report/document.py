@@ -6,6 +6,7 @@ again shows the same. Class names and sentences are text to the template and to 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,22 +37,16 @@ from mdpr.evaluation.report.text import (
     BIAS_TITLES,
     GROUP_TITLES,
     OTHER_FIGURES,
-    auc_rows,
     bias_rows,
-    class_sizes,
     diagnose,
     figure_cells,
-    make_card,
     routing_lines,
     shown_branches,
     summary_sentence,
-    variant_rows,
+    variant_title,
 )
-from mdpr.evaluation.score_table import BASELINES, BRANCHES, GROUPS, points
-from mdpr.evaluation.tables import (
-    Results,
-    mean_routing,
-)
+from mdpr.evaluation.score_table import BASELINES, BRANCHES, points, signed_points, signed_span, span
+from mdpr.evaluation.tables import Results, mean_routing
 from mdpr.images.decoding import decode_image
 from mdpr.pages import label, render_page
 from mdpr.params import DIMENSIONS
@@ -79,10 +74,7 @@ class Audit(BaseModel):
 
 @dataclass(frozen=True)
 class ReportContent:
-    """The results, and what the report shows beside them.
-
-    audit is None if the knowledge base was not audited, promotion if the gate has not decided yet.
-    """
+    """The results, and what the report shows beside them; `promotion` is None if the gate has not decided yet."""
 
     title: str
     results: Results
@@ -91,7 +83,7 @@ class ReportContent:
     prior_C: np.ndarray
     gallery: Sequence[GalleryItem]
     lineage: Mapping[str, str]
-    audit: Sequence[AuditFinding] | None = None
+    audit: Sequence[AuditFinding]
     promotion: Promotion | None = None
 
 
@@ -107,7 +99,7 @@ class Folders:
     evaluation: Path
 
 
-def gather(folders: Folders, title: str, gallery_images: int, promotion: Promotion | None = None) -> ReportContent:
+def gather(folders: Folders, model_name: str, gallery_images: int, promotion: Promotion | None = None) -> ReportContent:
     """Read everything the report shows; raises `ArtifactError` that names the file that is missing or does not fit."""
     classes = artifacts.read_classes(folders.prepared)
     names = [item.name for item in classes]
@@ -118,7 +110,7 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
     test = artifacts.read_images(folders.prepared / "test.parquet")
     images = {row: decode_image(test.image(row), f"row {row} of test.parquet") for row in picked["index"].tolist()}
     return ReportContent(
-        title=title,
+        title=f"{model_name}: evaluation on the test set",
         results=results,
         history=artifacts.read_history(folders.model),
         selected_epoch=artifacts.read_model_config(folders.model).selected_epoch,
@@ -132,22 +124,15 @@ def gather(folders: Folders, title: str, gallery_images: int, promotion: Promoti
 
 def write_report(folders: Folders, model_name: str, gallery_images: int) -> None:
     """Write report.html and figures/ into evaluation/; raises as `gather` does."""
-    content = gather(folders, title_of(model_name), gallery_images)
+    content = gather(folders, model_name, gallery_images)
     figures = make_figures(content)
     (folders.evaluation / "report.html").write_text(render_report(content, figures), encoding="utf-8")
     write_figures(folders.evaluation / "figures", figures)
 
 
-def title_of(model_name: str) -> str:
-    """The report's title."""
-    return f"{model_name}: evaluation on the test set"
-
-
-def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding] | None:
-    """The findings of describe in the sentences and of encode in their features, errors first; None if not audited."""
-    paths = [path for folder in (knowledge, features) if (path := folder / "audit.json").is_file()]
-    if not paths:
-        return None
+def read_audit(knowledge: Path, features: Path) -> Sequence[AuditFinding]:
+    """The findings of describe in the sentences and of encode in their features, errors first."""
+    paths = (knowledge / "audit.json", features / "audit.json")
     findings = [finding for path in paths for finding in parse(path, Audit, artifacts.read_json(path)).findings]
     levels = ("error", "warning", "info")
     return sorted(findings, key=lambda finding: levels.index(finding.level))
@@ -160,37 +145,37 @@ AUDIT_ROWS = 200
 def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
     """The report as one HTML document; `figures` are those of `make_figures`."""
     results = content.results
-    groups = [group for group in GROUPS if group in results.scores["fused"]]
     branches = shown_branches(results.scores)
     pair = routing_pair(content.gallery)
     return render_page(
         "mdpr.evaluation.report",
         "report.html.j2",
         "report.js",
-        filters={"points": points},
+        filters={
+            "points": points,
+            "signed_points": signed_points,
+            "span": span,
+            "signed_span": signed_span,
+            "variant_title": variant_title,
+        },
         title=content.title,
         content=content,
         results=results,
+        scores=results.scores,
+        intervals=results.intervals,
         summary=summary_sentence(results),
         diagnosis=diagnose(results),
         routing_lines=routing_lines(results),
-        auc_rows=auc_rows(results),
         pair=pair,
         rest=content.gallery[len(pair) :],
-        cards=[make_card(results, group) for group in groups],
+        baselines=BASELINES,
         branches={branch: BRANCHES[branch] for branch in branches},
-        baseline_rows=[
-            (name, [points(results.scores[key].get(group)) for group in groups])
-            for key, name in BASELINES.items()
-            if key in results.scores
-        ],
-        group_titles={group: GROUP_TITLES[group] for group in groups},
+        group_titles={group: title for group, title in GROUP_TITLES.items() if group in results.scores["fused"]},
         other_figures=OTHER_FIGURES,
         figure_rows=[(BRANCHES[branch], figure_cells(results, branch)) for branch in branches],
-        class_sizes=class_sizes(results.classes),
+        class_sizes={"all": len(results.classes), **Counter(item.shot for item in results.classes)},
         bias_titles=BIAS_TITLES,
         bias_rows=bias_rows(results.biases, branches),
-        variant_rows=variant_rows(results.variants, groups),
         worst=worst_confusions(results.predictions, display_names(results.classes), WORST_CONFUSIONS),
         figures={figure.name: figure for figure in figures},
         dimensions=[label(key) for key in DIMENSIONS],
@@ -203,22 +188,25 @@ def make_figures(content: ReportContent) -> list[Figure]:
     """Every chart that the content allows; routing weights only if the model routes."""
     results = content.results
     names = display_names(results.classes)
-    shown = shown_branches(results.scores)
-    branches = [branch for branch in shown if branch != "routed"]
-    routing = mean_routing(results.predictions, [item.shot for item in results.classes])
+    branches = shown_branches(results.scores)
+    without_routed = [branch for branch in branches if branch != "routed"]
     counts = [item.train_images for item in results.classes]
-    charts = {
-        ("accuracy_by_count", "Accuracy by training count"): lambda: accuracy_by_count(results.per_class, branches),
-        ("accuracy_by_zero_shot", "Accuracy against the frozen model's own"): lambda: accuracy_by_zero_shot(
-            results.per_class
+    routing = mean_routing(results.predictions, [item.shot for item in results.classes])
+    figures = [
+        draw("accuracy_by_count", "Accuracy by training count", accuracy_by_count, results.per_class, without_routed),
+        draw(
+            "accuracy_by_zero_shot",
+            "Accuracy against the frozen model's own",
+            accuracy_by_zero_shot,
+            results.per_class,
         ),
-        ("hidden_prior", "Two biases"): lambda: hidden_prior(names, counts, content.prior_C),
-        ("reliability", "Reliability"): lambda: reliability_diagram(results.reliability, shown, results.scores),
-        ("confusion", "Confusion"): lambda: confusion_figure(results, names),
-        ("training", "Training"): lambda: training_curves(content.history, content.selected_epoch),
-    }
+        draw("hidden_prior", "Two biases", hidden_prior, names, counts, content.prior_C),
+        draw("reliability", "Reliability", reliability_diagram, results.reliability, branches, results.scores),
+        draw("confusion", "Confusion", confusion_figure, results, names),
+        draw("training", "Training", training_curves, content.history, content.selected_epoch),
+    ]
     if routing:
-        charts["routing", "Which knowledge was consulted"] = lambda: routing_by_dimension(routing, DIMENSIONS)
+        figures.append(draw("routing", "Which knowledge was consulted", routing_by_dimension, routing, DIMENSIONS))
     if not results.variants.empty:
-        charts["variants", "The same model, otherwise"] = lambda: variant_gains(results.variants)
-    return [draw(name, title, chart) for (name, title), chart in charts.items()]
+        figures.append(draw("variants", "The same model, otherwise", variant_gains, results.variants))
+    return figures

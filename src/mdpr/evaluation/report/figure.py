@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import altair as alt
 import vl_convert
@@ -28,15 +28,11 @@ from mdpr.launch import address_space_mb
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 Mark = Literal["circle", "square", "diamond", "triangle", "bar", "line", "dashed"]
 
 BRANCH_COLORS = {"zero_shot": "#999999", "base": "#E69F00", "routed": "#009E73", "fused": "#0072B2"}
-BRANCH_MARKS: dict[str, Mark] = {
-    "zero_shot": "diamond",
-    "base": "square",
-    "routed": "triangle",
-    "fused": "circle",
-}
+BRANCH_MARKS: dict[str, Mark] = {"zero_shot": "diamond", "base": "square", "routed": "triangle", "fused": "circle"}
 SHOT_COLORS = {"many": "#0072B2", "medium": "#E69F00", "few": "#CC79A7"}
 SHOT_MARKS: dict[str, Mark] = {"many": "circle", "medium": "square", "few": "triangle"}
 HEAT_COLOR = "#0B6FAE"  # not one of the data colours, which a dark page brightens
@@ -131,12 +127,7 @@ def render(chart: alt.TopLevelMixin, name: str) -> str:
     }
     themed = chart.configure(
         background="transparent",
-        padding={
-            "left": 18,
-            "right": 12,
-            "top": 5,
-            "bottom": 10,
-        },  # room for a font wider than the one measured
+        padding={"left": 18, "right": 12, "top": 5, "bottom": 10},  # room for a font wider than the one measured
         font=FONT,
         view=alt.ViewConfig(stroke=None),
         axis=alt.AxisConfig(
@@ -170,10 +161,10 @@ def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def draw(name: str, title: str, chart: Callable[[], Figure]) -> Figure:
-    """The figure that `chart` makes; a chart that fails becomes a line that says so."""
+def draw(name: str, title: str, chart: Callable[P, Figure], *args: P.args, **kwargs: P.kwargs) -> Figure:
+    """The figure that `chart` makes of the rest; a chart that fails becomes a line that says so."""
     try:
-        return chart()
+        return chart(*args, **kwargs)
     except Exception as error:  # a chart is worth less than the evaluation it belongs to
         logger.warning("the chart %r could not be drawn: %s", title, printable(str(error)))
         text = f"This chart could not be drawn ({type(error).__name__})."

@@ -1,22 +1,32 @@
-"""A result in words, for the report and `mdpr summary`: lines on what is wrong and what routing is worth, cards, cells.
+"""A result in words, for the report and `mdpr summary`: lines on what is wrong and what routing is worth, cells.
 
 Nothing is computed here that a file of evaluation/ does not hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 import pandas as pd
 
-from mdpr.artifacts import SHOT_GROUPS, Bias, Biases, ClassInfo, RoutingCheck
+from mdpr.artifacts import Biases, RoutingCheck
 from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY
 from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.score_table import BASELINES, BRANCHES, points, signed_points
+from mdpr.evaluation.score_table import (
+    BASELINES,
+    BRANCHES,
+    NO_FIGURE,
+    Interval,
+    Metrics,
+    points,
+    signed_points,
+    signed_span,
+    span,
+)
 from mdpr.evaluation.tables import Results
+from mdpr.pages import label
 
 FAR_LARGER = 4  # times the backbone's input: of a detail's 4 x 4 pixels the model sees one
 NOTHING = 0.01  # a fraction: an interval around 0 that is wider than this shows nothing either way
@@ -39,12 +49,8 @@ BIAS_TITLES = {
     "by_prior": ("estimated pre-training share", "points per tenfold share"),
     "by_zero_shot": ("zero-shot accuracy", "points per point"),
 }
-VARIANT_TITLES = {
-    "uniform_routing": "Uniform routing",
-    "prior_only": "Prior only",
-    "shuffled_sentences": "Shuffled sentences",
+VARIANT_TITLES = {  # where it is not the name itself
     "without_logit_adjustment": "Without the logit adjustment",
-    "flip_ensemble": "Flip ensemble",
     "five_crop_ensemble": "Five-crop ensemble",
     "five_crop_flip_ensemble": "Five crops, flipped too",
     "lift_ensemble": "Five crops, logits averaged (LIFT)",
@@ -68,7 +74,7 @@ def diagnose(results: Results) -> list[str]:
     if "routed" in scores and loss_to_branch > 0 and not _overlap(results, best):
         lines.append(f"The final answer is {points(loss_to_branch)} points below its own branch {BRANCHES[best]}.")
     pictures = results.pictures
-    if pictures and pictures.short_side_px > FAR_LARGER * pictures.input_px:
+    if pictures.short_side_px > FAR_LARGER * pictures.input_px:
         lines.append(
             f"The pictures are far larger than what the model sees: a short side of {pictures.short_side_px:,.0f} px "
             f"(median), the backbone's input {pictures.input_px} px. Fine detail is lost: cut them to what matters, or "
@@ -88,12 +94,12 @@ def routing_lines(results: Results) -> list[str]:
     if names := costs[NAMES_ONLY]:
         lines.append(f"With the class name in place of each sentence: {with_interval(*names)}.")
     if (most := costs[MOST]) and (least := costs[LEAST]) and check.deletion is not None and check.deletion_interval:
-        low, high = check.deletion_interval
-        shown = "so the weights say which sentence matters" if low > 0 else "so the weights do not show what matters"
+        matters = check.deletion_interval[0] > 0
+        shown = "so the weights say which sentence matters" if matters else "so the weights do not show what matters"
         lines.append(
             f"Leaving out the sentence with the largest weight changes accuracy by {signed_points(most[0])} points, "
             f"the one with the smallest weight by {signed_points(least[0])}: a difference of "
-            f"{with_interval(check.deletion, low, high)}, {shown}."
+            f"{with_interval(check.deletion, check.deletion_interval)}, {shown}."
         )
     if line := faithfulness_line(check):
         lines.append(line)
@@ -119,11 +125,11 @@ def sentences_line(variants: pd.DataFrame) -> str | None:
     shuffled = _gain(variants, SHUFFLED)
     if shuffled is None:
         return None
-    change = with_interval(*shuffled)
+    gain, (low, high) = shuffled
+    change = with_interval(gain, (low, high))
     measured = f"with the sentences of other classes, and no training on them, accuracy changes by {change}"
     if _sentences_count(variants):
         return f"The sentences count: {measured}."
-    _, low, high = shuffled
     if low > -NOTHING and high < NOTHING:
         return f"The sentences change nothing here: {measured}."
     return f"It is not shown that the sentences count: {measured}."
@@ -131,16 +137,13 @@ def sentences_line(variants: pd.DataFrame) -> str | None:
 
 def _sentences_count(variants: pd.DataFrame) -> bool:
     shuffled = _gain(variants, SHUFFLED)
-    return shuffled is not None and shuffled[2] < 0
+    return shuffled is not None and shuffled[1][1] < 0
 
 
-def _gain(variants: pd.DataFrame, name: str) -> tuple[float, float, float] | None:
+def _gain(variants: pd.DataFrame, name: str) -> tuple[float, Interval] | None:
     """Gain of a variant over the model and its interval."""
-    rows = variants[variants["variant"] == name]
-    if rows.empty:
-        return None
-    gain, low, high = rows[["gain", "gain_low", "gain_high"]].to_numpy(dtype=float)[0].tolist()
-    return gain, low, high
+    rows = variants.loc[variants["variant"] == name, ["gain", "gain_low", "gain_high"]].to_numpy(dtype=float).tolist()
+    return (rows[0][0], (rows[0][1], rows[0][2])) if rows else None
 
 
 def _overlap(results: Results, branch: str) -> bool:
@@ -149,27 +152,9 @@ def _overlap(results: Results, branch: str) -> bool:
     return low < high
 
 
-def with_interval(value: float, low: float, high: float) -> str:
+def with_interval(value: float, interval: Interval) -> str:
     """A difference of fractions and its bounds, in points."""
-    return f"{signed_points(value)} points (95 % interval {signed_points(low)} to {signed_points(high)})"
-
-
-def auc_rows(results: Results) -> Sequence[tuple[str, str]]:
-    """Dimension and AUC, the best first."""
-    ranked = sorted(results.routing.faithfulness.items(), key=lambda item: -item[1])
-    return [(dimension, f"{value:.2f}") for dimension, value in ranked]
-
-
-@dataclass(frozen=True)
-class Card:
-    """A headline figure: accuracy of the model on one group of classes. `decision`: good, bad or empty."""
-
-    title: str
-    value: str
-    interval: str
-    gain: str
-    gain_interval: str
-    decision: str
+    return f"{signed_points(value)} points (95 % interval {signed_span(interval)})"
 
 
 @dataclass(frozen=True)
@@ -180,47 +165,25 @@ class Cell:
     interval: str = ""
 
 
-def make_card(results: Results, group: str) -> Card:
-    """The model's accuracy on `group`, its interval, and the gain over base (over zero-shot without routing)."""
-    scores, intervals = results.scores, results.intervals
-    reference, name = ("base", "base") if "routed" in scores else ("zero_shot", "zero-shot")
-    low, high = intervals.accuracy["fused"][group]
-    gain = scores["fused"][group] - scores[reference][group]
-    gain_low, gain_high = intervals.gain_of_fused[reference][group]
-    return Card(
-        title=GROUP_TITLES[group],
-        value=points(scores["fused"][group]),
-        interval=f"{points(low)} to {points(high)}",
-        gain=f"{signed_points(gain)} over {name}",
-        gain_interval=f"{signed_points(gain_low)} to {signed_points(gain_high)}",
-        decision="good" if gain_low > 0 else "bad" if gain_high < 0 else "",
-    )
-
-
 def summary_sentence(results: Results) -> str:
     """The result in one sentence."""
     final, base = results.scores["fused"]["all"], results.scores["base"]["all"]
-    low, high = results.intervals.accuracy["fused"]["all"]
+    interval = results.intervals.accuracy["fused"]["all"]
     tail = results.scores["fused"].get("few")
     few = "" if tail is None else f", and {points(tail)} % on few-shot classes"
     over_base = f", {signed_points(final - base)} against its own base branch" if "routed" in results.scores else ""
     images = f"{len(results.predictions):,} test image{'' if len(results.predictions) == 1 else 's'}"
     return (
         f"On {images} of {len(results.classes):,} classes the model reaches "
-        f"{points(final)} % class-balanced accuracy (95 % interval {points(low)} to {points(high)}), "
+        f"{points(final)} % class-balanced accuracy (95 % interval {span(interval)}), "
         f"{signed_points(final - results.scores['zero_shot']['all'])} points against zero-shot CLIP{over_base}{few}."
     )
 
 
-def shown_branches(scores: Mapping[str, Any]) -> list[str]:
+def shown_branches(scores: Metrics) -> list[str]:
     """Branches with a row of their own: of a model that answers as its base, `fused` only repeats `base`."""
     repeats = "routed" not in scores and scores["fused"] == scores["base"]
     return [branch for branch in BRANCHES if branch in scores and not (repeats and branch == "fused")]
-
-
-def class_sizes(classes: Sequence[ClassInfo]) -> dict[str, int]:
-    """Number of classes in `all` and in each shot group."""
-    return {"all": len(classes)} | {group: sum(item.shot == group for item in classes) for group in SHOT_GROUPS}
 
 
 def figure_cells(results: Results, branch: str) -> list[Cell]:
@@ -233,48 +196,34 @@ def figure_cells(results: Results, branch: str) -> list[Cell]:
         elif key == "nll":
             cells.append(Cell(f"{value:.3f}"))
         else:
-            cells.append(Cell(points(value), f"{points(interval[0])} to {points(interval[1])}" if interval else ""))
+            cells.append(Cell(points(value), span(interval) if interval else ""))
     return cells
 
 
 def bias_rows(biases: Biases, branches: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """Branch -> slope and rank correlation of every bias, in the order of `BIAS_TITLES`; "–" if it does not exist."""
+    """Branch -> slope and rank correlation of every bias, in the order of `BIAS_TITLES`; a dash where there is none."""
     rows = []
     for branch in branches:
         cells: list[Cell] = []
         for key in BIAS_TITLES:
             bias = biases.branches[branch].get(key)
-            cells += [Cell("–"), Cell("–")] if bias is None else bias_cells(bias, 1 if key == "by_zero_shot" else 100)
+            if bias is None:
+                cells += [Cell(NO_FIGURE)] * 2
+                continue
+            scale, digits = (1, 2) if key == "by_zero_shot" else (100, 1)
+            cells.append(_cell(bias.slope, bias.slope_interval, scale, digits))
+            cells.append(_cell(bias.correlation, bias.correlation_interval, 1, 2))
         rows.append((BRANCHES[branch], cells))
     return rows
 
 
-def bias_cells(bias: Bias, scale: int) -> list[Cell]:
-    """Slope times `scale`, and correlation."""
-    digits = 1 if scale == 100 else 2
-    return [
-        _cell(bias.slope, bias.slope_interval, scale, digits),
-        _cell(bias.correlation, bias.correlation_interval, 1, 2),
-    ]
-
-
-def _cell(value: float | None, interval: tuple[float, float] | None, scale: int, digits: int) -> Cell:
+def _cell(value: float | None, interval: Interval | None, scale: int, digits: int) -> Cell:
     if value is None or interval is None:
-        return Cell("–")
-    low, high = (f"{round(scale * bound, digits) + 0.0:+.{digits}f}" for bound in interval)
-    return Cell(f"{round(scale * value, digits) + 0.0:+.{digits}f}", f"{low} to {high}")
+        return Cell(NO_FIGURE)
+    shown, low, high = (f"{round(scale * figure, digits) + 0.0:+.{digits}f}" for figure in (value, *interval))
+    return Cell(shown, f"{low} to {high}")
 
 
 def variant_title(name: str) -> str:
     """`without_functionality` as people read it: Without functionality."""
-    return VARIANT_TITLES.get(name, name.replace("_", " ").capitalize())
-
-
-def variant_rows(variants: pd.DataFrame, groups: Sequence[str]) -> list[tuple[str, str, list[Cell]]]:
-    """Title, kind and cells (gain, then the groups) of every variant."""
-    rows = []
-    for row in variants.to_dict("records"):
-        interval = f"{signed_points(row['gain_low'])} to {signed_points(row['gain_high'])}"
-        cells = [Cell(signed_points(row["gain"]), interval), *(Cell(points(row[group])) for group in groups)]
-        rows.append((variant_title(str(row["variant"])), str(row["kind"]), cells))
-    return rows
+    return VARIANT_TITLES.get(name, label(name))
