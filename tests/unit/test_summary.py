@@ -12,10 +12,10 @@ from rich.console import Console
 
 from mdpr.artifacts import Intervals, Promotion, RoutingCheck
 from mdpr.cli import cli
+from mdpr.commands.results import Summary, read_summary, render_summary, short_reason
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.ablations import COLUMNS
 from mdpr.params import TrackingParams
-from mdpr.summary import Summary, read_summary, render, short_reason
 
 SCORES = {
     "zero_shot": {"all": 0.81, "many": 0.8, "few": 0.9, "ece": 0.01},
@@ -63,7 +63,7 @@ def summary_of(path: Path, **changes: object) -> Summary:
 
 def text_of(summary: Summary) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(render(summary))
+    console.print(render_summary(summary))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

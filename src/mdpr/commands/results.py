@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,9 +15,17 @@ from mdpr.commands.stage import PATH, params_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from rich.console import RenderableType
 
+    from mdpr.artifacts import Intervals, Promotion, RoutingCheck
     from mdpr.evaluation.comparison import Difference, Run
+    from mdpr.evaluation.score_table import Metrics
+    from mdpr.params import TrackingParams
+
+OTHER_SENTENCES = "Fused, sentences of other classes"
+COMPARED = {"zero_shot": "the frozen model", "base": "its own base"}
+DECISIONS = {"promoted": "promoted", "kept": "not promoted"}
 
 
 @click.command("summary")
@@ -29,10 +37,97 @@ def summary(evaluation: Path, promotion: Path, params: Path) -> None:
     from rich.console import Console
 
     from mdpr.params import load_params
-    from mdpr.summary import read_summary, render
 
     tracking = load_params(params).tracking
-    Console().print(render(read_summary(evaluation, promotion, tracking)))
+    Console().print(render_summary(read_summary(evaluation, promotion, tracking)))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of the flow: figures of evaluation/, and the registry. `champion` is None if no version has the alias.
+
+    `variants` is variants.csv, without rows if only the model itself was scored.
+    """
+
+    scores: Metrics
+    intervals: Intervals
+    variants: pd.DataFrame
+    routing: RoutingCheck
+    promotion: Promotion
+    champion: str | None
+    report: Path
+
+
+def read_summary(evaluation: Path, promotion: Path, tracking: TrackingParams) -> Summary:
+    """Gather the summary; raises `ArtifactError` if the flow has not run to its end."""
+    from mdpr import artifacts
+    from mdpr.errors import ArtifactError
+    from mdpr.mlops.registry import find_champion
+
+    report = evaluation / "report.html"
+    for path in (evaluation / "metrics.json", report, promotion):
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing: run `dvc repro` first")
+    champion = find_champion(tracking.model_name)  # someone may have moved it since the gate decided
+    return Summary(
+        scores=artifacts.read_metrics(evaluation),
+        intervals=artifacts.read_intervals(evaluation),
+        variants=artifacts.read_table(evaluation, "variants.csv"),
+        routing=artifacts.read_routing_check(evaluation),
+        promotion=artifacts.Promotion.read(promotion),
+        champion=champion.number if champion else None,
+        report=report,
+    )
+
+
+def render_summary(summary: Summary) -> RenderableType:
+    """One table, then a line each for gains, sentences, champion, gate and report."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from mdpr.errors import printable
+    from mdpr.evaluation.report.text import SHUFFLED, faithfulness_line, sentences_line
+    from mdpr.evaluation.score_table import BRANCHES, ScoreTable, points
+
+    scores = ScoreTable.of(summary.scores)
+    table = Table(title="Class-balanced accuracy on the test set, in percent")
+    table.add_column("branch", no_wrap=True)
+    for group in scores.groups:
+        table.add_column(group, justify="right")
+    for name in scores.rows:
+        style = "bold" if name == BRANCHES["fused"] else None
+        table.add_row(name, *scores.cells(name), style=style, end_section=name == BRANCHES["zero_shot"])
+    for row in summary.variants[summary.variants["variant"] == SHUFFLED].to_dict("records"):
+        table.add_row(OTHER_SENTENCES, *(points(row[group]) for group in scores.groups))
+    decision = summary.promotion
+    champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
+    facts = {
+        "champion": f"{champion} (MLflow registry)",
+        "gate": f"version {decision.version or 'none'} {DECISIONS[decision.decision]}: {short_reason(decision)}",
+        "report": str(summary.report),
+    }
+    found = [*gains(summary), sentences_line(summary.variants), faithfulness_line(summary.routing)]
+    lines = [*filter(None, found), *(f"{key}: {fact}" for key, fact in facts.items())]
+    return Group(table, *(Text(printable(line), overflow="fold") for line in lines))
+
+
+def short_reason(decision: Promotion) -> str:
+    """The gate's reason; if all its checks passed, their number in the place of their figures."""
+    reason, found, _ = decision.reason.partition(" passed: ")
+    return f"{reason} All {len(decision.checks)} checks passed." if found else decision.reason
+
+
+def gains(summary: Summary) -> list[str]:
+    """The gain of the final answer over the frozen model and, of a model that routes, over its own base."""
+    from mdpr.evaluation.report.text import with_interval
+
+    scores, intervals = summary.scores, summary.intervals.gain_of_fused
+    return [
+        f"Gain over {name}: {with_interval(scores['fused']['all'] - scores[branch]['all'], intervals[branch]['all'])}."
+        for branch, name in COMPARED.items()
+        if branch in intervals and (branch != "base" or "routed" in scores)
+    ]
 
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -122,21 +217,20 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
     if len(set(runs)) < len(runs):
         raise click.UsageError("the same run is named twice")
     with tempfile.TemporaryDirectory() as scratch:
-        aligned = align([_read(name, Path(scratch) / str(index)) for index, name in enumerate(runs)])
-    read = aligned.runs
-    differences = compare(read)
+        aligned, notes = align([_read(name, Path(scratch) / str(index)) for index, name in enumerate(runs)])
+    differences = compare(aligned)
     if as_json:
         content = {
-            "notes": aligned.notes,
-            "runs": [{"run": name, **figures} for name, figures in score_table(read).rows.items()],
+            "notes": notes,
+            "runs": [{"run": name, **figures} for name, figures in score_table(aligned).rows.items()],
             "differences": [{**asdict(item), "significant": item.significant} for item in differences],
         }
         click.echo(json.dumps(content, allow_nan=False))
         return
     from rich.console import Console
 
-    Console().print(comparison_tables(read, differences))
-    for note in aligned.notes:
+    Console().print(comparison_tables(aligned, differences))
+    for note in notes:
         click.echo(f"note: {note}")
 
 

@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,8 @@ from scipy.stats import binomtest
 from mdpr.artifacts import read_predictions, read_seen, read_table
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.metrics import class_recall, group_means
-from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.score_table import ScoreTable
+from mdpr.evaluation.predictions import final_branch, is_right
+from mdpr.evaluation.score_table import Interval, ScoreTable
 from mdpr.evaluation.tables import check_label_set
 from mdpr.evaluation.uncertainty import paired_differences
 
@@ -60,14 +61,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """The same runs with the same images, in the same order and with the same classes; what that left out, in words."""
-
-    runs: Sequence[Run]
-    notes: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Difference:
     """second minus first on one figure, as fractions; single images have no interval, only a test."""
 
@@ -75,7 +68,7 @@ class Difference:
     second: str
     figure: str
     difference: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     p: float
     p_holm: float
 
@@ -86,15 +79,13 @@ class Difference:
 
 def read_results(folder: Path, name: str) -> Run:
     """A folder evaluation/; raises `ArtifactError` if it is incomplete or does not fit itself."""
-    predictions, table = read_predictions(folder), read_table(folder, "per_class.csv")
-    table = table.sort_values("index")
+    predictions = read_predictions(folder)
+    table = read_table(folder, "per_class.csv").sort_values("index")
     check_label_set(predictions, len(table))
-    predictions = predictions.sort_values("index")
-    label_N = predictions["label"].to_numpy()
     return Run(
         name=name,
-        label_N=label_N,
-        right_N=predictions[f"{final_branch(predictions)}_top1"].to_numpy() == label_N,
+        label_N=predictions["label"].to_numpy(),
+        right_N=is_right(predictions, final_branch(predictions)),
         classes=[str(name) for name in table["class"]],
         shots=[str(shot) for shot in table["shot"]],
         image_N=predictions["image"].to_numpy(),
@@ -102,10 +93,11 @@ def read_results(folder: Path, name: str) -> Run:
     )
 
 
-def align(runs: Sequence[Run]) -> Aligned:
-    """`runs` on the images that all answered, of the classes that all know, and none was trained on.
+def align(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """`runs` on the images that all answered, of the classes that all know, and none was trained on; lines on these.
 
-    Shot groups are the first run's. Raises `ArtifactError` if nothing is left to compare.
+    All have the images in one order, and the shot groups of the first run. Raises `ArtifactError` if nothing is left to
+    compare.
     """
     first = runs[0]
     shared = [name for name in first.classes if all(name in run.classes for run in runs)]
@@ -122,18 +114,9 @@ def align(runs: Sequence[Run]) -> Aligned:
         raise ArtifactError(f"no test image is left to compare: {'; '.join(notes) or 'the runs share none'}")
     label_n = kept["class 0"].map({name: index for index, name in enumerate(shared)}).to_numpy()
     shots = [first.shots[list(first.classes).index(name)] for name in shared]
-    aligned = [
-        replace(
-            run,
-            label_N=label_n,
-            right_N=kept[f"right {place}"].to_numpy(bool),
-            classes=shared,
-            shots=shots,
-            image_N=kept.index.to_numpy(),
-        )
-        for place, run in enumerate(runs)
-    ]
-    return Aligned(aligned, notes)
+    common: dict[str, Any] = {"image_N": kept.index.to_numpy(), "label_N": label_n, "classes": shared, "shots": shots}
+    right = [kept[f"right {place}"].to_numpy(bool) for place in range(len(runs))]
+    return [replace(run, **common, right_N=right_n) for run, right_n in zip(runs, right, strict=True)], notes
 
 
 def _by_image(run: Run) -> pd.DataFrame:

@@ -84,18 +84,18 @@ def test_runs_of_other_test_sets_are_compared_on_what_they_share_without_leaks(w
     reordered = replace(
         second, label_N=first.label_N[order_N], right_N=second.right_N[order_N], image_N=order_N, seen=order_N[:20]
     )
-    aligned = align([first, reordered])
+    aligned, notes = align([first, reordered])
     kept_N = np.sort(order_N[20:])
     kept_N = kept_N[kept_N != 3]
-    assert sorted(aligned.runs[0].image_N.tolist()) == kept_N.tolist()
-    np.testing.assert_array_equal(aligned.runs[0].label_N, aligned.runs[1].label_N)
-    np.testing.assert_array_equal(aligned.runs[1].right_N, second.right_N[aligned.runs[1].image_N])
-    assert f"{rows // 2} test images are common" in aligned.notes[0]
-    assert f"{rows // 2 - len(kept_N)} test images trained one of the runs" in " ".join(aligned.notes)
-    assert len(compare(aligned.runs)) > 1
+    assert sorted(aligned[0].image_N.tolist()) == kept_N.tolist()
+    np.testing.assert_array_equal(aligned[0].label_N, aligned[1].label_N)
+    np.testing.assert_array_equal(aligned[1].right_N, second.right_N[aligned[1].image_N])
+    assert f"{rows // 2} test images are common" in notes[0]
+    assert f"{rows // 2 - len(kept_N)} test images trained one of the runs" in " ".join(notes)
+    assert len(compare(aligned)) > 1
     fewer = replace(reordered, classes=["new", *first.classes[1:]])
-    aligned = align([first, fewer])
-    assert list(aligned.runs[0].classes) == list(first.classes[1:])
+    aligned, _ = align([first, fewer])
+    assert list(aligned[0].classes) == list(first.classes[1:])
     with pytest.raises(ArtifactError, match="no test image is left"):
         align([first, replace(reordered, seen=order_N)])
 

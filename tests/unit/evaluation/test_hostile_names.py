@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from mdpr.artifacts import Promotion, read_table
-from mdpr.commands.results import comparison_tables
+from mdpr.commands.results import Summary, comparison_tables, render_summary
 from mdpr.errors import printable
 from mdpr.evaluation.comparison import Run, compare
 from mdpr.evaluation.report import document
 from mdpr.evaluation.report.document import ReportContent, make_figures, render_report
 from mdpr.evaluation.report.figure import write_figures
 from mdpr.evaluation.tables import Results
-from mdpr.summary import Summary
-from mdpr.summary import render as render_summary
 
 
 def shown(renderable: object) -> str:
