@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.seeds import Ground, run_seeds, seed_parser
 from mdpr.artifacts import Features
-from mdpr.evaluation.ablations import ABLATIONS, DROP
+from mdpr.evaluation.ablations import DROP, KEPT, SHUFFLED, shuffled
 from mdpr.params import DIMENSIONS
 from mdpr.progress import track
 
 WHOLE = "all_dimensions"
-ROWS = (WHOLE, *(f"{DROP}{dimension}" for dimension in DIMENSIONS), "shuffled_sentences")
+ROWS = (WHOLE, *KEPT, SHUFFLED)
 GROUPS = ("all", "few")
 
 
@@ -53,9 +53,8 @@ def run_seed(ground: Ground, names: Sequence[str]) -> dict[str, float]:
 def without(features: Features, name: str) -> Features:
     """`features` as the ablation `name` leaves them; what derives from the sentences follows them."""
     sentences_CVd, prior_CV = torch.as_tensor(features.sentences_CVd), torch.as_tensor(features.prior_CV)
-    change = ABLATIONS[name]
-    kept = list(change.kept or range(len(DIMENSIONS)))
-    source_C = slice(None) if change.source is None else change.source(len(sentences_CVd))
+    kept = KEPT.get(name, list(range(len(DIMENSIONS))))
+    source_C = shuffled(len(sentences_CVd)) if name == SHUFFLED else slice(None)
     changed_CVd, prior_CV = sentences_CVd[source_C][:, kept], prior_CV[:, kept]
     return replace(
         features,

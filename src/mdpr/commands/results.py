@@ -87,7 +87,8 @@ def render_summary(summary: Summary) -> RenderableType:
     from rich.text import Text
 
     from mdpr.errors import printable
-    from mdpr.evaluation.report.text import SHUFFLED, faithfulness_line, sentences_line
+    from mdpr.evaluation.ablations import SHUFFLED
+    from mdpr.evaluation.report.text import faithfulness_line, sentences_line
     from mdpr.evaluation.score_table import BRANCHES, ScoreTable, points
 
     scores = ScoreTable.of(summary.scores)

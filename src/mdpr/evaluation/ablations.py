@@ -82,24 +82,6 @@ def variant_table(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-SHUFFLE_SEED = 0
-DROP = "without_"
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """A change of what the router reads; one of the fields is set.
-
-    kept     the dimensions that count; the router never sees the sentences of the others
-    weights  prior M (C, V) -> routing weights (C, V) that take the place of the image's own
-    source   number of classes -> for each class (C,) the class whose sentences it gets
-    """
-
-    kept: Sequence[int] | None = None
-    weights: Callable[[Tensor], Tensor] | None = None
-    source: Callable[[int], Tensor] | None = None
-
-
 def uniform(prior_CV: Tensor) -> Tensor:
     """Every sentence counts alike, for every image: knowledge without routing."""
     return torch.full_like(prior_CV, 1 / prior_CV.shape[1])
@@ -112,27 +94,22 @@ def prior_only(prior_CV: Tensor) -> Tensor:
 
 
 def shuffled(classes: int) -> Tensor:
-    """Every class gets the sentences of another one: what is left is not knowledge."""
-    order = torch.from_numpy(np.random.default_rng(SHUFFLE_SEED).permutation(classes))
+    """For each class (C,) the one whose sentences it gets, always another: what is left is not knowledge."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(classes))
     source_C = torch.empty_like(order)
     source_C[order] = order.roll(1)  # one cycle through all classes: none keeps its own
     return source_C
 
 
-ABLATIONS: dict[str, Ablation] = {
-    **{
-        f"{DROP}{dimension}": Ablation(kept=[index for index, key in enumerate(DIMENSIONS) if key != dimension])
-        for dimension in DIMENSIONS
-    },
-    "uniform_routing": Ablation(weights=uniform),
-    "prior_only": Ablation(weights=prior_only),
-    "shuffled_sentences": Ablation(source=shuffled),
-}
-
-
+DROP = "without_"
+# The dimensions that count: the router never sees the sentences of the others.
+KEPT = {f"{DROP}{left_out}": [n for n, key in enumerate(DIMENSIONS) if key != left_out] for left_out in DIMENSIONS}
+# Prior M (C, V) -> routing weights (C, V) that take the place of the image's own.
+WEIGHTS = {"uniform_routing": uniform, "prior_only": prior_only}
+SHUFFLED = "shuffled_sentences"  # every class gets those of another one
 NAMES_ONLY = "names_only"  # the class name in the place of each of its sentences
 MOST, LEAST = f"{DROP}most_weighted", f"{DROP}least_weighted"  # the deletion test: per image, of its answer's sentences
-ABLATION_NAMES = (*ABLATIONS, NAMES_ONLY, MOST, LEAST)
+ABLATION_NAMES = (*KEPT, *WEIGHTS, SHUFFLED, NAMES_ONLY, MOST, LEAST)
 
 
 class RoutingAblations:
@@ -157,17 +134,15 @@ class RoutingAblations:
         prior, name = (
             torch.as_tensor(array, dtype=torch.float32, device=sentences_CVd.device) for array in (prior_CV, name_Cd)
         )
-        deletion = [f"{DROP}{dimension}" for dimension in DIMENSIONS] if {MOST, LEAST} & set(names) else []
-        changes = {name: ABLATIONS[name] for name in dict.fromkeys([*names, *deletion]) if name in ABLATIONS}
-        self._kept = {name: change.kept for name, change in changes.items() if change.kept is not None}
-        weights = {name: change.weights(prior) for name, change in changes.items() if change.weights is not None}
-        self._shared = [*self._kept, *weights]
-        self._weights_FCV = torch.stack(list(weights.values())) if weights else prior.new_zeros(0, *prior.shape)
-        self._source = {
-            name: change.source(len(prior)).to(prior.device)
-            for name, change in changes.items()
-            if change.source is not None
-        }
+        deletion = {MOST, LEAST} & set(names)  # takes its answers from those without each dimension
+        kept = [name for name in KEPT if deletion or name in names]
+        weights = [name for name in WEIGHTS if name in names]
+        self._shared = [*kept, *weights]
+        self._kept = [KEPT[name] for name in kept]
+        self._weights_FCV = torch.cat(
+            [prior.new_empty(0, *prior.shape), *(WEIGHTS[name](prior)[None] for name in weights)]
+        )
+        self._source_C = shuffled(len(prior)).to(prior.device) if SHUFFLED in names else None
         self._name_table: RouterTable | None = None
         if NAMES_ONLY in names:
             with torch.no_grad():
@@ -181,11 +156,11 @@ class RoutingAblations:
         def fuse(routed_BC: Tensor) -> Tensor:
             return self._model.answer(outputs.base_BC, routed_BC, batch.expert_BC)
 
-        found = {name: fuse(outputs.routed_BC[:, source_C]) for name, source_C in self._source.items()}
+        found: dict[str, Tensor] = {}
+        if self._source_C is not None:
+            found[SHUFFLED] = fuse(outputs.routed_BC[:, self._source_C])
         if self._shared:
-            similarity_ABC = self._router.ablate(
-                outputs.image_Bd, self._table, list(self._kept.values()), self._weights_FCV
-            )
+            similarity_ABC = self._router.ablate(outputs.image_Bd, self._table, self._kept, self._weights_FCV)
             found |= {name: fuse(scale * part_BC) for name, part_BC in zip(self._shared, similarity_ABC, strict=True)}
         if self._name_table is not None:
             every, none_FCV = [range(len(DIMENSIONS))], self._weights_FCV[:0]

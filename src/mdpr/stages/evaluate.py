@@ -51,7 +51,7 @@ def evaluate(
     predicted = evaluate_splits(classifier, frozen, prior_CV, prepared, params, reference.add, baselines)
     truth = read_truth(prepared)
     pictures = measure_pictures(artifacts.read_split(prepared, "test"), classifier.image_size_px)
-    results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, pictures, truth)
+    results = Results.of(predicted, classes, frozen.rival_C, frozen.log_prior_C, truth=truth, pictures=pictures)
 
     evaluation.mkdir()
     results.write(evaluation)

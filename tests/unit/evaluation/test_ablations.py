@@ -22,11 +22,13 @@ from mdpr.artifacts import Features, ModelConfig, read_classes, read_features, r
 from mdpr.errors import ArtifactError, ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
-    ABLATIONS,
+    KEPT,
     LEAST,
     MOST,
     NAMES_ONLY,
+    SHUFFLED,
     VIEWS,
+    WEIGHTS,
     BatchOutputs,
     PostHoc,
     RoutingAblations,
@@ -49,6 +51,7 @@ from mdpr.model.routing import ROUTERS, AttentionRouter
 from mdpr.params import DIMENSIONS, EvaluateParams, Params
 
 C, V, D = 6, len(DIMENSIONS), 16
+INPUTS = [*KEPT, *WEIGHTS, SHUFFLED]  # what the router reads of its own table
 
 
 @pytest.fixture(scope="module", params=ROUTERS)
@@ -127,8 +130,8 @@ def test_image_independent_ablations_are_fixed_routing_weights(
 def test_without_a_dimension_its_sentences_do_not_matter(
     classifier: Classifier, prior_CV: np.ndarray, seen: BatchOutputs
 ) -> None:
-    found = RoutingAblations(classifier, prior_CV, names_of(classifier), list(ABLATIONS)).log_probabilities(seen)
-    assert list(found) == list(ABLATIONS)
+    found = RoutingAblations(classifier, prior_CV, names_of(classifier), INPUTS).log_probabilities(seen)
+    assert list(found) == INPUTS
     for log_probability_BC in found.values():
         torch.testing.assert_close(log_probability_BC.exp().sum(dim=1), torch.ones(4))
     before = classifier.model.sentences_CVd.clone()
@@ -136,10 +139,10 @@ def test_without_a_dimension_its_sentences_do_not_matter(
         classifier.model.sentences_CVd[:, 0] = torch.randn_like(before[:, 0])
         changed = Classifier(classifier.model, classifier.config)
         given = BatchOutputs(seen.image_B3HW, changed(seen.image_B3HW), None)
-        again = RoutingAblations(changed, prior_CV, names_of(changed), list(ABLATIONS)).log_probabilities(given)
+        again = RoutingAblations(changed, prior_CV, names_of(changed), INPUTS).log_probabilities(given)
     finally:
         classifier.model.sentences_CVd.copy_(before)
-    same = {name for name in ABLATIONS if torch.allclose(found[name], again[name], atol=1e-6)}
+    same = {name for name in INPUTS if torch.allclose(found[name], again[name], atol=1e-6)}
     assert same == {f"without_{DIMENSIONS[0]}"}
 
 

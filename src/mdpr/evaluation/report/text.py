@@ -12,7 +12,7 @@ from statistics import mean
 import pandas as pd
 
 from mdpr.artifacts import Biases, RoutingCheck
-from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY
+from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY, SHUFFLED
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.score_table import (
     BASELINES,
@@ -30,7 +30,6 @@ from mdpr.pages import label
 
 FAR_LARGER = 4  # times the backbone's input: of a detail's 4 x 4 pixels the model sees one
 NOTHING = 0.01  # a fraction: an interval around 0 that is wider than this shows nothing either way
-SHUFFLED = "shuffled_sentences"
 GROUP_TITLES = {"all": "All classes", "many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
 OTHER_FIGURES = {
     "head_tail_gap": "Many − few",
