@@ -33,7 +33,7 @@ MAX_EMBEDDINGS = 5_000
 
 @dataclass(frozen=True)
 class Reference:
-    """Answers to a test set with its labels; `shots` names the shot group of each class, if it is known."""
+    """Answers to a test set with its labels; `shots` are the classes' shot groups, None if only the file was named."""
 
     source: LogSource
     answers: Answers
@@ -58,8 +58,7 @@ def read_reference(path: Path) -> Reference:
     parts = [answers for answers, _ in opened.parts(embeddings=opened.has_embeddings)]
     if not parts or parts[0].label_N is None:
         raise ArtifactError(f"{file} has no labelled answers: name the reference.parquet that evaluate wrote")
-    shots = read_shots(path) if path.is_dir() and (path / "per_class.csv").is_file() else None
-    return Reference(opened.source, Answers.join(parts), shots)
+    return Reference(opened.source, Answers.join(parts), read_shots(path) if path.is_dir() else None)
 
 
 @dataclass(frozen=True)

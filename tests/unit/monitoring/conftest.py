@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mdpr.artifacts.prediction_log import Answers, LogSource, write_prediction_log
@@ -20,6 +21,13 @@ EVEN_C = np.full(CLASSES, 1 / CLASSES)
 SHIFTED_C = np.array([0.02, 0.03, 0.05, 0.2, 0.3, 0.4])
 
 MakeAnswers = Callable[..., Answers]
+
+
+def write_per_class(folder: Path, names: Sequence[str], shots: Sequence[str]) -> Path:
+    """per_class.csv as evaluate writes it beside the reference."""
+    table = pd.DataFrame({"index": range(len(names)), "class": names, "shot": shots, "train_images": 1})
+    table.assign(test_images=1, zero_shot_accuracy=1.0, base_accuracy=1.0).to_csv(folder / "per_class.csv", index=False)
+    return folder / "per_class.csv"
 
 
 @pytest.fixture

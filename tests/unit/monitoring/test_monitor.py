@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tests.unit.monitoring.conftest import EVEN_C, SHIFTED_C, SOURCE, MakeAnswers
+from tests.unit.monitoring.conftest import EVEN_C, SHIFTED_C, SOURCE, MakeAnswers, write_per_class
 
 from mdpr.artifacts.prediction_log import REFERENCE_FILE, Answers, LogSource, write_prediction_log
 from mdpr.commands.monitor import fetch_reference, monitor, publish_monitoring
@@ -106,7 +106,8 @@ def run_id(store: Store, tracking: TrackingParams, tmp_path: Path) -> str:
     write_prediction_log(tmp_path / REFERENCE_FILE, SHOES, made_up_answers(400, seed=0))
     with open_run(tracking, "tune", {}, {}) as run:
         tracked = run.tracked
-    add_results(tracked, tracking, {}, {f"evaluation/{REFERENCE_FILE}": tmp_path / REFERENCE_FILE})
+    files = (tmp_path / REFERENCE_FILE, write_per_class(tmp_path, SHOES.class_names, ("many", "few")))
+    add_results(tracked, tracking, {}, {f"evaluation/{path.name}": path for path in files})
     return tracked.run_id
 
 
@@ -132,7 +133,7 @@ def test_the_reference_comes_from_a_run_or_a_version(
 ) -> None:
     (tmp_path / "copies").mkdir()
     found = read_reference(fetch_reference(address.format(run_id=run_id), tmp_path / "copies"))
-    assert (len(found.answers), found.source) == (400, SHOES)
+    assert (len(found.answers), found.source, found.shots) == (400, SHOES, ["many", "few"])
 
 
 def test_a_path_is_itself(tmp_path: Path) -> None:

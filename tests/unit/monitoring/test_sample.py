@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.monitoring.conftest import EVEN_C, NAMES, SHIFTED_C, SOURCE, MakeAnswers
+from tests.unit.monitoring.conftest import EVEN_C, NAMES, SHIFTED_C, SHOTS, SOURCE, MakeAnswers, write_per_class
 
 from mdpr.artifacts.prediction_log import REFERENCE_FILE, write_prediction_log
 from mdpr.errors import ArtifactError
@@ -21,10 +21,14 @@ WriteLog = Callable[..., None]
 
 def test_a_reference_comes_back(reference: Reference, tmp_path: Path) -> None:
     write_prediction_log(tmp_path / REFERENCE_FILE, SOURCE, reference.answers)
-    for path in (tmp_path, tmp_path / REFERENCE_FILE):
+    write_per_class(tmp_path, NAMES, SHOTS)
+    for path, shots in ((tmp_path, list(SHOTS)), (tmp_path / REFERENCE_FILE, None)):
         found = read_reference(path)
         np.testing.assert_array_equal(found.label_N, reference.label_N)
-        assert (found.source, found.shots) == (SOURCE, None)
+        assert (found.source, found.shots) == (SOURCE, shots)
+    (tmp_path / "per_class.csv").unlink()
+    with pytest.raises(ArtifactError, match=r"per_class\.csv"):
+        read_reference(tmp_path)
 
 
 def test_a_reference_without_labels_or_at_all_is_one_line(
