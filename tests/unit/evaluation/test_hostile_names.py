@@ -18,7 +18,7 @@ from mdpr.artifacts import Promotion, read_table
 from mdpr.commands.results import Summary, comparison_tables, render_summary
 from mdpr.errors import printable
 from mdpr.evaluation.comparison import Run, compare
-from mdpr.evaluation.report import document
+from mdpr.evaluation.report import charts
 from mdpr.evaluation.report.document import ReportContent, make_figures, render_report
 from mdpr.evaluation.report.figure import write_figures
 from mdpr.evaluation.tables import Results
@@ -61,7 +61,7 @@ def test_a_chart_that_fails_costs_the_chart(evil: ReportContent, monkeypatch: py
     def broken(*_: object) -> None:
         raise ValueError("no such mark")
 
-    monkeypatch.setattr(document, "hidden_prior", broken)
+    monkeypatch.setattr(charts, "_prior_per_class", broken)
     figures = make_figures(evil)
     assert [figure.name for figure in figures if not figure.svg] == ["hidden_prior"]
     assert "could not be drawn (ValueError)" in render_report(evil, figures)

@@ -22,6 +22,7 @@ from mdpr.evaluation.report.figure import (
     branch_legend,
     color_of,
     count_axis,
+    figure,
     render,
     shape_of,
     shot_legend,
@@ -36,6 +37,7 @@ MAX_SINGLE_CLASSES = 60  # more classes than this are drawn as groups of neighbo
 BINS = 20
 
 
+@figure("accuracy_by_count", "Accuracy by training count")
 def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figure:
     """Accuracy of `branches` over the number of training images (log), one mark per class or bin of classes."""
     columns = [f"{branch}_accuracy" for branch in branches]
@@ -68,8 +70,6 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
     )
     unit = "one class" if size == 1 else f"the mean of {size} classes of like count"
     return Figure(
-        name="accuracy_by_count",
-        title="Accuracy by training count",
         caption=f"Each mark is {unit}. A flat line treats head and tail alike.",
         alternative=f"Accuracy over training images. {ends}.",
         svg=render(base.mark_line(opacity=0.45) + marks, "count"),
@@ -77,6 +77,7 @@ def accuracy_by_count(per_class: pd.DataFrame, branches: Sequence[str]) -> Figur
     )
 
 
+@figure("accuracy_by_zero_shot", "Accuracy against the frozen model's own")
 def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     """Accuracy of the tuned model over the frozen model's own, one mark per class or cell of classes."""
     x, y = "zero_shot_accuracy", "fused_accuracy"
@@ -108,8 +109,6 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     diagonal = alt.Chart(pd.DataFrame({x: domain, y: domain})).mark_line(strokeDash=[4, 4], color=NEUTRAL_COLOR)
     area = " The larger a mark, the more classes it stands for." if crowded else ""
     return Figure(
-        name="accuracy_by_zero_shot",
-        title="Accuracy against the frozen model's own",
         caption=f"Above the dashed line tuning helped a class, below it tuning cost it something.{area}",
         alternative=f"Of {class_count:,} classes, {better:,} are above the frozen model's zero-shot accuracy "
         f"and {worse:,} below it.",
@@ -118,6 +117,7 @@ def accuracy_by_zero_shot(per_class: pd.DataFrame) -> Figure:
     )
 
 
+@figure("reliability", "Reliability")
 def reliability_diagram(reliability: pd.DataFrame, branches: Sequence[str], scores: Metrics) -> Figure:
     """Accuracy over stated probability, one mark per bin, its area by the number of images in it."""
     rows = reliability[reliability["branch"].isin(branches)].copy()
@@ -143,8 +143,6 @@ def reliability_diagram(reliability: pd.DataFrame, branches: Sequence[str], scor
     diagonal = alt.Chart(ends).mark_line(strokeDash=[4, 4], color=NEUTRAL_COLOR).encode(x=across, y=up)
     errors = ", ".join(f"{BRANCHES[branch]} {points(scores[branch]['ece'])} %" for branch in branches)
     return Figure(
-        name="reliability",
-        title="Reliability",
         caption="Below the dashed line a branch is surer than it is right, above it less sure. The larger a mark, "
         f"the more images. Expected calibration error: {errors}.",
         alternative=f"Share of right answers over stated probability. Expected calibration error: {errors}.",
@@ -157,6 +155,7 @@ GROUP_NAMES = {"all": "all classes", "few": "few-shot classes"}
 DASHES = [[1, 0], [4, 3]]
 
 
+@figure("training", "Training")
 def training_curves(history: pd.DataFrame, selected_epoch: int) -> Figure:
     """Validation accuracy of each branch (all solid, few dashed) above the training loss.
 
@@ -191,8 +190,6 @@ def training_curves(history: pd.DataFrame, selected_epoch: int) -> Figure:
     )
     last = "; ".join(f"{BRANCHES[branch]} {points(history[f'val_{branch}_all'].iloc[-1])} %" for branch in branches)
     return Figure(
-        name="training",
-        title="Training",
         caption=f"The dotted line marks epoch {selected_epoch} (the first is 0), the one kept: best on "
         "validation, never on test.",
         alternative=f"{len(history)} epochs; epoch {selected_epoch} was kept. Validation accuracy over all classes "
@@ -219,6 +216,7 @@ KINDS = {
 }
 
 
+@figure("variants", "The same model, otherwise")
 def variant_gains(variants: pd.DataFrame) -> Figure:
     """The gain of each variant in class-balanced accuracy, in points, with its paired 95 % interval."""
     rows = variants.assign(
@@ -251,8 +249,6 @@ def variant_gains(variants: pd.DataFrame) -> Figure:
     ranked = variants.sort_values("gain", kind="stable")
     worst, best = ranked.iloc[0], ranked.iloc[-1]
     return Figure(
-        name="variants",
-        title="The same model, otherwise",
         caption="Class-balanced accuracy of each variant minus the model's own, on the same images, with 95 % "
         "intervals. Nothing was trained again, and none of it is part of the main result.",
         alternative=f"Gains over the model: from {signed_points(worst['gain'])} points "
@@ -268,6 +264,7 @@ RELATIVE_TITLE = "share, relative to an even one"
 RELATIVE_TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
+@figure("routing", "Which knowledge was consulted")
 def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequence[str]) -> Figure:
     """Mean routing weight of each dimension, by shot group of the image's class."""
     shots = list(routing_V)
@@ -292,8 +289,6 @@ def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequen
     )
     spread = max(float(np.ptp(weights)) for weights in routing_V.values())
     return Figure(
-        name="routing",
-        title="Which knowledge was consulted",
         caption="By shot group of the image's class. The dashed line is no preference between the "
         f"{len(labels)} sentences ({uniform:.2f}). Within a group the means differ by at most {spread:.2g}.",
         alternative=f"Mean routing weight by dimension. Largest for {most}.",
@@ -302,6 +297,7 @@ def routing_by_dimension(routing_V: Mapping[str, np.ndarray], dimensions: Sequen
     )
 
 
+@figure("hidden_prior", "Two biases: training set and pre-training")
 def hidden_prior(names: Sequence[str], train_images: Sequence[int], prior_C: np.ndarray) -> Figure:
     """The estimated pre-training prior beside each class's share of the training set."""
     count_C = np.asarray(train_images, dtype=float)
@@ -310,8 +306,6 @@ def hidden_prior(names: Sequence[str], train_images: Sequence[int], prior_C: np.
     crowded = len(names) > MAX_SINGLE_CLASSES
     quartiles = " Median and quartiles over neighbouring classes." if crowded else ""
     return Figure(
-        name="hidden_prior",
-        title="Two biases: training set and pre-training",
         caption="The pre-training share is estimated from the frozen model's answers on training images; "
         f"1 is an even share.{quartiles}",
         alternative=f"Estimated pre-training share relative to an even one: largest for {names[largest]} "

@@ -14,7 +14,17 @@ import pandas as pd
 from PIL import Image
 
 from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.report.figure import FONT, HEAT_COLOR, NEUTRAL_COLOR, Figure, data_uri, render, tip, tooltip
+from mdpr.evaluation.report.figure import (
+    FONT,
+    HEAT_COLOR,
+    NEUTRAL_COLOR,
+    Figure,
+    data_uri,
+    figure,
+    render,
+    tip,
+    tooltip,
+)
 from mdpr.evaluation.score_table import points
 from mdpr.evaluation.tables import Results
 
@@ -28,6 +38,7 @@ DENSITY_SIDE_PX = 360
 FAINTEST = 0.12  # of a cell that is not empty: one wrong image in a thousand classes must be seen
 
 
+@figure("confusion", "Confusion")
 def confusion_figure(results: Results, names: Sequence[str]) -> Figure:
     """The whole matrix, with names where they have room, and a closer look at the block of the worst confusions."""
     classes = len(names)
@@ -35,12 +46,13 @@ def confusion_figure(results: Results, names: Sequence[str]) -> Figure:
     most = WORST_BLOCK_CLASSES if everything else MAX_LABELLED_CLASSES
     if everything:
         _, share_CC = confusion_block(results.predictions, classes, classes)
-        matrix = _labelled(names, share_CC, "Confusion", "confusion")
+        matrix = _labelled(names, share_CC, "confusion")
         if classes <= most:
             return matrix
     class_K, share_KK = confusion_block(results.predictions, classes, most)
     scope = f" Shown are the {len(class_K)} classes of the worst confusions, of {classes:,}."
-    closer = _labelled([names[index] for index in class_K], share_KK, "Worst block", "confusion_zoom", scope)
+    block = _labelled([names[index] for index in class_K], share_KK, "confusion_zoom", scope)
+    closer = replace(block, title="Worst block")
     if everything:
         return replace(matrix, zoom=closer)
     order_C = np.argsort([-item.train_images for item in results.classes], kind="stable")
@@ -101,7 +113,7 @@ def confusion_density(predictions: pd.DataFrame, order_C: np.ndarray, side: int)
     return np.divide(total, tested, out=np.full_like(total, np.nan), where=tested > 0)
 
 
-def _labelled(names: Sequence[str], share_KK: np.ndarray, title: str, name: str, scope: str = "") -> Figure:
+def _labelled(names: Sequence[str], share_KK: np.ndarray, name: str, scope: str = "") -> Figure:
     """A row-normalised matrix whose K classes are named; rows are true classes."""
     size = len(names)
     order = list(names)
@@ -127,8 +139,6 @@ def _labelled(names: Sequence[str], share_KK: np.ndarray, title: str, name: str,
     wrong_KK = share_KK - np.diag(np.diag(share_KK))
     actual, predicted = divmod(int(wrong_KK.argmax()), size)
     return Figure(
-        name=name,
-        title=title,
         caption=f"Percent of each true class's test images (a row).{scope}",
         alternative=f"Confusion matrix. The largest share of mistakes: {points(wrong_KK[actual, predicted])} % "
         f"of {order[actual]} are taken for {order[predicted]}.",
@@ -164,8 +174,6 @@ def _whole(density_SS: np.ndarray, class_count: int, zoom: Figure) -> Figure:
     share = float(np.nanmean(np.diag(density_SS)))
     per_cell = "" if cells == class_count else f" A cell stands for about {class_count / cells:.0f} classes each way."
     return Figure(
-        name="confusion",
-        title="Confusion",
         caption=f"All {class_count:,} classes by training count; the darker a cell, the more of a true class's images "
         f"(a row) lie in it. A column that stands out swallows other classes.{per_cell}",
         alternative=f"Confusion matrix of {class_count:,} classes. On the diagonal lie {points(share)} % of the images "

@@ -31,7 +31,7 @@ from mdpr.evaluation.report.charts import (
     variant_gains,
 )
 from mdpr.evaluation.report.confusion import confusion_figure, worst_confusions
-from mdpr.evaluation.report.figure import Figure, draw, write_figures
+from mdpr.evaluation.report.figure import Figure, write_figures
 from mdpr.evaluation.report.gallery import GalleryItem, make_gallery, pick_tail_images, routing_pair
 from mdpr.evaluation.report.text import (
     BIAS_TITLES,
@@ -189,24 +189,16 @@ def make_figures(content: ReportContent) -> list[Figure]:
     results = content.results
     names = display_names(results.classes)
     branches = shown_branches(results.scores)
-    without_routed = [branch for branch in branches if branch != "routed"]
-    counts = [item.train_images for item in results.classes]
-    routing = mean_routing(results.predictions, [item.shot for item in results.classes])
     figures = [
-        draw("accuracy_by_count", "Accuracy by training count", accuracy_by_count, results.per_class, without_routed),
-        draw(
-            "accuracy_by_zero_shot",
-            "Accuracy against the frozen model's own",
-            accuracy_by_zero_shot,
-            results.per_class,
-        ),
-        draw("hidden_prior", "Two biases", hidden_prior, names, counts, content.prior_C),
-        draw("reliability", "Reliability", reliability_diagram, results.reliability, branches, results.scores),
-        draw("confusion", "Confusion", confusion_figure, results, names),
-        draw("training", "Training", training_curves, content.history, content.selected_epoch),
+        accuracy_by_count(results.per_class, [branch for branch in branches if branch != "routed"]),
+        accuracy_by_zero_shot(results.per_class),
+        hidden_prior(names, [item.train_images for item in results.classes], content.prior_C),
+        reliability_diagram(results.reliability, branches, results.scores),
+        confusion_figure(results, names),
+        training_curves(content.history, content.selected_epoch),
     ]
-    if routing:
-        figures.append(draw("routing", "Which knowledge was consulted", routing_by_dimension, routing, DIMENSIONS))
+    if routing := mean_routing(results.predictions, [item.shot for item in results.classes]):
+        figures.append(routing_by_dimension(routing, DIMENSIONS))
     if not results.variants.empty:
-        figures.append(draw("variants", "The same model, otherwise", variant_gains, results.variants))
+        figures.append(variant_gains(results.variants))
     return figures

@@ -13,7 +13,8 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import wraps
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -58,16 +59,35 @@ class LegendEntry:
 class Figure:
     """A chart on the page. `alternative` says in words, with numbers, what the picture shows; `name` is its file's.
 
-    `zoom` is a closer look at a part of it.
+    `zoom` is a closer look at a part of it. Name and title come from `figure`.
     """
 
-    name: str
-    title: str
     caption: str
     alternative: str
     svg: str
-    legend: Sequence[LegendEntry] = field(default_factory=tuple)
+    legend: Sequence[LegendEntry] = ()
     zoom: Figure | None = None
+    name: str = ""
+    title: str = ""
+
+
+def figure(name: str, title: str) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
+    """For a function that draws a chart of the report: one that fails makes a line that says so."""
+
+    def decorate(chart: Callable[P, Figure]) -> Callable[P, Figure]:
+        @wraps(chart)
+        def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
+            try:
+                drawn = chart(*args, **kwargs)
+            except Exception as error:  # a chart is worth less than the evaluation it belongs to
+                logger.warning("the chart %r could not be drawn: %s", title, printable(str(error)))
+                text = f"This chart could not be drawn ({type(error).__name__})."
+                drawn = Figure(caption=text, alternative=text, svg="")
+            return replace(drawn, name=name, title=title)
+
+        return draw
+
+    return decorate
 
 
 def color_of(entries: Sequence[LegendEntry], column: str) -> alt.Color:
@@ -159,16 +179,6 @@ def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def draw(name: str, title: str, chart: Callable[P, Figure], *args: P.args, **kwargs: P.kwargs) -> Figure:
-    """The figure that `chart` makes of the rest; a chart that fails becomes a line that says so."""
-    try:
-        return chart(*args, **kwargs)
-    except Exception as error:  # a chart is worth less than the evaluation it belongs to
-        logger.warning("the chart %r could not be drawn: %s", title, printable(str(error)))
-        text = f"This chart could not be drawn ({type(error).__name__})."
-        return Figure(name=name, title=title, caption=text, alternative=text, svg="")
 
 
 HEADER_PX = 26
