@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from mdpr.artifacts import sha256
+from mdpr.artifacts import sha256, write_json
+from tools.embedded import run
 from tools.embedded.fashion_mnist import CLASS_NAMES, SELECTION_SEED, Selection, Split, read_split, select
-from tools.embedded.files import replace_file, run, write_json
 
 DEFAULT_SOURCE = Path("/usr/share/datasets/fashion-mnist")
 DEFAULT_OUTPUT = Path("data/embedded/fashion-mnist")
@@ -73,12 +73,7 @@ def image_table(split: Split, indices: NDArray[np.int64], folder: str) -> pa.Tab
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write Parquet without per-column extras that would only repeat incompressible PNG bytes."""
-    replace_file(
-        path,
-        lambda temporary: pq.write_table(
-            table, temporary, compression="zstd", use_dictionary=False, write_statistics=["label"]
-        ),
-    )
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=["label"])
 
 
 def make_card(selection: Selection, test: Split, files: list[Path]) -> dict[str, object]:
@@ -106,12 +101,13 @@ def build(source: Path, output: Path) -> None:
     """Read the official files in `source` and write the embedded data set into `output`."""
     train, test = read_split(source, "train"), read_split(source, "t10k")
     selection = select(train, test)
+    output.mkdir(parents=True, exist_ok=True)
     pool_path, test_path, classes_path = (output / name for name in ("pool.parquet", "test.parquet", "classes.json"))
     write_table(image_table(train, selection.pool, "train"), pool_path)
     write_table(image_table(test, np.arange(len(test.labels), dtype=np.int64), "test"), test_path)
     classes = [{"index": index, "name": name} for index, name in enumerate(CLASS_NAMES)]
     write_json(classes_path, {"classes": classes})
-    replace_file(output / "LICENSE", lambda temporary: temporary.write_text(LICENSE, encoding="utf-8"))
+    (output / "LICENSE").write_text(LICENSE, encoding="utf-8")
     write_json(output / "card.json", make_card(selection, test, [pool_path, test_path, classes_path]))
     for path in (pool_path, test_path):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

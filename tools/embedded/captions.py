@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mdpr.errors import DataError
 from tools.embedded.fashion_mnist import CLASS_NAMES
-from tools.embedded.files import InputError
 
 CAPTIONS_PATH = Path(__file__).with_name("captions.yaml")
 
@@ -78,11 +78,11 @@ def draw(options: Sequence[str], count: int, chance: np.random.Generator) -> lis
 
 
 def load_captions(path: Path = CAPTIONS_PATH) -> Captions:
-    """Read a captions file; raises InputError when a class is missing or unknown."""
+    """Read a captions file; raises `DataError` when a class is missing or unknown."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     by_name = content["classes"]
     if set(by_name) != set(CLASS_NAMES):
-        raise InputError(f"{path}: classes must be exactly {', '.join(CLASS_NAMES)}")
+        raise DataError(f"{path}: classes must be exactly {', '.join(CLASS_NAMES)}")
     frames = {group: tuple(lines) for group, lines in content["frames"].items()}
     return Captions(frames, tuple(_read_class(name, by_name[name]) for name in CLASS_NAMES))
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mdpr.artifacts import write_json
 from mdpr.data.sources.emblems import ATTRIBUTES, COLOUR, MARK, SCENE, SHAPE, TOOL, World, build_world
 from mdpr.params import DIMENSIONS
-from tools.embedded.files import write_json
 
 # Two words for each value, in the order of ATTRIBUTES.
 WORDS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.embedded.files import InputError
+from mdpr.errors import DataError
 
 CLASS_NAMES = (
     "t-shirt",
@@ -67,12 +67,12 @@ def pixel_hash(pixels: NDArray[np.uint8]) -> str:
 def read_split(source: Path, prefix: str) -> Split:
     """Read `<prefix>-images-idx3-ubyte.gz` and its labels from a folder; `prefix` is "train" or "t10k".
 
-    Raises InputError when a file is missing, damaged, or the two do not belong together.
+    Raises `DataError` when a file is missing, damaged, or the two do not belong together.
     """
     pixels = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz", _IMAGES_MAGIC)
     labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", _LABELS_MAGIC)
     if len(pixels) != len(labels):
-        raise InputError(f"{source}: {len(pixels)} {prefix} images but {len(labels)} labels")
+        raise DataError(f"{source}: {len(pixels)} {prefix} images but {len(labels)} labels")
     return Split(pixels, labels.astype(np.int64), tuple(pixel_hash(image) for image in pixels))
 
 
@@ -112,7 +112,7 @@ def _take(train: Split, candidates: NDArray[np.int64], wanted: dict[int, int], t
             chosen.append(index)
     short = {CLASS_NAMES[label]: count for label, count in remaining.items() if count}
     if short:
-        raise InputError(f"the source has too few distinct images; still missing: {short}")
+        raise DataError(f"the source has too few distinct images; still missing: {short}")
     return np.sort(np.asarray(chosen, dtype=np.int64))
 
 
@@ -121,15 +121,15 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; --source takes Fashion-MNIST's folder of four .gz files") from None
+        raise DataError(f"{path} is missing; --source takes Fashion-MNIST's folder of four .gz files") from None
     except (OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
     if int.from_bytes(content[:4], "big") != magic:
-        raise InputError(f"{path} is not an IDX file of the expected kind (magic number {magic:#06x})")
+        raise DataError(f"{path} is not an IDX file of the expected kind (magic number {magic:#06x})")
     rank = magic & 0xFF
     header = 4 + 4 * rank
     shape = tuple(int(size) for size in np.frombuffer(content[4:header], dtype=">u4"))
     values = np.frombuffer(content, dtype=np.uint8, offset=header)
     if values.size != int(np.prod(shape)):
-        raise InputError(f"{path} is cut short: {values.size} values for shape {shape}")
+        raise DataError(f"{path} is cut short: {values.size} values for shape {shape}")
     return values.reshape(shape)

@@ -23,6 +23,9 @@ import open_clip
 import torch
 from safetensors.torch import save
 
+from mdpr.artifacts import write_json
+from mdpr.errors import DataError
+from tools.embedded import run
 from tools.embedded.build_dataset import DEFAULT_SOURCE
 from tools.embedded.captions import load_captions
 from tools.embedded.fashion_mnist import (
@@ -34,7 +37,6 @@ from tools.embedded.fashion_mnist import (
     read_split,
     select,
 )
-from tools.embedded.files import InputError, replace_file, run, write_json
 from tools.embedded.measured import knowledge_base, measure
 from tools.embedded.training import Recipe, train
 from tools.embedded.zero_shot import (
@@ -55,7 +57,7 @@ MEASURED_FILE = "measured_knowledge.json"
 def save_weights(model: open_clip.CustomTextCLIP, path: Path) -> None:
     """Write the weights rounded to fp16."""
     state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    replace_file(path, lambda temporary: temporary.write_bytes(save(state, metadata={"format": "pt"})))
+    path.write_bytes(save(state, metadata={"format": "pt"}))
 
 
 def evaluate(folder: Path, train_split: Split, test: Split, selection: Selection) -> dict[str, dict[str, float]]:
@@ -100,7 +102,7 @@ def pretrain(source: Path, folder: Path, recipe: Recipe, measured: bool = True) 
     written beside the weights.
     """
     if recipe.epochs < 1:
-        raise InputError(f"--epochs {recipe.epochs}: training takes at least 1")
+        raise DataError(f"--epochs {recipe.epochs}: training takes at least 1")
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(recipe.seed)

@@ -21,6 +21,7 @@ import open_clip
 import torch
 from torch import Tensor
 
+from mdpr.artifacts import write_json
 from mdpr.data.sources.emblems import (
     ABSENT,
     ATTRIBUTES,
@@ -32,8 +33,9 @@ from mdpr.data.sources.emblems import (
     draw_pictures,
     render,
 )
+from mdpr.errors import DataError
+from tools.embedded import run
 from tools.embedded.emblem_words import NOTHING, caption, knowledge_base
-from tools.embedded.files import InputError, run, write_json
 from tools.embedded.pretrain import save_weights
 from tools.embedded.training import MAX_LOG_SCALE, Recipe, both_ways_loss, encode_captions, make_optimizer
 
@@ -145,7 +147,7 @@ def zero_shot(model: open_clip.CustomTextCLIP, world: World, random: np.random.G
 def pretrain(folder: Path, steps: int, seed: int) -> None:
     """Train, save the weights as fp16, and record what went into them and their own figures beside them."""
     if steps < 1:
-        raise InputError(f"--steps {steps}: training takes at least 1")
+        raise DataError(f"--steps {steps}: training takes at least 1")
     recipe = Recipe(batch=128, learning_rate=1e-3, warmup_steps=100, seed=seed, threads=1)
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)

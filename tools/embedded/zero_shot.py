@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from tools.embedded.files import InputError
+from mdpr.errors import DataError
 
 MODEL_NAME = "mdpr-tiny"
 MODEL_FOLDER = Path("data/embedded/mdpr-tiny")
@@ -28,7 +28,7 @@ def register_config(folder: Path = MODEL_FOLDER) -> None:
     """Make open_clip know the configuration in `folder` by its file's stem, in this process."""
     config = folder / f"{MODEL_NAME}.json"
     if not config.is_file():
-        raise InputError(f"{config} is missing; run this from the repository's root")
+        raise DataError(f"{config} is missing; run this from the repository's root")
     open_clip.add_model_config(folder)
 
 
