@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdpr.errors import KnowledgeError
-from mdpr.knowledge.answers import ANSWER_TOKENS, AnswerStore, Budget, Usage, open_store, prompt_tokens
 from mdpr.knowledge.chat import (
     REFUSED,
     Chat,
@@ -30,7 +29,17 @@ from mdpr.knowledge.chat import (
     status_of,
     without_key,
 )
-from mdpr.knowledge.questions import Place, Question, Schema
+from mdpr.knowledge.questions import (
+    ANSWER_TOKENS,
+    AnswerStore,
+    Budget,
+    Place,
+    Question,
+    Schema,
+    Usage,
+    open_store,
+    prompt_tokens,
+)
 from mdpr.knowledge.replies import Unusable, read_sentence
 from mdpr.launch import in_project
 from mdpr.params import LlmParams

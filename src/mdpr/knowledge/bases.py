@@ -14,11 +14,21 @@ from typing import Any
 
 from mdpr.artifacts import ClassInfo, ClassKnowledge, Knowledge, read_knowledge, read_unfinished, sha256
 from mdpr.errors import ConfigError, KnowledgeError
-from mdpr.knowledge.answers import Budget, Plan, Prices, plan
 from mdpr.knowledge.ask import Answers, ask
 from mdpr.knowledge.audit import Finding, audit
 from mdpr.knowledge.chat import local_settings, serving_local
-from mdpr.knowledge.questions import Place, Prompts, Rejected, load_prompts, make_questions, shaping
+from mdpr.knowledge.questions import (
+    Budget,
+    Place,
+    Plan,
+    Prices,
+    Prompts,
+    Rejected,
+    load_prompts,
+    make_questions,
+    plan,
+    shaping,
+)
 from mdpr.params import DIFFERENTIAL, DIMENSIONS, DescribeParams
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mdpr.knowledge.answers import Usage
+from mdpr.knowledge.questions import Usage
 from mdpr.knowledge.wording import MAX_CHARACTERS, chatter, several_sentences
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
-from mdpr.knowledge.answers import Usage
+from mdpr.knowledge.questions import Usage
 from mdpr.knowledge.replies import Reply, Unusable, read_sentence, reply_from_body, reply_from_message
 
 SENTENCE = "A cat hunts at night, with its ears turned forward."
