@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,9 +115,10 @@ class MDPR(nn.Module):
         self.fusion = build_fusion(params.fusion, probe, len(class_names), backbone, params.base_loss)
         self._tau, self._log_share_C = 0.0, torch.zeros(len(class_names))
         # Held as plain functions, compiled or not, so the learned weights keep their names.
-        compiled = torch.compile if params.compile else _as_it_is
-        self._image_features = compiled(prompted_image_features)
-        self._text_features = compiled(PromptedText.forward)
+        self._image_features, self._text_features = prompted_image_features, PromptedText.forward
+        if params.compile:
+            self._image_features = torch.compile(prompted_image_features)
+            self._text_features = torch.compile(PromptedText.forward)
         self.to(backbone.device)
 
     def learned_state(self) -> dict[str, Tensor]:
@@ -233,10 +234,6 @@ class MDPR(nn.Module):
     def _checkpoints(self) -> bool:
         """Whether the towers recompute their blocks in the backward pass of this call."""
         return self.params.checkpoint_blocks and torch.is_grad_enabled()
-
-
-def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return function
 
 
 def _kind(state: dict[str, Tensor], name: str) -> str:

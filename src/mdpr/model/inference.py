@@ -139,8 +139,10 @@ class Classifier:
             if self.record is not None:
                 self.record(outputs, best.indices[:, 0])
             routing = None if outputs.weights_BCV is None else self.consult(outputs, best.indices[:, 0])
-            for row in range(len(batch)):
-                predictions.append(self._prediction(best.values[row], best.indices[row], routing, row))
+            for row, (values, indices) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+                top = tuple(zip((self.class_names[index] for index in indices), values, strict=True))
+                weights = None if routing is None else dict(zip(DIMENSIONS, routing[row].tolist(), strict=True))
+                predictions.append(Prediction(indices[0], *top[0], top, weights))
         return predictions
 
     def preprocess(self, image: ImageLike) -> Tensor:
@@ -153,12 +155,6 @@ class Classifier:
         if isinstance(image, bytes):
             return self.transform(decode_image(image, "the image", self.config.background))
         return self.transform(to_rgb(image, self.config.background))
-
-    def _prediction(self, values_k: Tensor, indices_k: Tensor, routing_BV: Tensor | None, row: int) -> Prediction:
-        pairs = zip(indices_k.tolist(), values_k.tolist(), strict=True)
-        top = tuple((self.class_names[index], value) for index, value in pairs)
-        weights = None if routing_BV is None else dict(zip(DIMENSIONS, routing_BV[row].tolist(), strict=True))
-        return Prediction(int(indices_k[0]), top[0][0], top[0][1], top, weights)
 
 
 @contextmanager

@@ -126,10 +126,7 @@ class AttentionRouter(Router):
             true_Bd = None
             if label_B is not None:
                 true_BVH = torch.stack([block[2] for block in blocks]).sum(dim=0)
-                value_weight, value_bias = (
-                    part.chunk(3)[2] for part in (self.attention.in_proj_weight, self.attention.in_proj_bias)
-                )
-                value_BVHe = F.linear(sentences_CVd[label_B], value_weight, value_bias).unflatten(-1, self._split)
+                value_BVHe = self._values(sentences_CVd[label_B])
                 true_Bd = self.attention.out_proj(torch.einsum("bvh,bvhe->bhe", true_BVH, value_BVHe).flatten(1))
         return Routed(cosine_CB.T.contiguous(), weights_CVB.permute(2, 0, 1), true_Bd)
 
@@ -225,14 +222,17 @@ class AttentionRouter(Router):
 
     def _gram(self, sentences_cVd: Tensor) -> tuple[Tensor, Tensor]:
         """A block's Gram matrices (c, P, P) and bias (c, P), in float32: norms are differences."""
-        out, (H, e) = self.attention.out_proj, self._split
-        value_weight, value_bias = (
-            part.chunk(3)[2] for part in (self.attention.in_proj_weight, self.attention.in_proj_bias)
-        )
+        out = self.attention.out_proj
         with torch.autocast(sentences_cVd.device.type, enabled=False):
-            value_cVHe = F.linear(sentences_cVd, value_weight, value_bias).unflatten(-1, (H, e))
-            projected_cPd = torch.einsum("cvhe,dhe->cvhd", value_cVHe, out.weight.unflatten(1, (H, e))).flatten(1, 2)
+            out_dHe = out.weight.unflatten(1, self._split)
+            projected_cPd = torch.einsum("cvhe,dhe->cvhd", self._values(sentences_cVd), out_dHe).flatten(1, 2)
             return projected_cPd @ projected_cPd.transpose(1, 2), projected_cPd @ out.bias
+
+    def _values(self, sentences_CVd: Tensor) -> Tensor:
+        """The sentences through W_v, (C, V, H, e)."""
+        _, _, weight = self.attention.in_proj_weight.chunk(3)
+        _, _, bias = self.attention.in_proj_bias.chunk(3)
+        return F.linear(sentences_CVd, weight, bias).unflatten(-1, self._split)
 
     def _gram_elements(self, sentences_CVd: Tensor) -> int:
         """Numbers that `_gram` holds for a class."""

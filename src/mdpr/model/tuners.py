@@ -237,22 +237,6 @@ def build_tuner(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     return TUNERS[params.prompting](backbone, params, classes)
 
 
-def _none(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
-    return Tuner()
-
-
-def _coop(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
-    return Tuner(text=_text_tokens(backbone, params, classes))
-
-
-def _vpt(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
-    return Tuner(visual=_visual_tokens(backbone, params))
-
-
-def _ivlp(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
-    return Tuner(_text_tokens(backbone, params, classes), _visual_tokens(backbone, params))
-
-
 def _maple(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     _check_depth(backbone.architecture, "image", len(backbone.visual.transformer.resblocks), params.prompt_depth)
     text = _text_tokens(backbone, params, classes)
@@ -284,28 +268,22 @@ def _linear_lora(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
     return Tuner(linear=LinearUpdates(shapes, _bounded_width(backbone, params, classes, len(shapes), narrowest)))
 
 
-def _ssf(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
-    return _adapted(backbone, partial(_every_map, scales=True))
-
-
-def _bitfit(backbone: Backbone, params: TuneParams, classes: int) -> Tuner:
-    return _adapted(backbone, partial(_every_map, scales=False))
-
-
 def _every_map(block: ResidualAttentionBlock, scales: bool) -> BlockAdapter:
     return BlockAdapter({name: ScaleShift(len(bias), scales) for name, (_, bias) in affine_maps(block).items()})
 
 
 TUNERS: dict[str, Callable[[Backbone, TuneParams, int], Tuner]] = {
-    "none": _none,
-    "coop": _coop,
-    "vpt": _vpt,
-    "ivlp": _ivlp,
+    "none": lambda backbone, params, classes: Tuner(),
+    "coop": lambda backbone, params, classes: Tuner(_text_tokens(backbone, params, classes)),
+    "vpt": lambda backbone, params, classes: Tuner(visual=_visual_tokens(backbone, params)),
+    "ivlp": lambda backbone, params, classes: Tuner(
+        _text_tokens(backbone, params, classes), _visual_tokens(backbone, params)
+    ),
     "maple": _maple,
     "adaptformer": _adaptformer,
     "lora": _lora,
-    "ssf": _ssf,
-    "bitfit": _bitfit,
+    "ssf": lambda backbone, params, classes: _adapted(backbone, partial(_every_map, scales=True)),
+    "bitfit": lambda backbone, params, classes: _adapted(backbone, partial(_every_map, scales=False)),
 }
 
 

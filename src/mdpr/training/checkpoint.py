@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -50,30 +49,19 @@ def run_identity(params: TuneParams, backbone: Backbone, processes: int, inputs:
     }
 
 
-@dataclass
-class StopRequest:
-    """Whether a stop was requested."""
-
-    made: bool = False
-
-
 @contextmanager
-def listen_for_sigterm() -> Iterator[StopRequest]:
-    """A request that SIGTERM (the notice before a node goes) sets while the block runs; then the old handler returns.
+def listen_for_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM (the notice before a node goes) sets while the block runs; then the old handler returns.
 
-    Outside the main thread Python allows no handlers: there the request is never made.
+    Outside the main thread Python allows no handlers: there the event is never set.
     """
-    request = StopRequest()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield stop
         return
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        request.made = True
-
-    before = signal.signal(signal.SIGTERM, note)
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
     try:
-        yield request
+        yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from mdpr.model.classifier import MDPR
 from mdpr.model.fusion import RecallCounter, Validated, weigh
 from mdpr.params import TuneParams
 from mdpr.progress import track
-from mdpr.training.checkpoint import Snapshot, StopRequest, seed_step
+from mdpr.training.checkpoint import Snapshot, seed_step
 from mdpr.training.distributed import SINGLE_PROCESS, DistributedContext
 from mdpr.training.losses import Objective
 
@@ -185,9 +186,16 @@ def accumulate_gradients(
 class Best:
     """The best epoch so far: its learned weights and its overall validation accuracy by branch."""
 
-    weights: dict[str, Tensor]
+    state: dict[str, Tensor]
     epoch: int
     val_accuracy: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FitResult(Best):
+    """The best epoch of a run, and the history of all epochs."""
+
+    history: list[Row]
 
 
 @dataclass
@@ -253,7 +261,7 @@ class TrainingState:
             "best": None,
         }
         if self.best is not None:
-            tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
+            tensors |= {f"best.{name}": value for name, value in self.best.state.items()}
             record["best"] = {"epoch": self.best.epoch, "val_accuracy": self.best.val_accuracy}
         return Snapshot(tensors, record)
 
@@ -312,16 +320,6 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """The learned weights of the best epoch by validation, and the history of all epochs."""
-
-    state: dict[str, Tensor]
-    epoch: int
-    val_accuracy: dict[str, float]
-    history: list[Row]
-
-
-@dataclass(frozen=True)
 class TrainContext:
     """The surroundings of a run. The defaults are one process that is never interrupted.
 
@@ -329,14 +327,14 @@ class TrainContext:
     on_epoch     gets each new row of the history and its epoch
     save         keeps a snapshot
     resume       a snapshot of an earlier run of the same configuration, to continue from
-    stop         once requested, the current step is finished, a snapshot saved and `Interrupted` raised
+    stop         once set, the current step is finished, a snapshot saved and `Interrupted` raised
     """
 
     distributed: DistributedContext = SINGLE_PROCESS
     on_epoch: Callable[[Row, int], None] = lambda row, epoch: None
     save: Callable[[Snapshot], None] = lambda snapshot: None
     resume: Snapshot | None = None
-    stop: StopRequest = field(default_factory=StopRequest)
+    stop: Event = field(default_factory=Event)
 
 
 def fit(model: MDPR, objective: Objective, data: TrainingData, context: TrainContext | None = None) -> FitResult:
@@ -360,10 +358,10 @@ def fit(model: MDPR, objective: Objective, data: TrainingData, context: TrainCon
         _train_epoch(state, objective, data.train, context)
         _close_epoch(state, data, context)
         _save(state, context)
-        if context.distributed.any(context.stop.made):
+        if context.distributed.any(context.stop.is_set()):
             _leave(state, context)
     assert state.best is not None, "epochs is at least 1"
-    return FitResult(state.best.weights, state.best.epoch, state.best.val_accuracy, state.history)
+    return FitResult(**vars(state.best), history=state.history)
 
 
 def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable, context: TrainContext) -> None:
@@ -395,7 +393,7 @@ def _train_epoch(state: TrainingState, objective: Objective, dataset: ImageTable
         if params.schedule == "step" or step is steps[-1]:
             state.schedule.step()
         state.step += 1
-        stop = distributed.any(context.stop.made)
+        stop = distributed.any(context.stop.is_set())
         save = stop or bool(params.checkpoint_every_steps and state.step % params.checkpoint_every_steps == 0)
         if save or state.step - checked >= CHECK_EVERY_STEPS or step is steps[-1]:
             check_terms(state.terms, state.term_names, epoch=epoch, start=checked)

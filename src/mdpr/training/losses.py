@@ -39,10 +39,6 @@ def compensated_cross_entropy(logits_BC: Tensor, label_B: Tensor, log_prior_C: T
     return F.cross_entropy(logits_BC + tau * log_prior_C, label_B)
 
 
-def _cross_entropy(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
-    return F.cross_entropy
-
-
 def _logit_adjusted(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
     return partial(compensated_cross_entropy, log_prior_C=log_class_prior(counts_C), tau=tau)
 
@@ -88,7 +84,7 @@ def _class_balanced(counts_C: Tensor, tau: float, scale: float) -> BaseLoss:
 
 # name -> (training counts, tau, logit scale) -> loss of (logits, labels)
 BASE_LOSSES: dict[str, Callable[[Tensor, float, float], BaseLoss]] = {
-    "ce": _cross_entropy,
+    "ce": lambda counts_C, tau, scale: F.cross_entropy,
     "logit_adjusted": _logit_adjusted,
     "balanced_softmax": _balanced_softmax,
     "ldam": _ldam,
@@ -151,18 +147,16 @@ class Objective(nn.Module):
         strength = ramp(epoch, self.epochs) if weights.ramp else 1.0
         semantic = compensated_cross_entropy(outputs.routed_BC, label_B, self.log_prior_C, weights.tau)
         alignment = knowledge_alignment(outputs.true_Bd, self.summary_Cd[label_B], self.model.align)
+        aligned = outputs.weights_BCV.new_zeros(())
+        if weights.prior_alignment:  # else not computed: it holds several tensors of B x C x V numbers
+            aligned = weights.prior_alignment * prior_alignment(outputs.weights_BCV, self.prior_CV)
         if self.model.fusion.learns:
             terms["fusion"] = compensated_cross_entropy(outputs.fused_BC, label_B, self.log_prior_C, weights.tau)
         return terms | {
             "semantic": strength * weights.semantic * semantic,
-            "prior_alignment": self._prior_alignment(outputs.weights_BCV),
+            "prior_alignment": aligned,
             "knowledge_alignment": strength * weights.knowledge_alignment * alignment,
         }
-
-    def _prior_alignment(self, weights_BCV: Tensor) -> Tensor:
-        """The weighted term; of weight 0 it is not computed: it would hold several tensors of B x C x V numbers."""
-        weight = self.weights.prior_alignment
-        return weight * prior_alignment(weights_BCV, self.prior_CV) if weight else weights_BCV.new_zeros(())
 
 
 def _single_precision(outputs: Outputs) -> Outputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from mdpr.errors import Diverged, Interrupted
 from mdpr.model.routing import ROUTERS
 from mdpr.params import LossParams
 from mdpr.params.tuning import LOSS_PRESETS, PUBLISHED
-from mdpr.training.checkpoint import Snapshot, StopRequest
+from mdpr.training.checkpoint import Snapshot
 from mdpr.training.loop import TrainContext, fit
 
 
@@ -159,8 +160,10 @@ def test_resuming_from_any_snapshot_ends_with_the_same_bits(bench: Any, router: 
 
 def test_a_stop_that_was_asked_for_keeps_the_step_that_ran_and_leaves(bench: Any) -> None:
     kept: list[Snapshot] = []
+    stop = Event()
+    stop.set()
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM after step 1 of epoch 1: the same command goes on"):
-        bench.fit(TrainContext(save=kept.append, stop=StopRequest(made=True)))
+        bench.fit(TrainContext(save=kept.append, stop=stop))
     assert [(snapshot.record["epoch"], snapshot.record["step"]) for snapshot in kept] == [(0, 1)]
     assert Interrupted.exit_code == 143
 
