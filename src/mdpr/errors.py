@@ -1,19 +1,7 @@
-"""Every error a user can cause, drawn as a tree.
+"""Every error that a user can cause, and text for an error's line.
 
-    MdprError                 exit code 2: one line that names the thing and the fix
-    ├── ConfigError           params.yaml, a --set override, a value outside its range
-    ├── ArtifactError         a file between two stages is missing, damaged or of another kind
-    ├── DataError             an image, a label, a class, a list file
-    ├── KnowledgeError        a sentence that is missing or empty, a knowledge base of other classes
-    ├── BackboneError         a model open_clip does not know, weights that are not there, prompts it cannot take
-    ├── TrainingError         a process of several that is lost
-    │   └── Diverged          a loss that is no longer a number
-    ├── Interrupted           exit code 143: SIGTERM, everything is saved, the same command goes on
-    ├── TrackingError         MLflow: the store, the run, the registry
-    └── CheckFailed           a check found faults; the outputs are kept beside their place
-        └── AnswersMissing    exit code 3: a language model left questions open; what it answered is stored
-
-A programmer's mistake is an assert, never one of these.
+The command line prints the message and ends with the class's exit code. A programmer's mistake is an assert, never one
+of these.
 """
 
 from __future__ import annotations
