@@ -62,7 +62,7 @@ def test_a_tuner_a_router_a_sampler_and_a_loss_train(project: Path, encoded: Map
         project,
         "src/mdpr/model/tuners.py",
         "TUNERS: dict",
-        "def _mine(backbone, params, classes):\n    return Tuner(_text_tokens(backbone, params, classes))\n\n\nTUNERS: dict",
+        "def _mine(backbone, params, classes):\n    return _lora(backbone, params, classes)\n\n\nTUNERS: dict",
     )
     into_table(project, "src/mdpr/model/tuners.py", "TUNERS", '"mine": _mine,')
     edit(
