@@ -14,7 +14,7 @@ from mdpr.artifacts import Intervals, Promotion, RoutingCheck
 from mdpr.cli import cli
 from mdpr.commands.results import Summary, read_summary, render_summary, short_reason
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.ablations import COLUMNS
+from mdpr.evaluation.tables import VARIANT_COLUMNS
 from mdpr.params import TrackingParams
 
 SCORES = {
@@ -45,7 +45,7 @@ def intervals(**gain_of_fused: dict[str, tuple[float, float]]) -> Intervals:
 def variants(**changes: float) -> pd.DataFrame:
     """variants.csv with the row of the sentences of other classes, if it has figures."""
     row = {"variant": "shuffled_sentences", "kind": "ablation", "all": 0.301, "many": 0.302, "few": 0.303} | changes
-    return pd.DataFrame([row] if changes else [], columns=COLUMNS)
+    return pd.DataFrame([row] if changes else [], columns=VARIANT_COLUMNS)
 
 
 def summary_of(path: Path, **changes: object) -> Summary:

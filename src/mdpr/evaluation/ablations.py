@@ -17,17 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mdpr.evaluation.metrics import score_branch
-from mdpr.evaluation.predictions import final_branch
-from mdpr.evaluation.score_table import GROUPS
-from mdpr.evaluation.uncertainty import gain_intervals
 from mdpr.images.loading import ImageTransform
 from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import TAUS, RecallCounter, Validated, adjust, log_shares, weigh
@@ -37,10 +32,6 @@ from mdpr.params import DIMENSIONS
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-FIGURES = (*GROUPS, "worst_class", "top1", "ece", "nll")
-COLUMNS = ("variant", "kind", *FIGURES, "gain", "gain_low", "gain_high")
 
 
 @dataclass(frozen=True)
@@ -59,27 +50,6 @@ class Variant(Protocol):
 
     def log_probabilities(self, batch: BatchOutputs) -> dict[str, Tensor]:
         """(B, C) log-probabilities by name; the same names for every batch."""
-
-
-def variant_table(
-    predictions: pd.DataFrame, variants: pd.DataFrame, kinds: dict[str, str], shots: Sequence[str]
-) -> pd.DataFrame:
-    """One row per variant: its figures, and its class-balanced accuracy minus the model's own with a paired interval.
-
-    `variants` has a variant's columns as `predictions` has a branch's; `kinds` maps its names to ablation or robust.
-    Figures of groups that do not exist are empty.
-    """
-    final = final_branch(predictions)
-    both = predictions.join(variants.drop(columns=["index", "label"]))
-    own = score_branch(predictions, final, shots)["all"]
-    rows = []
-    for name, kind in kinds.items():
-        figures = score_branch(variants, name, shots)
-        low, high = gain_intervals(both, name, final, shots)["all"]
-        shown = {key: figures[key] for key in FIGURES if key in figures}
-        gain = {"gain": figures["all"] - own, "gain_low": low, "gain_high": high}
-        rows.append({"variant": name, "kind": kind, **shown, **gain})
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def uniform(prior_CV: Tensor) -> Tensor:

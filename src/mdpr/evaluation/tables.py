@@ -36,13 +36,17 @@ from mdpr.artifacts import (
 )
 from mdpr.artifacts.truth import Truth
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.ablations import LEAST, MOST, variant_table
+from mdpr.evaluation.ablations import LEAST, MOST
 from mdpr.evaluation.metrics import class_recall, group_means, reliability, score, score_branch
 from mdpr.evaluation.predictions import Predictions, final_branch, is_right, recorded_branches
-from mdpr.evaluation.score_table import Metrics
+from mdpr.evaluation.score_table import GROUPS, Metrics
 from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, gain_intervals, intervals
 from mdpr.params import DIMENSIONS
 
+VARIANT_COLUMNS = [
+    *("variant", "kind", *GROUPS, "worst_class", "top1", "ece", "nll"),
+    *("gain", "gain_low", "gain_high"),
+]
 SHOWN = "shown"  # the state of a dimension in a drawn picture (`mdpr.artifacts.truth`)
 
 
@@ -219,6 +223,26 @@ def mean_routing(predictions: pd.DataFrame, shots: Sequence[str]) -> dict[str, n
     routing_NV = np.stack(list(predictions["routing"]))
     shot_N = np.asarray(shots)[predictions["label"].to_numpy()]
     return {group: routing_NV[shot_N == group].mean(axis=0) for group in SHOT_GROUPS if (shot_N == group).any()}
+
+
+def variant_table(
+    predictions: pd.DataFrame, variants: pd.DataFrame, kinds: dict[str, str], shots: Sequence[str]
+) -> pd.DataFrame:
+    """One row per variant: `VARIANT_COLUMNS`, `gain` over the model's own class-balanced accuracy, its interval paired.
+
+    `variants` has a variant's columns as `predictions` has a branch's; `kinds` maps its names to ablation or robust.
+    Figures of groups that do not exist are empty.
+    """
+    final = final_branch(predictions)
+    both = predictions.join(variants.drop(columns=["index", "label"]))
+    own = score_branch(predictions, final, shots)["all"]
+    rows = []
+    for name, kind in kinds.items():
+        figures = score_branch(variants, name, shots)
+        low, high = gain_intervals(both, name, final, shots)["all"]
+        gain = {"gain": figures["all"] - own, "gain_low": low, "gain_high": high}
+        rows.append({"variant": name, "kind": kind, **figures, **gain})
+    return pd.DataFrame(rows, columns=VARIANT_COLUMNS)
 
 
 def check_routing(
