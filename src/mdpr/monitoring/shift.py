@@ -24,7 +24,7 @@ from mdpr.artifacts.prediction_log import Answers
 from mdpr.evaluation.score_table import Interval
 from mdpr.monitoring.result import Accuracy, Drift, Monitoring, Share
 from mdpr.monitoring.sample import Reference, Sample
-from mdpr.probe.prior import PSEUDO_IMAGES, Calibration, estimate_shares, fit_calibration
+from mdpr.probe.prior import MAX_ITERATIONS, PSEUDO_IMAGES, Calibration, estimate_shares, fit_calibration
 from mdpr.progress import track
 
 BIAS_SD = 1.0  # of a normal prior on the bias that calibration gives a class: it holds classes of few images
@@ -78,7 +78,7 @@ def analyse(
     reference_C = np.bincount(reference.label_N, minlength=len(names)) / len(reference.label_N)
     calibration = calibrate(reference)
     share_C = estimate_label_shares(reference, calibration, sample.answers)
-    found = _with_accuracy(reference, calibration, share_C)
+    found = _estimate(reference, calibration, share_C, np.ones(len(reference.label_N)))
     drawn = _resample(reference, calibration, sample, found, resamplings, generator)
     share_SC = np.stack([item.share_C for item in drawn])
     radius = float(np.quantile(total_variation(share_SC, share_C), LEVEL))
@@ -96,7 +96,7 @@ def analyse(
     shots = reference.shots or ()
     accuracy = _accuracy(reference, found, drawn)
     drift = measure_drift(reference, reference_C, share_C, sample, generator)
-    served_with_prior = sample.priors != ("",) and "" not in sample.priors
+    served_with_prior = "" not in sample.priors
     checks = _checks(thresholds, accuracy, served_with_prior, shift, radius, drift)
     advice, reason = _advise(thresholds, sample.images, checks, accuracy)
     return Monitoring(
@@ -151,7 +151,7 @@ def calibrate(
         shrinkage=reference.classes / (2 * BIAS_SD**2 * len(reference.label_N)),
         fit_scale=True,
         start=start,
-        **({} if start is None else {"max_iterations": REFIT_ITERATIONS}),
+        max_iterations=MAX_ITERATIONS if start is None else REFIT_ITERATIONS,
     )
 
 
@@ -162,9 +162,7 @@ def estimate_label_shares(reference: Reference, calibration: Calibration, answer
     return estimate_shares(score_NK, answers.class_NK, count_C / count_C.sum())
 
 
-def _with_accuracy(
-    reference: Reference, calibration: Calibration, share_C: np.ndarray, weight_N: np.ndarray | None = None
-) -> Estimate:
+def _estimate(reference: Reference, calibration: Calibration, share_C: np.ndarray, weight_N: np.ndarray) -> Estimate:
     """Accuracies under `share_C`; `weight_N` weighs the test images."""
     answers = reference.answers
     adjusted_NK = answers.log_probability_NK + (np.log(share_C) - calibration.log_prior_C)[answers.class_NK]
@@ -175,12 +173,10 @@ def _with_accuracy(
     return Estimate(share_C, expected, with_prior)
 
 
-def _expected_accuracy(
-    label_N: np.ndarray, top1_N: np.ndarray, share_C: np.ndarray, weight_N: np.ndarray | None
-) -> float:
+def _expected_accuracy(label_N: np.ndarray, top1_N: np.ndarray, share_C: np.ndarray, weight_N: np.ndarray) -> float:
     """Recall by class, weighed by the shares of the classes that were tested."""
     total_C = np.bincount(label_N, weight_N, minlength=len(share_C))
-    right_C = np.bincount(label_N, (top1_N == label_N) * (1 if weight_N is None else weight_N), minlength=len(share_C))
+    right_C = np.bincount(label_N, (top1_N == label_N) * weight_N, minlength=len(share_C))
     tested_C = total_C > 0
     weights = share_C[tested_C] / share_C[tested_C].sum()
     return float(weights @ (right_C[tested_C] / total_C[tested_C]))
@@ -217,7 +213,7 @@ def _resample(
         by_log_C, by_both_C = (estimate_label_shares(reference, item, part) for item in (calibration, refitted))
         moved_C = log_scale * (by_log_C - found.share_C) + refit_scale * (by_both_C - by_log_C)
         share_C = np.maximum(found.share_C + moved_C, 1e-12)
-        estimates.append(_with_accuracy(reference, refitted, share_C / share_C.sum(), weight_N))
+        estimates.append(_estimate(reference, refitted, share_C / share_C.sum(), weight_N))
     return estimates
 
 
@@ -266,7 +262,7 @@ def measure_drift(
     is_new = np.arange(len(features)) >= len(first)
     for side in (is_new, ~is_new):
         weights[side] /= weights[side].sum()
-    auc, interval = _auc_of_telling_apart(features, is_new, weights, generator)
+    auc, interval = _distinguishing_auc(features, is_new, weights, generator)
     return Drift(features=kind, auc=auc, interval=interval, images=int(min(len(first), len(second))))
 
 
@@ -277,7 +273,7 @@ def _profiles(log_probability_NK: np.ndarray) -> np.ndarray:
     return np.hstack([best_Nk, entropy_N1])
 
 
-def _auc_of_telling_apart(
+def _distinguishing_auc(
     features: np.ndarray, is_new: np.ndarray, weights: np.ndarray, generator: np.random.Generator
 ) -> tuple[float, Interval]:
     """Weighted AUC of a logistic regression on the half that it has not seen, each half in turn, and its interval."""
