@@ -153,6 +153,7 @@ def reliability_diagram(reliability: pd.DataFrame, branches: Sequence[str], scor
 
 GROUP_NAMES = {"all": "all classes", "few": "few-shot classes"}
 DASHES = [[1, 0], [4, 3]]
+MAX_TICKS = 10
 
 
 @figure("training", "Training")
@@ -173,7 +174,8 @@ def training_curves(history: pd.DataFrame, selected_epoch: int) -> Figure:
     )
     legend = branch_legend(branches, mark="line")
     single = len(history) == 1  # a line of one point is invisible
-    epochs = alt.X("epoch:Q", title=None, axis=alt.Axis(values=_ticks(history), format="d"))
+    ticks = history["epoch"].astype(int).tolist()[:: -(-len(history) // MAX_TICKS)]  # only whole epochs
+    epochs = alt.X("epoch:Q", title=None, axis=alt.Axis(values=ticks, format="d"))
     dash = alt.StrokeDash("group:N", scale=alt.Scale(domain=list(GROUP_NAMES.values()), range=DASHES))
     percent = alt.Axis(format=PERCENT)
     lines = alt.Chart(rows, width=WIDTH_PX, height=190).mark_line(point=single)
@@ -201,12 +203,6 @@ def training_curves(history: pd.DataFrame, selected_epoch: int) -> Figure:
             *([LegendEntry(GROUP_NAMES["few"], NEUTRAL_COLOR, "dashed")] if "few" in groups else []),
         ],
     )
-
-
-def _ticks(history: pd.DataFrame, most: int = 10) -> list[int]:
-    """Only whole epochs, at most about `most` of them."""
-    epochs: list[int] = history["epoch"].astype(int).tolist()
-    return epochs[:: -(-len(epochs) // most)]
 
 
 GAIN_TICKS = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mdpr.artifacts import SHOT_GROUPS, ClassInfo, ShotGroup, display_names
+from mdpr.artifacts import SHOT_GROUPS, ClassInfo, display_names
 from mdpr.artifacts.truth import Truth
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.report.figure import data_uri
@@ -41,25 +41,15 @@ class GalleryItem:
     states: Sequence[str] = ()
 
 
-def tail_group(classes: Sequence[ClassInfo], predictions: pd.DataFrame) -> ShotGroup:
-    """The rarest shot group that has test images."""
-    tested = set(predictions["label"])
-    return next(
-        group for group in reversed(SHOT_GROUPS) if any(item.shot == group and item.index in tested for item in classes)
-    )
-
-
-def pick_tail_images(
-    predictions: pd.DataFrame, classes: Sequence[ClassInfo], images: int, seed: int = 0
-) -> pd.DataFrame:
-    """At most `images` rows of the tail group, half of them wrong if there are enough.
+def pick_tail_images(predictions: pd.DataFrame, classes: Sequence[ClassInfo], images: int) -> pd.DataFrame:
+    """At most `images` rows of the rarest shot group that is tested, half of them wrong if there are enough.
 
     Of a model that routes, the first two are `most_unlike`. The others are chosen at random, not by how good they look,
     and spread evenly over the classes.
     """
-    group = tail_group(classes, predictions)
-    tail = predictions[predictions["label"].isin([item.index for item in classes if item.shot == group])]
-    tail = tail.sample(frac=1, random_state=seed)
+    shot_N = predictions["label"].map({item.index: item.shot for item in classes})
+    rarest = next(group for group in reversed(SHOT_GROUPS) if (shot_N == group).any())
+    tail = predictions[shot_N == rarest].sample(frac=1, random_state=0)
     correct = tail[f"{final_branch(predictions)}_top1"] == tail["label"]
     wrong, right = _one_class_after_another(tail[~correct]), _one_class_after_another(tail[correct])
     if "routing" in predictions:
@@ -124,10 +114,8 @@ def make_gallery(
 def routing_pair(gallery: Sequence[GalleryItem]) -> Sequence[GalleryItem]:
     """The first two pictures if they show how routing differs between pictures of one class, else none."""
     pair = gallery[:2]
-    is_pair = (
-        len(pair) == 2 and pair[0].actual == pair[1].actual and all(item.routing and item.correct for item in pair)
-    )
-    return pair if is_pair else ()
+    alike = len(pair) == 2 and pair[0].actual == pair[1].actual
+    return pair if alike and all(item.routing and item.correct for item in pair) else ()
 
 
 def thumbnail_uri(image: Image.Image) -> str:
