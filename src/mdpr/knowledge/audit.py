@@ -76,10 +76,15 @@ def lines_of(knowledge: Knowledge) -> Iterator[Line]:
 
 
 def alternatives_of(knowledge: Knowledge) -> Iterator[Line]:
-    """Every differential sentence against another class than `rival`, in order of class."""
+    """Every differential sentence but the one in use, in order of class.
+
+    `describe` puts the alternative against the rival that the probe found into use, and keeps it among the others.
+    """
     for item in knowledge.classes:
+        in_use = (item.rival, item.sentences.get(DIFFERENTIAL))
         for rival, sentence in item.differential_alternatives.items():
-            yield Alternative(item.index, item.name, rival, DIFFERENTIAL, sentence.strip())
+            if (rival, sentence) != in_use:
+                yield Alternative(item.index, item.name, rival, DIFFERENTIAL, sentence.strip())
 
 
 def audit(

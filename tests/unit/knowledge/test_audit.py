@@ -170,6 +170,14 @@ def test_a_sound_alternative_has_no_findings() -> None:
     assert audit(content, alternatives=True) == []
 
 
+def test_an_alternative_in_use_is_no_repetition(encoded: Mapping[str, Path]) -> None:
+    """What `describe` writes passes `mdpr knowledge audit`, whatever rivals the probe found."""
+    content = read_knowledge(encoded["knowledge"] / "knowledge.json")
+    in_use = [item.differential_alternatives.get(item.rival or "") == item.sentences[DF] for item in content.classes]
+    assert any(in_use)
+    assert [item for item in audit(content, alternatives=True) if item.level == "error"] == []
+
+
 def test_a_sentence_that_is_not_there_is_only_missing() -> None:
     assert [item.check for item in audit(base({("heron", FT): ""}))] == ["missing"]
 
