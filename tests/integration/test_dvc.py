@@ -30,7 +30,12 @@ Run = Callable[..., str]
 pytestmark = pytest.mark.integration
 
 SETTINGS = {
-    "prepare": {"max_images_per_class": 300, "imbalance_ratio": 20, "val_images_per_class": 20},
+    "prepare": {
+        "max_images_per_class": 300,
+        "imbalance_ratio": 20,
+        "val_images_per_class": 20,
+        "test_from": "share",  # 240 test images per class; the archive's own are 1,000
+    },
     # Few steps, but enough of them, with logit adjustment, to pass the gate against the frozen model.
     "tune": {"epochs": 3, "context_tokens": 4, "base_loss": "logit_adjusted"},
     "evaluate": {"gallery_images": 4},
