@@ -7,38 +7,3 @@ from mdpr.params.preparing import PrepareParams, ValidateParams
 from mdpr.params.releasing import MAX_TOP_K, EvaluateParams, PromoteParams, RegisterParams, TrackingParams
 from mdpr.params.section import DIFFERENTIAL, DIMENSIONS, Section, fault_line, input_paths
 from mdpr.params.tuning import BackboneParams, LossParams, TuneParams
-
-__all__ = [
-    "DIFFERENTIAL",
-    "DIMENSIONS",
-    "MAX_TOP_K",
-    "SECTIONS",
-    "BackboneParams",
-    "DescribeParams",
-    "EncodeParams",
-    "EvaluateParams",
-    "LlmParams",
-    "LossParams",
-    "Params",
-    "PrepareParams",
-    "ProbeParams",
-    "PromoteParams",
-    "RegisterParams",
-    "Section",
-    "TrackingParams",
-    "TuneParams",
-    "ValidateParams",
-    "apply_overrides",
-    "choices",
-    "dump_yaml",
-    "fault_line",
-    "input_paths",
-    "load_params",
-    "parse_json",
-    "parse_params",
-    "parse_yaml",
-    "read_json",
-    "read_text",
-    "read_value",
-    "read_yaml",
-]
