@@ -90,14 +90,10 @@ def _place(split: Split, row: int, path: str | None) -> str:
 
 
 def class_table(classes: Sequence[ClassInfo], splits: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
-    """A row per class: index, names, train_images_declared; train_images, val_images, test_images as found."""
+    """A row per class: index, display_name, train_images_declared; train_images, val_images, test_images as found."""
     table = pd.DataFrame(
-        {
-            "index": [item.index for item in classes],
-            "name": [item.name for item in classes],
-            "display_name": [item.display_name for item in classes],
-            "train_images_declared": [item.train_images for item in classes],
-        }
+        [(item.index, item.display_name, item.train_images) for item in classes],
+        columns=["index", "display_name", "train_images_declared"],
     )
     for split, rows in splits.items():
         table[f"{split}_images"] = rows["label"].value_counts().reindex(table["index"], fill_value=0).to_numpy()
@@ -129,9 +125,7 @@ def _ratio(counts: Sequence[int] | pd.Series) -> float | None:
 
 def _first_places(digests: pd.Series, places: Sequence[str]) -> pd.Series:
     """For each repeated value the place of its first occurrence, missing elsewhere."""
-    first = digests.drop_duplicates().dropna()
-    found = digests.map({digest: places[row] for row, digest in zip(first.index, first, strict=True)})
-    return found.where(digests.duplicated() & digests.notna())
+    return pd.Series(places, dtype="object").groupby(digests).transform("first").where(digests.duplicated())
 
 
 def _near_duplicates(

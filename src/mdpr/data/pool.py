@@ -110,20 +110,17 @@ def _without_image(picture: Picture) -> Picture:
 
 def pictures_of(kept: Iterable[Picture]) -> Pictures:
     """The marks of each, as arrays."""
-    pairs = [(picture.digest, picture.hash) for picture in kept]
-    digests, hashes = zip(*pairs, strict=True) if pairs else ((), ())
-    return Pictures(np.array(digests, np.int64), np.array(hashes, np.uint64))
+    marks = [(picture.digest, picture.hash) for picture in kept]
+    return Pictures(np.array([digest for digest, _ in marks], np.int64), np.array([h for _, h in marks], np.uint64))
 
 
-class Written(NamedTuple):
-    """A split that was written: images of each class, and its pictures."""
+def write_split(
+    file: Path, pictures: Iterable[Picture], seen: set[str], log: IntakeLog
+) -> tuple[Counter[int], Pictures]:
+    """Write a split; returns the images of each class, and the marks of all.
 
-    count_of_class: Counter[int]
-    pictures: Pictures
-
-
-def write_split(file: Path, pictures: Iterable[Picture], seen: set[str], log: IntakeLog) -> Written:
-    """Write a split. `seen` has the digests of the pixels that came before: a picture among them is left out."""
+    `seen` has the digests of the pixels that came before: a picture among them is left out.
+    """
     count: Counter[int] = Counter()
     kept: list[Picture] = []
 
@@ -139,4 +136,4 @@ def write_split(file: Path, pictures: Iterable[Picture], seen: set[str], log: In
             yield picture.record
 
     write_image_records(file, records())
-    return Written(count, pictures_of(kept))
+    return count, pictures_of(kept)

@@ -113,21 +113,18 @@ def write_prepared(
     """
     arranged = arrange(source, params)
     by_content = cuts_by_content(arranged.source, params)
-    written, digests, seen = {}, {}, set[str]()
     with log.all_faults(), ThreadPoolExecutor(1) as thread:
         if by_content:
             parts = parts_by_content(prepared, source, arranged, params, log, previous)
         else:
             parts = parts_by_order(arranged, params, log)
         arranged, source, names = parts.arranged, parts.arranged.source, parts.arranged.names
+        count_of, pictures, digests, seen = {}, {}, {}, set[str]()
         for name in reversed(SPLITS) if params.drop_duplicates else SPLITS:  # what is dropped is never of the test set
             file = prepared / f"{name}.parquet"
-            written[name] = write_split(file, parts.pictures[name], seen, log)
+            count_of[name], pictures[name] = write_split(file, parts.pictures[name], seen, log)
             digests[file.name] = thread.submit(sha256, file)
-        counts_C = {
-            name: count_classes(written[name].count_of_class, names, name, arranged.train_only) for name in SPLITS
-        }
-    pictures = {name: written[name].pictures for name in SPLITS}
+        counts_C = {name: count_classes(count_of[name], names, name, arranged.train_only) for name in SPLITS}
     write_pictures(prepared, pictures)
     write_classes(prepared, class_infos(source, counts_C["train"], params))
     card = DataCard(
@@ -168,9 +165,18 @@ def cuts_by_content(source: Source, params: PrepareParams) -> bool:
 
 def parts_by_order(arranged: Arranged, params: PrepareParams, log: IntakeLog) -> Parts:
     """Splits that follow from labels and the order of images."""
-    chosen, validation = choose_rows(arranged, arranged.names, params)
+    source, names, train_only = arranged.source, arranged.names, arranged.train_only
+    pool_N = source.pool.labels_N
+    test_rows = np.empty(0, np.int64)
+    if source.test is None:
+        test_rows = hold_out_test(pool_N, names, params.test_share, train_only)
+    rest = np.setdiff1d(np.arange(len(pool_N)), test_rows, assume_unique=True)
+    cut = cut_pool(pool_N[rest], names, params, with_val=source.val is None, train_only=train_only)
+    of_pool: dict[Split, np.ndarray] = {"train": rest[cut.train], "val": rest[cut.val], "test": test_rows}
+    chosen: Chosen = {name: (source.pool, rows) for name, rows in of_pool.items()}
+    chosen |= {name: (split, _used(split)) for name, split in source.splits.items() if name != "train"}
     pictures = {name: _read(name, split, rows, arranged, params, log) for name, (split, rows) in chosen.items()}
-    return Parts(arranged, pictures, validation, chosen)
+    return Parts(arranged, pictures, cut.validation, chosen)
 
 
 def parts_by_content(
@@ -274,24 +280,6 @@ def _keep_classes(source: Source, kept: Sequence[int]) -> Source:
     classes = tuple(source.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept))
     pool = RelabelledSplit(source.pool, index_C[source.pool.labels_N])
     return replace(source, classes=classes, pool=pool, val=relabelled(source.val), test=relabelled(source.test))
-
-
-def choose_rows(arranged: Arranged, names: Sequence[str], params: PrepareParams) -> tuple[Chosen, Validation]:
-    """The rows of the source's splits that become train, val and test, and where validation came from."""
-    source = arranged.source
-    pool_N = source.pool.labels_N
-    test_rows = np.empty(0, np.int64)
-    if source.test is None:
-        test_rows = hold_out_test(pool_N, names, params.test_share, arranged.train_only)
-    rest = np.setdiff1d(np.arange(len(pool_N)), test_rows, assume_unique=True)
-    cut = cut_pool(pool_N[rest], names, params, with_val=source.val is None, train_only=arranged.train_only)
-    chosen: Chosen = {
-        "train": (source.pool, rest[cut.train]),
-        "val": (source.pool, rest[cut.val]),
-        "test": (source.pool, test_rows),
-    }
-    chosen |= {name: (split, _used(split)) for name, split in source.splits.items() if name != "train"}
-    return chosen, cut.validation
 
 
 def class_infos(source: Source, train_C: Sequence[int], params: PrepareParams) -> list[ClassInfo]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from mdpr.artifacts import ShotGroup, Validation
+from mdpr.artifacts import DataCard, ShotGroup, Validation
 from mdpr.errors import DataError
 from mdpr.params import PrepareParams
 
@@ -158,15 +157,7 @@ def _whole(exact: float) -> int:
     return math.floor(exact * (1 + 1e-12))  # 49 * (1/49) is 1, not 0.9999...
 
 
-class Tail(Protocol):
-    """The settings that say how long a tail is: those of params.yaml, or those that card.json kept."""
-
-    @property
-    def max_images_per_class(self) -> int: ...
-
-    @property
-    def pareto_power(self) -> float: ...
-
+Tail = PrepareParams | DataCard  # the settings that say how long a tail is, as they are or as card.json kept them
 
 PROFILES: dict[str, Callable[[Tail, float, int], list[int]]] = {
     "exponential": lambda tail, ratio, classes: exponential_profile(tail.max_images_per_class, ratio, classes),
@@ -190,7 +181,7 @@ def planned_counts(params: PrepareParams, counts_C: np.ndarray, imbalance_ratio:
     """Images of each class, in order of index, that the cut of this ratio makes of `counts_C`; not for natural."""
     planned_C = np.empty(len(counts_C), np.int64)
     planned_C[class_order(params, counts_C)] = PROFILES[params.profile](params, imbalance_ratio, len(counts_C))
-    return [int(count) for count in planned_C]
+    return planned_C.tolist()
 
 
 def shot_group(train_images: int, many_above: int, few_below: int) -> ShotGroup:

@@ -50,11 +50,13 @@ def test_the_pool_gives_back_what_it_was_given_with_other_labels(
     pool = Pool(iter(found), tmp_path)
     assert pool.rows_P.tolist() == [0, 2, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    written = write_split(tmp_path / "x.parquet", pool.read(np.array([3, 1]), np.array([7, 8, 9, 6])), set(), log)
+    count, pictures = write_split(
+        tmp_path / "x.parquet", pool.read(np.array([3, 1]), np.array([7, 8, 9, 6])), set(), log
+    )
     records = list(read_images(tmp_path / "x.parquet"))
     assert [(record.image, record.label) for record in records] == [
         (found[3].record.image, 6),
         (found[1].record.image, 8),
     ]
-    assert written.count_of_class == {6: 1, 8: 1}
-    assert written.pictures.hash_N.tolist() == [found[3].hash, found[1].hash]
+    assert count == {6: 1, 8: 1}
+    assert pictures.hash_N.tolist() == [found[3].hash, found[1].hash]
