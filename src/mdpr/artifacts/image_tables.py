@@ -41,11 +41,8 @@ def write_images(path: Path, images: Sequence[bytes], image_paths: Sequence[str]
     write_image_records(path, itertools.starmap(ImageRecord, zip(images, image_paths, labels, strict=True)))
 
 
-def write_image_records(path: Path, records: Iterable[ImageRecord]) -> int:
-    """One split, streamed: a row group is written while the next one is taken. Returns the number of images.
-
-    The same records give the same bytes.
-    """
+def write_image_records(path: Path, records: Iterable[ImageRecord]) -> None:
+    """One split, streamed: a row group is written while the next one is taken. The same records give the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -53,24 +50,24 @@ def write_image_records(path: Path, records: Iterable[ImageRecord]) -> int:
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image_type), ("label", pa.int64())], {"huggingface": json.dumps({"info": features})})
 
-    def write(group: list[ImageRecord]) -> int:
+    def write(group: list[ImageRecord]) -> None:
         images, paths, labels = zip(*group, strict=True)
         image = pa.StructArray.from_arrays(
             [pa.array(images, pa.binary()), pa.array(paths, pa.string())], fields=list(image_type)
         )
         writer.write_table(pa.Table.from_arrays([image, pa.array(labels, pa.int64())], schema=schema))
-        return len(group)
 
-    written = 0
     with (
         pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer,
         ThreadPoolExecutor(1) as thread,
     ):
-        before: Future[int] | None = None
+        writing: Future[None] | None = None
         for group in _row_groups(records):
-            written += before.result() if before else 0
-            before = thread.submit(write, group)
-        return written + (before.result() if before else 0)
+            if writing:
+                writing.result()
+            writing = thread.submit(write, group)
+        if writing:
+            writing.result()
 
 
 def _row_groups(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:

@@ -18,6 +18,7 @@ FREQUENCIES = 8
 HASH_BITS = FREQUENCIES**2
 COMPARED_TOGETHER = 4_000_000  # candidate pairs in memory at one time
 NOTHING = -1
+INDEX_BITS = 48  # of an image
 
 
 def grey_thumbnail(image: Image.Image) -> bytes:
@@ -54,10 +55,11 @@ def nearest_within(known_M: np.ndarray, wanted_N: np.ndarray, max_bits: int) -> 
     """
     known, first_known = np.unique(known_M, return_index=True)
     wanted, wanted_as = np.unique(wanted_N, return_inverse=True)
-    best_bits = np.full(len(wanted), max_bits + 1, np.int64)
-    best_index = np.full(len(wanted), NOTHING, np.int64)
+    best = np.full(len(wanted), (max_bits + 1) << INDEX_BITS)  # the bits, then the index: the least is the nearest
     for rows, found, bits in _candidates(known, wanted, max_bits):
-        _keep_best(best_bits, best_index, rows, bits, first_known[found])
+        np.minimum.at(best, rows, (bits << INDEX_BITS) | first_known[found])
+    best_bits = best >> INDEX_BITS
+    best_index = np.where(best_bits > max_bits, NOTHING, best & (2**INDEX_BITS - 1))
     return best_index[wanted_as], best_bits[wanted_as]
 
 
@@ -79,22 +81,6 @@ def _candidates(
             bits = np.bitwise_count(known[found] ^ wanted[rows]).astype(np.int64)
             near = bits <= max_bits
             yield rows[near], found[near], bits[near]
-
-
-def _keep_best(
-    best_bits: np.ndarray, best_index: np.ndarray, rows: np.ndarray, bits: np.ndarray, index: np.ndarray
-) -> None:
-    """Lay the candidates over the best so far: fewer bits first, then the lower index."""
-    near = bits <= best_bits[rows]
-    rows, bits, index = rows[near], bits[near], index[near]
-    order = np.lexsort((index, bits, rows))
-    rows, bits, index = rows[order], bits[order], index[order]
-    rows, first = np.unique(rows, return_index=True)
-    bits, index = bits[first], index[first]
-    tied = (bits == best_bits[rows]) & (best_index[rows] != NOTHING)
-    better = (bits < best_bits[rows]) | (tied & (index < best_index[rows]))
-    best_bits[rows[better]] = bits[better]
-    best_index[rows[better]] = index[better]
 
 
 def _blocks(count_N: np.ndarray) -> list[np.ndarray]:

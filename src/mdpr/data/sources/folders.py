@@ -8,14 +8,13 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from mdpr.artifacts import Split
 from mdpr.data.class_list import NAME_FILES, name_labels
-from mdpr.data.intake import IntakeLog, Links
+from mdpr.data.intake import Links
 from mdpr.data.sources.source import FileSplit, Place, Source
 from mdpr.errors import DataError, printable
 from mdpr.images.decoding import IMAGE_SUFFIXES, is_image, utf8_name
@@ -43,7 +42,7 @@ def folder_source(place: Place) -> Source:
     are passed over, links out of the root are refused.
     Raises `DataError` for folders that could be read in two ways.
     """
-    root, walk = place.root, Walk.of(place)
+    root, walk = place.root, Walk(place)
     folders = walk.split_folders()
     images = {split: walk.images(split, folder) for split, folder in folders.items()}
     labels = sorted({label for label, _ in images["train"]} | walk.empty_classes("train"))
@@ -58,27 +57,18 @@ def folder_source(place: Place) -> Source:
 
 @dataclass
 class Walk:
-    """One pass over the folders of a source. Paths are relative to the root, as text."""
+    """One pass over the folders of a source. Paths are text, as they are found below the root."""
 
-    root: Path
-    depth: int
-    follow_links: bool
-    reads_test: bool
-    log: IntakeLog
+    place: Place
     linked: set[str] = field(default_factory=set)  # real paths of the folders that links led to
     seen: dict[str, set[str]] = field(default_factory=dict)  # split -> its top folders
     below: dict[str, set[str]] = field(default_factory=dict)  # top folder of train -> the folders in it
     top: list[os.DirEntry[str]] = field(default_factory=list)  # of the root
     direct: set[str] = field(default_factory=set)  # top folders of train that hold images themselves
 
-    @classmethod
-    def of(cls, place: Place) -> Walk:
-        params = place.params
-        return cls(place.root, params.class_depth, params.follow_links, place.reads_test, place.log)
-
-    @cached_property
-    def _links(self) -> Links:
-        return Links(self.root, follow=self.follow_links)
+    def __post_init__(self) -> None:
+        self.root, self.log, self.depth = self.place.root, self.place.log, self.place.params.class_depth
+        self._links = Links(self.root, follow=self.place.params.follow_links)
 
     def split_folders(self) -> dict[Split, Path]:
         """The folder of each split; the root itself is train if there are no splits."""
@@ -102,7 +92,7 @@ class Walk:
         for entry in entries:
             if entry.name not in (*found, *NAME_FILES):
                 self.log.pass_over(BESIDE_SPLITS, entry.path)
-        if not self.reads_test:
+        if not self.place.reads_test:
             found.pop("test", None)
         return found
 
@@ -146,7 +136,7 @@ class Walk:
                 )
         files = [os.sep.join(_steps(path, self.root)) for _, path in found]
         labels_N = np.array([index[label] for label, _ in found], np.int64)
-        return FileSplit(self.root, files, labels_N, follow_links=self.follow_links)
+        return FileSplit(self.root, files, labels_N, follow_links=self.place.params.follow_links)
 
     def check_depth(self, labels: Sequence[str]) -> None:
         """Raises `DataError` if all classes hold just the same folders, or splits: either could be the classes.

@@ -7,7 +7,6 @@ import io
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,41 +136,35 @@ def _check_columns(columns: Sequence[str], file: Path) -> None:
         raise DataError(f"{file} has two columns {SPLIT_COLUMN!r}: keep one")
 
 
-@dataclass(frozen=True)
-class Lists:
-    """The list files of a benchmark as they are published; `val` is None if it has no list of its own."""
-
-    train: str
-    val: str | None
-    test: str
-    class_list: Callable[[Path], tuple[ClassName, ...]]
-
-
 def imagenet_lt_source(place: Place) -> Source:
     """ImageNet_LT_train.txt, _val.txt and _test.txt (Liu et al., CVPR 2019), and ImageNet's train/ and val/."""
     names = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt")
-    return _lists_source(place, Lists(*names, lambda _: shipped_class_list("imagenet")))
+    return _lists_source(place, *names, lambda: shipped_class_list("imagenet"))
 
 
 def places_lt_source(place: Place) -> Source:
     """Places_LT_train.txt, _val.txt and _test.txt (Liu et al., CVPR 2019), and the images of Places365."""
     names = ("Places_LT_train.txt", "Places_LT_val.txt", "Places_LT_test.txt")
-    return _lists_source(place, Lists(*names, lambda _: shipped_class_list("places365")))
+    return _lists_source(place, *names, lambda: shipped_class_list("places365"))
 
 
 def inat2018_source(place: Place) -> Source:
     """iNaturalist18_train.txt and _val.txt (its val is the test set, as usual), and categories.json of the set."""
-    return _lists_source(place, Lists("iNaturalist18_train.txt", None, "iNaturalist18_val.txt", _categories))
+    names = ("iNaturalist18_train.txt", None, "iNaturalist18_val.txt")
+    return _lists_source(place, *names, lambda: _categories(place.root))
 
 
-def _lists_source(place: Place, lists: Lists) -> Source:
+def _lists_source(
+    place: Place, train: str, val: str | None, test: str, class_list: Callable[[], tuple[ClassName, ...]]
+) -> Source:
+    """The list files of a benchmark as they are published; `class_list` holds if there is no classes.json."""
     own = place.root / CLASS_LIST
-    classes = read_class_list(own) if own.is_file() else lists.class_list(place.root)
+    classes = read_class_list(own) if own.is_file() else class_list()
     return Source(
         classes=classes,
-        pool=_listed(place, lists.train, classes),
-        val=_listed(place, lists.val, classes) if lists.val else None,
-        test=_listed(place, lists.test, classes),
+        pool=_listed(place, train, classes),
+        val=_listed(place, val, classes) if val else None,
+        test=_listed(place, test, classes),
     )
 
 
