@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from mdpr import artifacts
@@ -180,7 +179,6 @@ def render_report(content: ReportContent, figures: Sequence[Figure]) -> str:
         figures={figure.name: figure for figure in figures},
         dimensions=[label(key) for key in DIMENSIONS],
         audit_rows=AUDIT_ROWS,
-        svg=lambda figure: Markup(figure.svg),  # noqa: S704 - Vega escapes the text in it
     )
 
 
