@@ -78,11 +78,10 @@ def predict(
         columns: dict[str, Tensor] = {}
         if outputs.routed_BC is not None:
             logits["routed"] = outputs.routed_BC
+            columns["routing"] = classifier.consult(outputs, outputs.fused_BC.argmax(dim=-1))
+            columns["true_routing"] = classifier.consult(outputs, label_B.to(classifier.device))
         if not classifier.model.answers_as_base:
             logits["fused"] = outputs.fused_BC
-        if outputs.routed_BC is not None:
-            class_B = {"routing": outputs.fused_BC.argmax(dim=-1), "true_routing": label_B.to(classifier.device)}
-            columns = {name: classifier.consult(outputs, indices_B) for name, indices_B in class_B.items()}
         index_B = recorder.images + torch.arange(len(label_B))
         for name, weight_Cd, bias_C in heads:
             columns[f"{name}_top1"] = top_classes((frozen_Bd @ weight_Cd.T + bias_C).cpu(), 1, index_B)[:, 0]
