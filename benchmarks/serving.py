@@ -36,7 +36,7 @@ from mdpr.artifacts import read_run
 from mdpr.mlops.gate import compare, read_policy
 from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import Registry
-from mdpr.mlops.served_model import Parts, log_served_model
+from mdpr.mlops.releases import Parts, log_served_model
 from mdpr.mlops.store import connect
 from mdpr.model.inference import Classifier
 from mdpr.params import Params, TrackingParams, load_params

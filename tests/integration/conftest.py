@@ -24,8 +24,8 @@ import pytest
 import requests
 
 from mdpr import artifacts
+from mdpr.mlops.releases import Parts
 from mdpr.mlops.runs import add_results, open_run, result_metrics
-from mdpr.mlops.served_model import Parts
 from mdpr.mlops.store import Store, connect
 from mdpr.params import BackboneParams, EncodeParams, RegisterParams, TrackingParams, TuneParams
 

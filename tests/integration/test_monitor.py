@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mdpr.artifacts.prediction_log import open_prediction_log
 from mdpr.commands.models import predict
 from mdpr.commands.monitor import monitor
-from mdpr.mlops.served_model import Parts
+from mdpr.mlops.releases import Parts
 from mdpr.model.inference import Classifier
 from mdpr.monitoring.recording import ReferenceRecorder, log_source
 

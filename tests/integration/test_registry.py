@@ -24,7 +24,7 @@ from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops import promotions, releases
 from mdpr.mlops.gate import Policy, read_policy
-from mdpr.mlops.served_model import Parts, requirements
+from mdpr.mlops.releases import Parts, requirements
 from mdpr.mlops.store import Store
 from mdpr.model.inference import Classifier
 from mdpr.params import RegisterParams, TrackingParams
@@ -373,7 +373,7 @@ import os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
 from mdpr.mlops import releases
-from mdpr.mlops.served_model import Parts
+from mdpr.mlops.releases import Parts
 from mdpr.params import RegisterParams, TrackingParams
 
 def die(*arguments, **options):

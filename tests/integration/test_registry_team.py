@@ -28,7 +28,7 @@ from mdpr.mlops import promotions, releases
 from mdpr.mlops.gate import read_policy
 from mdpr.mlops.promotions import move_champion, open_log
 from mdpr.mlops.registry import CHAMPION, Registry
-from mdpr.mlops.served_model import Parts
+from mdpr.mlops.releases import Parts
 from mdpr.mlops.store import Store, connect
 from mdpr.params import RegisterParams, TrackingParams
 

@@ -32,7 +32,7 @@ from mdpr.images.decoding import decode_image
 from mdpr.mlops import releases
 from mdpr.mlops.promotions import move_champion
 from mdpr.mlops.registry import Registry
-from mdpr.mlops.served_model import Parts
+from mdpr.mlops.releases import Parts
 from mdpr.mlops.store import connect
 from mdpr.model.inference import Classifier
 from mdpr.params import DIMENSIONS, RegisterParams, TrackingParams

@@ -13,7 +13,7 @@ import yaml
 from mdpr.kubeflow.components import show_summary
 from mdpr.mlops import promotions, releases
 from mdpr.mlops.gate import read_policy
-from mdpr.mlops.served_model import Parts
+from mdpr.mlops.releases import Parts
 from mdpr.mlops.store import Store
 from mdpr.params import RegisterParams, TrackingParams
 

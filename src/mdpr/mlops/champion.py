@@ -202,13 +202,13 @@ def time_versions(addresses: Sequence[str]) -> np.ndarray:
 
 
 def time_in_turn(
-    requests: Sequence[Callable[[], object]], count: int = REQUESTS, clock_s: Callable[[], float] = time.perf_counter
+    requests: Sequence[Callable[[], object]], clock_s: Callable[[], float] = time.perf_counter
 ) -> np.ndarray:
-    """Milliseconds of `count` calls of each of `requests`, (R, M), after a few that do not count.
+    """Milliseconds of R = `REQUESTS` calls of each of `requests`, (R, M), after a few that do not count.
 
     A row holds calls that followed each other; every other row is made in the opposite order.
     """
-    ms_RM = np.empty((WARM_UP + count, len(requests)))
+    ms_RM = np.empty((WARM_UP + REQUESTS, len(requests)))
     for row, ms_M in enumerate(ms_RM):
         for column in range(len(requests))[:: 1 if row % 2 else -1]:
             started_s = clock_s()

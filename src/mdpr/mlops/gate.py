@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mdpr.artifacts import Check
 from mdpr.errors import ConfigError, printable
 from mdpr.evaluation.metrics import expected_calibration_error
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.uncertainty import drawn_counts, effective_shares, outcome_counts
-from mdpr.params import fault_line, read_yaml
+from mdpr.params import Section, fault_line, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +64,7 @@ WORTH = ((100, 100), (100, 0), (0, 100), (0, 0))  # of each outcome, in percent:
 # --- the policy ---------------------------------------------------------------------------------------------
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FirstModel(Frozen):
+class FirstModel(Section):
     """No champion yet: absolute floors, and margins over each of the opponents."""
 
     floor_percent: dict[Group, Percent]
@@ -78,7 +74,7 @@ class FirstModel(Frozen):
     max_latency_ms: float | None = Field(gt=0)  # None: latency is not measured
 
 
-class NewClasses(Frozen):
+class NewClasses(Section):
     """For a challenger with classes that the champion lacks: a gain of its own, that may cost something elsewhere."""
 
     margin_points: dict[Group, Margin]  # over the classes that both have, in place of `LaterModels.margin_points`
@@ -86,7 +82,7 @@ class NewClasses(Frozen):
     tolerance_points: Percent  # how far below each opponent of a first model that accuracy may be
 
 
-class LaterModels(Frozen):
+class LaterModels(Section):
     """Against the champion, on the same test images."""
 
     margin_points: dict[Group, Margin]
@@ -103,7 +99,7 @@ class LaterModels(Frozen):
         return self
 
 
-class Policy(Frozen):
+class Policy(Section):
     """No key has a default: a gate is written down or there is none. A group that is not named is not judged."""
 
     required_groups: tuple[Group, ...]  # a model that has no test image of one is not promoted
@@ -405,17 +401,14 @@ def _check(name: str, value: float, passes: Passes, threshold: float, estimate: 
 
 
 def answer(table: pd.DataFrame, branch: str | None = None) -> np.ndarray:
-    """The class that each image was given, in order of index; by default by the model's own answer.
-
-    That is fused, or base if routing is off.
-    """
-    top1_N: np.ndarray = in_order(table)[f"{branch or final_branch(table)}_top1"].to_numpy()
+    """The class that each image was given by `branch`; by default by the model's own answer: fused, or base."""
+    top1_N: np.ndarray = table[f"{branch or final_branch(table)}_top1"].to_numpy()
     return top1_N
 
 
 def answered_right(table: pd.DataFrame, branch: str | None = None) -> np.ndarray:
-    """Whether each image was answered right, in order of index; see `answer`."""
-    right_N: np.ndarray = answer(table, branch) == in_order(table)["label"].to_numpy()
+    """Whether each image was answered right; see `answer`."""
+    right_N: np.ndarray = answer(table, branch) == table["label"].to_numpy()
     return right_N
 
 

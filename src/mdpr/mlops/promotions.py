@@ -54,7 +54,6 @@ class Judgement:
     challenger: Version
     champion_before: str | None
     decision: Decision
-    already_champion: bool
 
     def promotion(self) -> Promotion:
         """The judgement as promotion.json has it, as carried out."""
@@ -106,7 +105,7 @@ def judge(
             candidate = replace(candidate, latency_R=ms_RM[:, 0])
             opponent = opponent and replace(opponent, latency_R=ms_RM[:, 1])
         decision = should_promote(candidate, opponent, shot_groups(shots), policy)
-    return Judgement(registry, challenger, before, decision, already_champion=before == challenger.number)
+    return Judgement(registry, challenger, before, decision)
 
 
 def promote(
@@ -133,7 +132,7 @@ def promote(
     promotion = judgement.promotion()
     if judgement.decision.promote:
         move_champion(judgement.registry, judgement.challenger.number, expected=judgement.champion_before)
-    if not judgement.already_champion:
+    if judgement.challenger.number != judgement.champion_before:
         _record(judgement, promotion)
     return promotion
 

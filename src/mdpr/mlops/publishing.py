@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError, one_line
-from mdpr.mlops.store import Refused, Store, StoreError, Unreachable, not_mlflow
+from mdpr.mlops.store import Refused, Store, StoreError, Unreachable, alone, not_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100  # what MLflow takes in one 
 
 T = TypeVar("T")
 MetricValue = tuple[str, float, int, int]  # name, value, time in ms, step
+
+
+def now_ms() -> int:
+    """The time as MLflow has it: milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 class DatasetInput(BaseModel):
@@ -74,7 +79,7 @@ class Item(BaseModel):
     tags: dict[str, str] = Field(default_factory=dict)
     metrics: list[MetricValue] = Field(default_factory=list)
     datasets: list[DatasetInput] = Field(default_factory=list)
-    started_ms: int = Field(default_factory=lambda: now_ms())
+    started_ms: int = Field(default_factory=now_ms)
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"] | None = None
     ended_ms: int | None = None
 
@@ -222,18 +227,16 @@ def _locked(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield _same(folder, descriptor)  # not removed between opening and locking it
+        yield _is_at(folder, descriptor)  # not removed between opening and locking it
     finally:
         os.close(descriptor)
 
 
-def _same(folder: Path, descriptor: int) -> bool:
+def _is_at(folder: Path, descriptor: int) -> bool:
     try:
-        named = folder.stat()
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
     except FileNotFoundError:
         return False
-    held = os.fstat(descriptor)
-    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
 
 
 def _unwritable(outbox: Path, error: OSError) -> TrackingError:
@@ -329,11 +332,6 @@ def in_groups(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield values[start : start + size]
 
 
-def now_ms() -> int:
-    """The time as MLflow has it: milliseconds since 1970."""
-    return int(time.time() * 1000)
-
-
 # --- runs of the store --------------------------------------------------------------------------------------
 
 
@@ -345,7 +343,7 @@ def mirror_run(store: Store, run: TrackedRun, name: str | None = None) -> Tracke
     """
     here = find_run(store, run.run_id)
     if here is None:
-        with store.alone():
+        with alone(store.file):
             here = find_run(store, run.run_id) or _make_mirror(store, run, name or f"from-{run.run_id[:8]}")
     return run.model_copy(update={"run_id": here})
 

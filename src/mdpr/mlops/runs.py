@@ -166,7 +166,7 @@ def open_run(
         if store:
             with suppress(Unreachable):
                 run.send()
-                run._logged |= _steps(store, str(run.here))
+                run._logged |= {item.step for item in store.client.get_metric_history(str(run.here), LOSS)}
         status = "FAILED"
         try:
             with _system_metrics(tracking, run):
@@ -223,11 +223,6 @@ def _system_metrics(tracking: TrackingParams, run: OpenRun) -> Iterator[None]:
     finally:
         with suppress(TimeoutError):  # it talks to the store once more
             within(RETRY_AFTER_S, monitor.finish)
-
-
-def _steps(store: Store, run_id: str) -> set[int]:
-    """The epochs that the store has of a run."""
-    return {item.step for item in store.client.get_metric_history(run_id, LOSS)}
 
 
 def _as_metric(name: str, value: float) -> tuple[str, float]:

@@ -328,24 +328,20 @@ def parse_arguments() -> tuple[argparse.Namespace, LogSettings | None]:
     return options, settings
 
 
-def check(model: str, prior: str | None, log: LogSettings | None) -> None:
-    """Try what only the workers use, so that a mistake ends the command. Raises `MdprError`."""
-    if log:
-        check_folder(log.folder)
-    if prior:
-        print(read_prior(prior, read_served_config(model)), file=sys.stderr)
-
-
 def main() -> None:
     """Start the server: one line and exit code 2 for a user's mistake."""
     options, log = parse_arguments()
-    try:
-        check(options.model, options.prior, log)
+    try:  # what only the workers use, so that a mistake ends the command
+        if log:
+            check_folder(log.folder)
+        if options.prior:
+            print(read_prior(options.prior, read_served_config(options.model)), file=sys.stderr)
     except MdprError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    os.environ |= {MODEL_VARIABLE: options.model, TIMEOUT_VARIABLE: str(options.timeout_s)}
     os.environ |= {
+        MODEL_VARIABLE: options.model,
+        TIMEOUT_VARIABLE: str(options.timeout_s),
         LOG_VARIABLE: json.dumps(asdict(log), default=str) if log else "",
         PRIOR_VARIABLE: options.prior or "",
     }

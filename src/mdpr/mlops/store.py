@@ -85,12 +85,6 @@ class Store:
     def address(self) -> str:
         return store_address(self.uri)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Only one process of ours is in such a block, if the store is a local file; a server offers no lock."""
-        with _alone(self.file):
-            yield
-
     def check(self) -> None:
         """Raise `TrackingError` unless the store answers as MLflow does."""
         if is_http(self.uri):
@@ -138,7 +132,7 @@ def connect() -> Store:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what `translate_errors` says
     if is_http(uri):
         _check_server(uri)
-    with translate_errors(uri), _alone(file):
+    with translate_errors(uri), alone(file):
         mlflow.set_tracking_uri(uri)  # MLflow resolves `models:/...` addresses by its own global setting
         client = BoundedClient(mlflow.MlflowClient(tracking_uri=uri), uri)
         return Store(cast("MlflowClient", client), uri)
@@ -309,10 +303,11 @@ def _check_sqlite(file: Path) -> None:
 
 
 @contextmanager
-def _alone(file: Path | None) -> Iterator[None]:
+def alone(file: Path | None) -> Iterator[None]:
     """Hold off other processes of ours while a client opens the sqlite store `file` and makes its tables, or a run.
 
-    MLflow takes no lock: of two that meet an empty store, one finds half of the other's tables and fails.
+    MLflow takes no lock: of two that meet an empty store, one finds half of the other's tables and fails. A server
+    (None) offers no lock.
     """
     with ExitStack() as held:
         # The lock of the folder itself leaves no file behind. On a file system without locks, all is as without it.

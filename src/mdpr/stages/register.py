@@ -27,9 +27,8 @@ def register(
     """
     from mdpr.artifacts import write_json
     from mdpr.mlops import releases
-    from mdpr.mlops.served_model import Parts
 
-    parts, experiment = Parts(knowledge, features, model), experiment_name()
+    parts, experiment = releases.Parts(knowledge, features, model), experiment_name()
     if experiment is None or params.in_experiments:
         made = releases.register(parts, evaluation, tracking, params)
         write_json(registration, made)
