@@ -13,7 +13,7 @@ import sys
 
 import click
 
-from mdpr.commands.stage import TableGroup, accept_verbose, stage_command
+from mdpr.commands.stage import TableGroup, stage_command
 from mdpr.errors import MdprError, printable
 from mdpr.launch import collect_rarely, read_launch
 from mdpr.stages.stage import STAGES, load_stage
@@ -51,28 +51,20 @@ class PrintableFormatter(logging.Formatter):
         return printable(record.message)
 
 
-class LazyGroup(TableGroup):
-    """The list of commands comes from two tables."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*STAGES, *COMMANDS]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in STAGES:
-            return accept_verbose(stage_command(load_stage(cmd_name)))
-        if cmd_name in COMMANDS:
-            module = importlib.import_module(f"mdpr.commands.{COMMANDS[cmd_name][0]}")
-            return accept_verbose(getattr(module, cmd_name))
-        return None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        lines = {name: line for name, (_, line) in COMMANDS.items()}
-        for title, table in (("Stages, in order", STAGES), ("Other commands", lines)):
-            with formatter.section(title):
-                formatter.write_dl(list(table.items()))
+def tables() -> dict[str, dict[str, str]]:
+    """The commands with their lines, by the titles in `mdpr --help`."""
+    return {"Stages, in order": STAGES, "Other commands": {name: line for name, (_, line) in COMMANDS.items()}}
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"max_content_width": 110})
+def load(name: str) -> click.Command:
+    """The command `name` of `tables`."""
+    if name in STAGES:
+        return stage_command(load_stage(name))
+    command: click.Command = getattr(importlib.import_module(f"mdpr.commands.{COMMANDS[name][0]}"), name)
+    return command
+
+
+@click.group(cls=TableGroup, tables=tables, load=load, epilog=EPILOG, context_settings={"max_content_width": 110})
 @click.version_option(package_name="mdpr")
 @click.option("--verbose", "-v", is_flag=True, help="Show debug messages, and the traceback of an error.")
 def cli(verbose: bool) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mdpr.commands.stage import PATH, params_option
 from mdpr.errors import CheckFailed, KnowledgeError, printable
-
-if TYPE_CHECKING:
-    from mdpr.knowledge.audit import Finding
 
 COLORS: Mapping[str, str] = {"error": "red", "warning": "yellow"}
 
@@ -57,7 +53,9 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        _show(findings)
+        for finding in findings:
+            level = click.style(finding.level, fg=COLORS[finding.level])
+            click.echo(f"{level} {finding.check}: {printable(finding.where)}: {printable(finding.message)}")
     failing = [finding for finding in findings if strict or finding.level == "error"]
     if failing:
         raise CheckFailed(f"{file}: {len(failing)} of {len(findings)} findings must be corrected")
@@ -107,12 +105,6 @@ def merge_folders(shards: tuple[Path, ...], prepared: Path, probe: Path, knowled
         if shards.count(shard) > 1:
             raise KnowledgeError(f"{shard} is given {shards.count(shard)} times: give each shard once")
     merge({str(shard): shard for shard in shards}, prepared, probe, knowledge, section)
-
-
-def _show(findings: list[Finding]) -> None:
-    for finding in findings:
-        level = click.style(finding.level, fg=COLORS[finding.level])
-        click.echo(f"{level} {finding.check}: {printable(finding.where)}: {printable(finding.message)}")
 
 
 def _tokenizer() -> Callable[[str], list[int]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mdpr.commands.stage import PATH, params_option
+from mdpr.commands.stage import PATH, params_option, read_tracking
 from mdpr.params import MAX_TOP_K
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def predict(
     columns = _columns(top_k, routing)
     with ExitStack() as stack:
         stream = stack.enter_context(_output(out))
-        address = model or _champion(params)
+        address = model or f"models:/{read_tracking(params).model_name}@champion"
         if address.startswith("models:/"):
             connect()
         classifier = Classifier.load(address, features)
@@ -248,14 +248,6 @@ def _answer(prediction: Prediction, routing: bool) -> dict[str, Any]:
     if routing and prediction.routing:
         answer |= {dimension: f"{weight:.6f}" for dimension, weight in prediction.routing.items()}
     return answer
-
-
-def _champion(params: Path) -> str:
-    """The champion's address, under the name that params.yaml gives the model."""
-    from mdpr.params import TrackingParams, load_params
-
-    name = load_params(params).tracking.model_name if params.exists() else TrackingParams().model_name
-    return f"models:/{name}@champion"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mdpr.commands.stage import PATH, params_option
+from mdpr.commands.stage import PATH, params_option, read_tracking
 
 if TYPE_CHECKING:
     from mdpr.monitoring.result import Monitoring
@@ -85,10 +85,9 @@ def monitor(
     from mdpr.monitoring.sample import read_reference, read_sample
     from mdpr.monitoring.shift import Thresholds, analyse
     from mdpr.pages import GENERATOR
-    from mdpr.params import TrackingParams, load_params
     from mdpr.stages.outputs import write_whole
 
-    tracking = load_params(params).tracking if params.exists() else TrackingParams()
+    tracking = read_tracking(params)
     thresholds = Thresholds(max_drop_points, max_label_shift, max_drift_auc, min_images)
     with tempfile.TemporaryDirectory() as scratch:
         known = read_reference(fetch_reference(reference, Path(scratch)))

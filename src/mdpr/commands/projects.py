@@ -18,7 +18,7 @@ from types import ModuleType
 
 import click
 
-from mdpr.commands.stage import PATH, TableGroup, accept_verbose
+from mdpr.commands.stage import PATH, TableGroup
 from mdpr.errors import ConfigError, MdprError
 
 DEMO = "emblems-lt"
@@ -149,24 +149,6 @@ def use(name: str, variant: str | None, overrides: tuple[str, ...], params: Path
     click.echo(f"wrote {params}; next: {recipe.commands[-1]}")
 
 
-class ProjectGroup(TableGroup):
-    """The commands that the project's package names in `COMMANDS` (name -> module, line of help)."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(load_graph(PACKAGE).COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        module, _ = load_graph(PACKAGE).COMMANDS[cmd_name]
-        command: click.Command = getattr(load_graph(f"{PACKAGE}.{module}"), f"{cmd_name}_command")
-        return accept_verbose(command)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in load_graph(PACKAGE).COMMANDS.items()])
-
-
 def load_graph(name: str) -> ModuleType:
     """A module of the graph's package; raises `MdprError` if a library is missing."""
     from mdpr.project import packaged
@@ -181,6 +163,18 @@ def load_graph(name: str) -> ModuleType:
         raise MdprError(f"mdpr pipeline needs {error.name}: pip install 'mdpr[pipeline]'") from None
 
 
-@click.group("pipeline", cls=ProjectGroup)
+def tables() -> dict[str, dict[str, str]]:
+    """The commands that the project's package names in `COMMANDS` (name -> module, line of help)."""
+    return {"Commands": {name: line for name, (_, line) in load_graph(PACKAGE).COMMANDS.items()}}
+
+
+def load(name: str) -> click.Command:
+    """The command `name` of `tables`."""
+    module, _ = load_graph(PACKAGE).COMMANDS[name]
+    command: click.Command = getattr(load_graph(f"{PACKAGE}.{module}"), f"{name}_command")
+    return command
+
+
+@click.group("pipeline", cls=TableGroup, tables=tables, load=load)
 def pipeline() -> None:
     """Compile the Kubeflow pipeline, run it here, or start it on a cluster."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from mdpr.errors import ConfigError
 from mdpr.launch import DVC_STAGE
-from mdpr.params import SECTIONS, load_params
+from mdpr.params import SECTIONS, TrackingParams, load_params
 from mdpr.params.describing import PREPARED, DescribeParams
 from mdpr.params.section import suggest
 from mdpr.stages.stage import MEMORY_MB, STAGES, Stage, run_otherwise, run_stage
@@ -25,8 +25,37 @@ PATH = click.Path(path_type=Path)
 params_option = click.option("--params", type=PATH, default=Path("params.yaml"), show_default=True, help="the settings")
 
 
+def read_tracking(params: Path) -> TrackingParams:
+    """The section tracking of a command that needs no project: its defaults if there is no file `params`."""
+    return load_params(params).tracking if params.exists() else TrackingParams()
+
+
 class TableGroup(click.Group):
-    """A group whose commands are built when they are used; an unknown name gets a suggestion."""
+    """A group whose commands are built when they are used, by `load`; an unknown name gets a suggestion.
+
+    `tables`: title -> name of a command -> its line of help.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: Callable[[], Mapping[str, Mapping[str, str]]],
+        load: Callable[[str], click.Command],
+        **rest: Any,
+    ) -> None:
+        super().__init__(**rest)
+        self.tables, self.load = tables, load
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for table in self.tables().values() for name in table]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return accept_verbose(self.load(cmd_name)) if cmd_name in self.list_commands(ctx) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, table in self.tables().items():
+            with formatter.section(title):
+                formatter.write_dl(list(table.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -39,12 +68,8 @@ class TableGroup(click.Group):
 class StageCommand(click.Command):
     """A stage's command, its options in groups: ports and flags, then settings."""
 
-    def __init__(self, stage: Stage, **rest: Any) -> None:
-        super().__init__(**rest)
-        self.stage = stage
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = f"Settings (section `{self.stage.name}` of params.yaml)"
+        own = f"Settings (section `{self.name}` of params.yaml)"
         groups: dict[str, list[tuple[str, str]]] = {"Options": [], own: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -59,7 +84,7 @@ class StageCommand(click.Command):
 def stage_command(stage: Stage) -> click.Command:
     """Options: the stage's ports, --params, --set, one flag for each thing the stage can do instead of running, and
     every plain setting of the section named like the stage."""
-    own = SECTIONS.get(stage.name)
+    own = SECTIONS[stage.name].model_fields
 
     def run(params: Path, overrides: tuple[str, ...], **options: Any) -> None:
         settings = {key.removeprefix("setting_"): value for key, value in options.items() if key.startswith("setting_")}
@@ -74,17 +99,16 @@ def stage_command(stage: Stage) -> click.Command:
             _check_dependency(sections.describe)
         run_stage(stage, _paths(stage.ports, options), sections)
 
-    groups = (
-        {f"{stage.name}.{key}": field for key, field in own.model_fields.items() if _is_group(field)} if own else {}
-    )
+    groups = {f"{stage.name}.{key}": field for key, field in own.items() if _is_group(field)}
     epilog = "\n\n".join(
         [f"\b\n{_describe_section(name, field.annotation, field.description)}" for name, field in groups.items()]
         + [f"\b\n{_describe_section(name, SECTIONS[name])}" for name in stage.sections.values() if name != stage.name]
         + ["Memory on the embedded data: {:,} MB resident, {:,} MB of address space.".format(*MEMORY_MB[stage.name])]
         + [f"\b\nExample:\n{_example(stage)}"]
     )
-    options = [*_port_options(stage), *_common_options(), *_flags(stage), *_setting_options(own)]
-    return StageCommand(stage, name=stage.name, callback=run, params=options, help=STAGES[stage.name], epilog=epilog)
+    return StageCommand(
+        name=stage.name, callback=run, params=list(_options(stage, own)), help=STAGES[stage.name], epilog=epilog
+    )
 
 
 def _check_dependency(describe: DescribeParams) -> None:
@@ -114,40 +138,21 @@ def _paths(ports: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Path
     for port in ports:
         if options[port] is None:
             raise click.MissingParameter(param_hint=f"'--{port}'", param_type="option", ctx=click.get_current_context())
-    return {port: Path(options[port]) for port in ports}
+    return {port: options[port] for port in ports}
 
 
-def _port_options(stage: Stage) -> Iterator[click.Parameter]:
+def _options(stage: Stage, settings: Mapping[str, FieldInfo]) -> Iterator[click.Parameter]:
     for direction, names in (("reads", stage.inputs), ("writes", stage.outputs)):
         for port in names:
-            yield click.Option([f"--{port}"], metavar="PATH", help=f"{direction}: {port}")
-
-
-def _common_options() -> Iterator[click.Parameter]:
-    yield click.Option(
-        ["--params"],
-        type=PATH,
-        default=Path("params.yaml"),
-        show_default=True,
-        help="parameters, one section per stage",
-    )
-    yield click.Option(
-        ["--set", "overrides"],
-        multiple=True,
-        metavar="SECTION.KEY=VALUE",
-        help="one parameter, over what the file says; may be repeated",
-    )
-
-
-def _flags(stage: Stage) -> Iterator[click.Parameter]:
+            yield click.Option([f"--{port}"], type=PATH, metavar="PATH", help=f"{direction}: {port}")
+    meaning = "parameters, one section per stage"
+    yield click.Option(["--params"], type=PATH, default=Path("params.yaml"), show_default=True, help=meaning)
+    meaning = "one parameter, over what the file says; may be repeated"
+    yield click.Option(["--set", "overrides"], multiple=True, metavar="SECTION.KEY=VALUE", help=meaning)
     for flag, other in stage.otherwise.items():
         yield click.Option([f"--{flag.replace('_', '-')}", flag], is_flag=True, help=other.help)
-
-
-def _setting_options(section: type[BaseModel] | None) -> Iterator[click.Parameter]:
-    for key, field in section.model_fields.items() if section else ():
-        metavar = _metavar(field)
-        if metavar is None:
+    for key, field in settings.items():
+        if (metavar := _metavar(field)) is None:
             continue
         flag, text = f"--{key.replace('_', '-')}", f"{field.description or ''} [default: {field.default!r}]"
         if field.annotation is bool:
