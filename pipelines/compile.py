@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,24 @@ def stale(folder: Path, profile: ClusterProfile) -> list[Path]:
         fresh = Path(name)
         if (folder / GRAPHS).is_file():
             (fresh / GRAPHS).write_bytes((folder / GRAPHS).read_bytes())
-        return [
-            folder / path.name
-            for path in write_pipelines(fresh, profile)
-            if not (folder / path.name).is_file() or (folder / path.name).read_bytes() != path.read_bytes()
-        ]
+        written = write_pipelines(fresh, profile)
+        return [folder / path.name for path in written if _differs(folder / path.name, path)]
+
+
+def _differs(file: Path, fresh: Path) -> bool:
+    return not file.is_file() or file.read_bytes() != fresh.read_bytes()
 
 
 def write_pipelines(folder: Path, profile: ClusterProfile) -> list[Path]:
     """Compile every pipeline into `folder`, and draw them in the page that lies there; returns what was written."""
-    written = []
-    for variant in VARIANTS:
-        compile_pipeline(compiled(folder, variant), profile, variant)
-        written.append(compiled(folder, variant))
+    files = {variant: compiled(folder, variant) for variant in VARIANTS}
+    for variant, file in files.items():
+        compile_pipeline(file, profile, variant)
     page = folder / GRAPHS
-    if page.is_file():
-        graphs = {variant: compiled(folder, variant) for variant in VARIANTS}
-        page.write_text(with_pictures(page.read_text("utf-8"), graphs), "utf-8")
-        written.append(page)
-    return written
+    if not page.is_file():
+        return list(files.values())
+    page.write_text(with_pictures(page.read_text("utf-8"), files), "utf-8")
+    return [*files.values(), page]
 
 
 def draw(file: Path) -> str:
@@ -94,8 +93,8 @@ def _frame(tasks: Mapping[str, Any], document: Mapping[str, Any], indent: str) -
             container = document["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
             gpu = "accelerator" in container.get("resources", {})
             yield f"{indent}{name}{{{{{name}}}}}" if gpu else f"{indent}{name}([{name}])"
-        given = task.get("inputs", {}).get("artifacts", {}).values()
-        made = {(item["producerTask"], item["outputArtifactKey"]) for item in _outputs(given)}
+        given = [source.get("taskOutputArtifact") for source in task.get("inputs", {}).get("artifacts", {}).values()]
+        made = {(item["producerTask"], item["outputArtifactKey"]) for item in given if item}
         yield from (f"{indent}{before} -- {_plain(artifact)} --> {name}" for before, artifact in sorted(made))
         waits = set(task.get("dependentTasks", ())) - {before for before, _ in made}
         implied = {early for late in task.get("dependentTasks", ()) for early in _before(tasks, late)}
@@ -107,10 +106,6 @@ def _condition(task: Mapping[str, Any]) -> str:
     condition = task.get("triggerPolicy", {}).get("condition", "")
     found = re.search(r"pipelinechannel--(\w+)-Output'\] == '(\w+)'", condition)
     return "if {} is {}".format(*found.groups()) if found else ""
-
-
-def _outputs(sources: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, str]]:
-    return (source["taskOutputArtifact"] for source in sources if "taskOutputArtifact" in source)
 
 
 def _plain(artifact: str) -> str:
@@ -136,21 +131,14 @@ def with_pictures(text: str, graphs: Mapping[str, Path]) -> str:
 
 
 @contextmanager
-def package(profile: ClusterProfile, variant: str = "training") -> Iterator[Path]:
-    """The file to upload: the committed one, which must be current, or one made for this cluster or project.
-
-    Raises `ConfigError`.
-    """
-    committed = compiled(FOLDER, variant)
+def package(profile: ClusterProfile, variant: str) -> Iterator[Path]:
+    """The file to upload, made for this cluster. Raises `ConfigError` if the committed one of its profile is stale."""
     with tempfile.TemporaryDirectory() as name:
         fresh = compiled(Path(name), variant)
         compile_pipeline(fresh, profile, variant)
-        if profile == ClusterProfile() and FOLDER.parent == Path.cwd():
-            if not committed.is_file() or committed.read_bytes() != fresh.read_bytes():
-                raise ConfigError(f"{committed.name} is stale: run mdpr pipeline compile, then try again")
-            yield committed
-        else:
-            yield fresh
+        if profile == ClusterProfile() and FOLDER.parent == Path.cwd() and _differs(FOLDER / fresh.name, fresh):
+            raise ConfigError(f"{fresh.name} is stale: run mdpr pipeline compile, then try again")
+        yield fresh
 
 
 @click.command("compile")

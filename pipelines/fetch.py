@@ -104,8 +104,11 @@ class RunFolder:
         found: dict[str, str] = {}
         for name in STAGES:
             stage = load_stage(name)
-            paths = {port: self._first(TASKS[name], port) for port in stage.outputs}
-            written = {port: path for port, path in paths.items() if path is not None}
+            paths = {
+                port: next((path for task in TASKS[name] if (path := self.find(task, port))), None)
+                for port in stage.outputs
+            }
+            written = {port: path for port, path in paths.items() if path}
             if written and (missing := [port for port in stage.inputs if port not in found]):
                 raise ArtifactError(
                     f"{self.address} has {name} but not its input {missing[0]}, which an earlier run computed: "
@@ -115,9 +118,6 @@ class RunFolder:
         if not found:
             raise ArtifactError(f"{self.address} holds no output of a stage: name the folder of one run")
         return found
-
-    def _first(self, tasks: Sequence[str], artifact: str) -> str | None:
-        return next((path for task in tasks if (path := self.find(task, artifact)) is not None), None)
 
     def copy(self, copies: Mapping[str, Path]) -> None:
         """Copy files or folders, path here -> path on this disk; raises `ArtifactError` for a file cut short."""
@@ -224,14 +224,11 @@ def fetch(folder: RunFolder, workspace: Workspace, *, force: bool) -> list[Path]
         copies = dict(zip(targets, partial, strict=False))
         used = Path(name) / workspace.params.name
         folder.copy({settings: used} | {found[port]: copies[port] for port in found})
-        params = as_run(load_params(used), copies.get("model"))
+        params = load_params(used)
+        if "model" in copies:  # a sweep chose among several settings of tune: those of the model count
+            params = replace(params, tune=read_model_config(copies["model"]).tune)
         partial[-1].write_text(settings_text(params, workspace.params, folder.name), encoding="utf-8")
     return paths
-
-
-def as_run(params: Params, model: Path | None) -> Params:
-    """The run's settings; those of `tune` are the model's own, for a sweep chose among several."""
-    return replace(params, tune=read_model_config(model).tune) if model else params
 
 
 def settings_text(params: Params, present: Path, run: str) -> str:

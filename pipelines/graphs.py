@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from inspect import Parameter as Argument
 from inspect import Signature
+from operator import getitem
 from typing import Any
 
 from components.close.component import close
@@ -59,14 +61,7 @@ class Parameter:
 
 def defaults(params: Sections) -> dict[str, Any]:
     """Every choice as `params` has it."""
-    return {name: _value(params, choice.key) for name, choice in CHOICES.items()}
-
-
-def _value(params: Sections, key: str) -> Any:
-    value: Any = params
-    for part in key.split("."):
-        value = value[part]
-    return value
+    return {name: reduce(getitem, choice.key.split("."), params) for name, choice in CHOICES.items()}
 
 
 @dataclass(frozen=True)

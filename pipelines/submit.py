@@ -38,7 +38,6 @@ from pipelines.options import Request, cluster_option, read_params, request_opti
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
 PAGE_SIZE = 200  # the most that the API gives at once
-CRON_FIELDS = (5, 6)
 LOST_POLLS = 12  # polls in a row that may go unanswered before the host counts as gone
 OLDEST = (2, 15)  # the first with a volume of the run and with optional secrets
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -339,9 +338,9 @@ def submit_command(
 def with_seconds(context: click.Context, option: click.Parameter, cron: str) -> str:
     """The six fields that Kubeflow reads, from the usual five or from six; raises `ConfigError`."""
     fields = cron.split()
-    if len(fields) not in CRON_FIELDS:
+    if len(fields) not in (5, 6):
         raise ConfigError(f"--cron {cron!r} has {len(fields)} fields: write minute hour day month weekday, '0 3 * * 1'")
-    return " ".join(fields if len(fields) == max(CRON_FIELDS) else ["0", *fields])
+    return " ".join(["0", *fields][-6:])
 
 
 @click.command("schedule")

@@ -89,18 +89,22 @@ def keep_outputs(task: str, outputs: Mapping[str, Path], write: Callable[[], Non
 def _run(stage: Stage, params: str, workspace: str, ports: Mapping[str, Artifact]) -> None:
     collect_rarely()
     paths = {port: Path(artifact.path) for port, artifact in ports.items()}
-    sections, own = parse_params(read_sections(params, "params")), None
+    sections = parse_params(read_sections(params, "params"))
     if workspace:
         if "tracking" in stage.sections and stage.name != "tune":  # models of a sweep are tuned side by side
             publish_workspace(Path(workspace))
         own = state_folder(Path(workspace), paths[stage.outputs[0]])
         sections = keep_state(sections, own)
+        os.environ[CHECKPOINTS] = str(own)  # for the processes that the stage starts, too
     processes = int(os.environ.get("MDPR_PROCESSES", "1"))
-    with _checkpoints_in(own):
+    try:
         if processes > 1:
             _spread(stage, paths, dump_yaml(sections.dump(stage.sections.values())), processes)
         else:
             run_stage(stage, paths, sections)
+    finally:
+        if workspace:
+            del os.environ[CHECKPOINTS]
 
 
 def _summarise_outputs(stage: Stage, ports: Mapping[str, Artifact]) -> None:
@@ -154,18 +158,6 @@ def state_folder(workspace: Path, output: Path) -> Path:
     own = workspace / hashlib.sha256(str(output).encode()).hexdigest()[:16]
     own.mkdir(parents=True, exist_ok=True)
     return own
-
-
-@contextmanager
-def _checkpoints_in(folder: Path | None) -> Iterator[None]:
-    """Keep checkpoints in `folder`, also of the processes that the stage starts; None: beside the output."""
-    if folder:
-        os.environ[CHECKPOINTS] = str(folder)
-    try:
-        yield
-    finally:
-        if folder:
-            del os.environ[CHECKPOINTS]
 
 
 def publish_workspace(workspace: Path) -> None:
@@ -234,33 +226,24 @@ def show_summary(evaluation: Artifact, params: str, view: Artifact) -> None:
     `params` is YAML text with the section tracking. If the registry does not answer, a note takes the
     place of the champion's line: the scores do not depend on it.
     """
-    from mdpr.mlops.registry import find_champion
+    from mdpr.mlops.registry import TEST_SET_TAG, find_champion
 
     with one_line_errors():
         tracking = parse_params(read_sections(params, "params")).tracking
-        folder = Path(evaluation.path)
+        folder, note = Path(evaluation.path), ""
         try:
             champion = find_champion(tracking.model_name)
-            note = _compare(champion, read_run(folder).test_sha256)
         except TrackingError as error:
             champion, note = None, f"The champion is not known: {error}"
+        else:
+            if champion is None:
+                note = "There is no champion yet."
+            elif champion.tags.get(TEST_SET_TAG) != read_run(folder).test_sha256:
+                note = "The champion was scored on other test images: the two lines do not compare."
         Path(view.path).write_text(summary_table(read_metrics(folder), champion, note), encoding="utf-8")
 
 
-def _compare(champion: Version | None, test_sha256: str | None) -> str:
-    from mdpr.mlops.registry import TEST_SET_TAG
-
-    if champion is None:
-        return "There is no champion yet."
-    same = champion.tags.get(TEST_SET_TAG) == test_sha256
-    return "" if same else "The champion was scored on other test images: the two lines do not compare."
-
-
-def _as_fractions(figures_percent: Mapping[str, float]) -> dict[str, float]:
-    return {name: value / 100 for name, value in figures_percent.items()}
-
-
-def summary_table(metrics: Metrics, champion: Version | None, note: str = "") -> str:
+def summary_table(metrics: Metrics, champion: Version | None, note: str) -> str:
     """The score table as Markdown: accuracies in percent, gains of the model's answer in points.
 
     A group without classes is left out.
@@ -269,7 +252,8 @@ def summary_table(metrics: Metrics, champion: Version | None, note: str = "") ->
     references = [frozen]
     if champion:
         references.append(f"Champion, version {champion.number}")
-        table = replace(table, rows={**table.rows, references[-1]: _as_fractions(champion.figures())})
+        fractions = {name: percent / 100 for name, percent in champion.figures().items()}
+        table = replace(table, rows={**table.rows, references[-1]: fractions})
     rows = [[f"**{name}**" if name == own else name, *table.cells(name)] for name in table.rows]
     rows += [[f"gain over {name}", *table.gain_cells(own, name)] for name in references]
     parts = ["# Test accuracy", markdown_table(["percent", *table.groups], rows), *filter(None, [note])]

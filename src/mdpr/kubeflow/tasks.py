@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdpr.artifacts import read_json, read_model_config, write_json
+from mdpr.artifacts import ModelConfig, read_json, read_model_config, write_json
 from mdpr.errors import CheckFailed, ConfigError, MdprError
 from mdpr.evaluation.score_table import markdown_table
 from mdpr.kubeflow.components import (
@@ -85,16 +85,9 @@ def params_per_setting(params: str, settings: Sequence[str]) -> list[str]:
     return list(varied)
 
 
-def shard_params(params: str, shards: int) -> list[str]:
-    """`params_per_shard`; a user's mistake ends the process with one line."""
-    with one_line_errors():
-        return params_per_shard(params, shards)
-
-
-def vary_params(params: str, settings: Sequence[str]) -> list[str]:
-    """`params_per_setting`; a user's mistake ends the process with one line."""
-    with one_line_errors():
-        return params_per_setting(params, settings)
+# What the components call.
+shard_params = one_line_errors()(params_per_shard)
+vary_params = one_line_errors()(params_per_setting)
 
 
 def merge_shards(
@@ -111,34 +104,24 @@ def merge_shards(
 
 
 def select_model(models: Sequence[Artifact], model: Artifact, choice: Artifact) -> None:
-    """Copy the model of the highest validation accuracy, metadata and all, and write down what it was chosen from."""
+    """Copy the model of the highest class-balanced validation accuracy, metadata and all, and write down what it was
+    chosen from. Of equals, the first is taken."""
     with one_line_errors():
-        scores = [validation_accuracy(Path(candidate.path)) for candidate in models]
-        best = choose(scores)
+        configs = [read_model_config(Path(candidate.path)) for candidate in models]
+        # Of the model's own answer: fused, or base if it does not route.
+        scores = [config.val_accuracy["fused" if config.tune.routing else "base"] for config in configs]
+        best = scores.index(max(scores))
         with whole_or_not_at_all(
             {"model": Path(model.path)}, {f"model {n}": Path(item.path) for n, item in enumerate(models, 1)}
         ) as (partial,):
             shutil.copytree(models[best].path, partial)
         model.metadata.update(models[best].metadata)
-        Path(choice.path).write_text(_table(models, scores, best), encoding="utf-8")
+        Path(choice.path).write_text(_table(configs, scores, best), encoding="utf-8")
 
 
-def choose(scores: Sequence[float]) -> int:
-    """The place of the highest score, the first of equals. Raises `ConfigError` if there is none."""
-    if not scores:
-        raise ConfigError("there is no model to choose from")
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def validation_accuracy(model: Path) -> float:
-    """Class-balanced validation accuracy of the model's own answer: fused, or base if it does not route."""
-    config = read_model_config(model)
-    return config.val_accuracy["fused" if config.tune.routing else "base"]
-
-
-def _table(models: Sequence[Artifact], scores: Sequence[float], best: int) -> str:
+def _table(configs: Sequence[ModelConfig], scores: Sequence[float], best: int) -> str:
     """Markdown, one row per model: the settings in which the models differ, and its validation accuracy."""
-    settings = [read_model_config(Path(item.path)).tune.model_dump(mode="json") for item in models]
+    settings = [config.tune.model_dump(mode="json") for config in configs]
     varied = [key for key in settings[0] if any(item[key] != settings[0][key] for item in settings)]
     rows = [
         [str(place + 1), *(str(values[key]) for key in varied), f"{100 * score:.2f}", "yes" if place == best else ""]

@@ -174,7 +174,8 @@ class Cluster:
         if found:
             logger.info("TrainJob %s was started by an earlier attempt: following it", name)
         else:
-            self._create(name, manifest)
+            self._call_jobs("create", body=manifest)
+            logger.info("TrainJob %s started on %s nodes", name, manifest["spec"]["trainer"]["numNodes"])
         end = self._follow(name)
         pods = self._pods(name)
         if end["type"] == "Complete":
@@ -194,10 +195,6 @@ class Cluster:
     def delete(self, name: str) -> None:
         """Delete the TrainJob, which goes when its pods have ended."""
         self._call_jobs("delete", name=name, propagation_policy="Foreground")
-
-    def _create(self, name: str, manifest: Mapping[str, Any]) -> None:
-        self._call_jobs("create", body=manifest)
-        logger.info("TrainJob %s started on %s nodes", name, manifest["spec"]["trainer"]["numNodes"])
 
     def _polled(self, name: str) -> Iterator[tuple[dict[str, Any] | None, str]]:
         """The TrainJob and the phases of its pods, every `POLL_S`; a poll without an answer is repeated."""
