@@ -22,7 +22,7 @@ from benchmarks.llm_stub import Behaviour, Payload, Reply, Stub, answer, failure
 from mdpr import project
 from mdpr.artifacts import read_json, read_knowledge
 from mdpr.errors import AnswersMissing, CheckFailed, KnowledgeError
-from mdpr.mlops.lineage import flatten
+from mdpr.mlops.runs import flatten
 from mdpr.params import DIMENSIONS, Params, parse_params
 from mdpr.recipes import params_text, read_recipe
 from mdpr.stages.stage import load_stage, run_otherwise, run_stage

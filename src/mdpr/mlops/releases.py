@@ -29,7 +29,6 @@ from mdpr.artifacts import (
 )
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.evaluation.score_table import GROUPS, ROWS, in_percent, markdown_table, points
-from mdpr.mlops.lineage import CONTEXTS, flatten, lineage_tags
 from mdpr.mlops.publishing import mirror_run, now_ms
 from mdpr.mlops.registry import (
     DIGEST_TAG,
@@ -41,7 +40,15 @@ from mdpr.mlops.registry import (
     Registry,
     Version,
 )
-from mdpr.mlops.runs import RESULTS_FOLDER, add_results, publish_waiting, result_metrics
+from mdpr.mlops.runs import (
+    CONTEXTS,
+    RESULTS_FOLDER,
+    add_results,
+    flatten,
+    lineage_tags,
+    publish_waiting,
+    result_metrics,
+)
 from mdpr.mlops.store import Store, connect, translate_errors
 from mdpr.params import RegisterParams, TrackingParams, TuneParams
 

@@ -84,7 +84,7 @@ def _write_origin(folders: Folders, run: TrackedRun, fingerprint: str) -> None:
     import shutil
 
     from mdpr import artifacts
-    from mdpr.mlops.lineage import lineage_tags
+    from mdpr.mlops.runs import lineage_tags
 
     inputs = (folders.prepared, folders.probe, folders.knowledge, folders.features, folders.model)
     evaluation = folders.evaluation
@@ -105,8 +105,7 @@ def _queue(
     tracking: TrackingParams,
 ) -> Callable[[], None]:
     """Put the results into the outbox; the function that is returned adds them to the run that tune opened."""
-    from mdpr.mlops.lineage import split_inputs
-    from mdpr.mlops.runs import queue_results, result_metrics
+    from mdpr.mlops.runs import queue_results, result_metrics, split_inputs
 
     evaluation = folders.evaluation
     files = {f"evaluation/{path.relative_to(evaluation)}": path for path in evaluation.rglob("*") if path.is_file()}

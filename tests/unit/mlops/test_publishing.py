@@ -15,7 +15,6 @@ from benchmarks.outbox_faults import BAD_ITEMS, isolate, put, rewrite
 
 from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError
-from mdpr.mlops.lineage import split_inputs
 from mdpr.mlops.publishing import (
     ORIGINAL_RUN_TAG,
     Item,
@@ -27,7 +26,7 @@ from mdpr.mlops.publishing import (
     publish,
     publish_outbox,
 )
-from mdpr.mlops.runs import add_results, open_run
+from mdpr.mlops.runs import add_results, open_run, split_inputs
 from mdpr.mlops.store import Store, connect
 from mdpr.params import TrackingParams
 
