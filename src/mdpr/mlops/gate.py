@@ -260,7 +260,7 @@ def _first(challenger: Candidate, groups: Mapping[str, Sequence[int]], policy: P
     for opponent in rule.opponents:
         gain = _gain_over(opponent, table, everyone, len(challenger.classes), groups, policy)
         if gain is None:
-            found.not_judged.append(f"{NAMES[opponent]}: not measured, run evaluate again")
+            found.not_judged.append(f"{NAMES[opponent]}: not measured, since probe left it out (too many images)")
         else:
             found.checks += _checks(gain, rule.margin_points, f"{AGAINST}{NAMES[opponent]}", "above")
     found.checks.append(_check(ECE, _ece_percent(table, right_N), "at most", rule.max_ece_percent))
@@ -349,7 +349,7 @@ def _gain_over(
     groups: Mapping[str, Sequence[int]],
     policy: Policy,
 ) -> Mapping[str, Figure] | None:
-    """By group, the model minus `opponent`; None if the evaluation did not score it."""
+    """By group, the model minus `opponent`; None if it was left out (`mdpr.artifacts.read_baselines`)."""
     if opponent == "chance":
         chance = 100 / classes
         return {group: Figure(it.value - chance, it.lower - chance) for group, it in own.accuracy.items()}

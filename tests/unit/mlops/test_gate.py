@@ -124,6 +124,14 @@ def test_a_missed_floor_is_no_comparison_and_a_remark_is_no_failure() -> None:
     assert "few" not in failed
 
 
+def test_an_opponent_that_probe_left_out_is_not_judged() -> None:
+    first = POLICY.first_model.model_copy(update={"opponents": ("zero_shot", "logistic")})
+    policy = POLICY.model_copy(update={"first_model": first})
+    decision = should_promote(candidate(right_with(0.9, 0)), None, GROUPS, policy)
+    assert decision.promote
+    assert "logistic regression: not measured, since probe left it out" in decision.reason.partition("not judged: ")[2]
+
+
 def test_better_replaces_worse_and_not_the_other_way_round() -> None:
     strong, weak = candidate(right_with(0.9, 0)), candidate(right_with(0.8, 1))
     assert should_promote(strong, weak, GROUPS, POLICY).promote
