@@ -67,9 +67,9 @@ def in_project(path: Path) -> Path:
     return Path(root) / here.relative_to(copy) / path
 
 
-def experiment_name(environment: Mapping[str, str] = os.environ) -> str | None:
+def experiment_name() -> str | None:
     """The DVC experiment that this process is part of, if any."""
-    return environment.get(DVC_EXPERIMENT) or None
+    return os.environ.get(DVC_EXPERIMENT) or None
 
 
 def address_space_mb() -> float:

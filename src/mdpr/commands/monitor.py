@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -64,15 +64,12 @@ def monitor(
     log: Path,
     reference: str,
     output: Path,
-    max_drop_points: float,
-    max_label_shift: float,
-    max_drift_auc: float,
-    min_images: int,
     resamplings: int,
     seed: int,
     to_mlflow: bool,
     params: Path,
     as_json: bool,
+    **limits: Any,
 ) -> None:
     """Judge the answers of a deployed model, without labels: label shift, expected accuracy, drift of features.
 
@@ -88,10 +85,10 @@ def monitor(
     from mdpr.stages.outputs import write_whole
 
     tracking = read_tracking(params)
-    thresholds = Thresholds(max_drop_points, max_label_shift, max_drift_auc, min_images)
     with tempfile.TemporaryDirectory() as scratch:
         known = read_reference(fetch_reference(reference, Path(scratch)))
-    content = analyse(known, read_sample(log, known.source, seed=seed), thresholds, resamplings=resamplings, seed=seed)
+    sample = read_sample(log, known.source, seed=seed)
+    content = analyse(known, sample, Thresholds(**limits), resamplings=resamplings, seed=seed)
 
     text = json.dumps(content.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     make_folder(output)

@@ -159,13 +159,11 @@ def update(folder: Path) -> Update:
 def project_files(choices: Choices) -> Iterator[tuple[str, str]]:
     """Name and text of every file of a project."""
     yield "params.yaml", params_text(read_recipe(choices.recipe), None, choices.overrides())
-    yield (
-        "dvc.yaml",
-        project_dvc_yaml(packaged("dvc.yaml").read_text(encoding="utf-8"), embedded_backbone=choices.embedded),
-    )
+    flow = packaged("dvc.yaml").read_text(encoding="utf-8")
+    yield "dvc.yaml", project_dvc_yaml(flow, embedded_backbone=choices.embedded)
     yield VERSION_FILE, f"{__version__}\n"
-    yield "mlflow/promotion.yaml", packaged("mlflow/promotion.yaml").read_text(encoding="utf-8")
-    yield "mlflow/model.py", packaged("mlflow/model.py").read_text(encoding="utf-8")
+    for name in ("mlflow/promotion.yaml", "mlflow/model.py"):
+        yield name, packaged(name).read_text(encoding="utf-8")
     images = choices.images or str(read_recipe(choices.recipe).settings["prepare"]["root"])
     marks = {"@RECIPE@": choices.recipe, "@VERSION@": __version__, "@IMAGES@": shlex.quote(images)}
     for name, template in {
