@@ -274,8 +274,8 @@ def configure_stages(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     one line, exit code 2.
     """
     with one_line_errors():
-        chosen = {name: arguments[name] for name in choices() if name in arguments}
-        params = _merged(arguments["base"], as_sections(chosen), arguments["overrides"], arguments["recipe"])
+        chosen = as_sections(arguments)
+        params = _merged(arguments["base"], chosen, arguments["overrides"], arguments["recipe"])
         settings = Path(arguments["settings"].path)
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(dump_yaml(params.dump()), encoding="utf-8")
@@ -283,7 +283,7 @@ def configure_stages(arguments: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def as_sections(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """`chosen`, values by their names in the UI, as sections and keys of params.yaml."""
+    """Those of `chosen` that the UI offers, by their names there, as sections and keys of params.yaml."""
     sections: dict[str, Any] = {}
     for name, choice in choices().items():
         if name in chosen:
