@@ -2,7 +2,7 @@
 
 Input   a column `image`: encoded images, as base64 text (REST) or as bytes (Python)
 Params  top_k (how many classes to name), explain (which dimensions were consulted, and their sentences)
-Output  one row an image: class, probability, top_k, routing (with explain), error
+Output  one row per image: class, probability, top_k, routing (with explain), error
 
 An image that cannot be read gets a text in `error` and nothing else; the other images get their answers.
 """

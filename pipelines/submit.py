@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -207,17 +207,9 @@ def connection_options(*, required: bool = True) -> Callable[[Callable[..., None
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def command(
-            *,
-            host: str | None,
-            token: str | None,
-            cookies: str | None,
-            ca_file: str | None,
-            namespace: str | None,
-            **rest: Any,
-        ) -> None:
-            connection = Connection(host, token, cookies, ca_file, namespace) if host else None
-            function(connection=connection, **rest)
+        def command(**options: Any) -> None:
+            login = {item.name: options.pop(item.name) for item in fields(Connection)}
+            function(connection=Connection(**login) if login["host"] else None, **options)
 
         for option in (
             click.option("--namespace", help="of the user; needed on a cluster that several users share"),

@@ -39,6 +39,7 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
 
     from mdpr.artifacts import parse_knowledge, read_knowledge
     from mdpr.knowledge.audit import audit, too_many_tokens
+    from mdpr.params import read_text
 
     knowledge = parse_knowledge(file)
     findings = audit(knowledge, alternatives=True)
@@ -59,7 +60,8 @@ def audit_file(file: Path, names: Path | None, tokens: bool, as_json: bool, stri
     failing = [finding for finding in findings if strict or finding.level == "error"]
     if failing:
         raise CheckFailed(f"{file}: {len(failing)} of {len(findings)} findings must be corrected")
-    read_knowledge(file, _read_names(names) if names else None)  # the label set, and that nothing is missing
+    # The label set, and that nothing is missing.
+    read_knowledge(file, read_text(names, KnowledgeError).splitlines() if names else None)
     if not as_json:
         click.echo(f"{file}: {len(knowledge.classes)} classes, {len(findings)} warnings, no errors")
 
@@ -114,10 +116,3 @@ def _tokenizer() -> Callable[[str], list[int]]:
         raise KnowledgeError(f"--tokens needs the package {error.name}: pip install 'mdpr[train]'") from error
     encode: Callable[[str], list[int]] = SimpleTokenizer().encode
     return encode
-
-
-def _read_names(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KnowledgeError(f"{path} cannot be read: {error}") from None

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mdpr.artifacts import TrackedRun
 from mdpr.errors import TrackingError, one_line
-from mdpr.mlops.store import Refused, Store, StoreError, Unreachable, alone, not_mlflow
+from mdpr.mlops.store import Refused, Store, StoreError, Unreachable, exclusive, not_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -343,7 +343,7 @@ def mirror_run(store: Store, run: TrackedRun, name: str | None = None) -> Tracke
     """
     here = find_run(store, run.run_id)
     if here is None:
-        with alone(store.file):
+        with exclusive(store.file):
             here = find_run(store, run.run_id) or _make_mirror(store, run, name or f"from-{run.run_id[:8]}")
     return run.model_copy(update={"run_id": here})
 

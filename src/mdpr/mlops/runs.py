@@ -277,7 +277,7 @@ def describe_data(prepared: Path) -> str:
     card = read_card(prepared)
     counts = card.images_per_class["train"]
     return (
-        f"{sum(counts)} training images of {len(counts)} classes ({card.source}), {min(counts)} to {max(counts)} a "
+        f"{sum(counts)} training images of {len(counts)} classes ({card.source}), {min(counts)} to {max(counts)} per "
         f"class; {card.images['val']} validation and {card.images['test']} test images."
     )
 

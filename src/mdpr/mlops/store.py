@@ -132,7 +132,7 @@ def connect() -> Store:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what `translate_errors` says
     if is_http(uri):
         _check_server(uri)
-    with translate_errors(uri), alone(file):
+    with translate_errors(uri), exclusive(file):
         mlflow.set_tracking_uri(uri)  # MLflow resolves `models:/...` addresses by its own global setting
         client = BoundedClient(mlflow.MlflowClient(tracking_uri=uri), uri)
         return Store(cast("MlflowClient", client), uri)
@@ -303,7 +303,7 @@ def _check_sqlite(file: Path) -> None:
 
 
 @contextmanager
-def alone(file: Path | None) -> Iterator[None]:
+def exclusive(file: Path | None) -> Iterator[None]:
     """Hold off other processes of ours while a client opens the sqlite store `file` and makes its tables, or a run.
 
     MLflow takes no lock: of two that meet an empty store, one finds half of the other's tables and fails. A server

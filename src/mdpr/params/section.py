@@ -53,7 +53,7 @@ WRONG_KIND = {
 
 
 class Section(BaseModel):
-    """A section of params.yaml or of a cluster's profile. Frozen; an unknown key or kind of value is an error."""
+    """A section of params.yaml, a cluster's profile, the gate's policy or a recipe. Frozen; strict about keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mdpr.errors import ConfigError
-from mdpr.params import apply_overrides, dump_yaml, fault_line, parse_params, parse_yaml
+from mdpr.params import Section, apply_overrides, dump_yaml, fault_line, parse_params, parse_yaml
 from mdpr.params.describing import PREPARED
 from mdpr.params.section import suggest
 from mdpr.params.tuning import PUBLISHED
@@ -28,17 +28,13 @@ PUBLISHED_VARIANT = (
 )
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Paper(_Part):
+class Paper(Section):
     title: str
     venue: str
     url: str
 
 
-class PublishedFigure(_Part):
+class PublishedFigure(Section):
     """Overall accuracy on the test set in percent, as someone reported it."""
 
     method: str
@@ -47,7 +43,7 @@ class PublishedFigure(_Part):
     source: str
 
 
-class Recipe(_Part):
+class Recipe(Section):
     """`settings` is section -> key -> value; `variants` is name -> overrides like tune.epochs=5;
     `as_published` are overrides of the variant `published`."""
 
