@@ -39,6 +39,7 @@ ITEM_FILE, FILES_FOLDER = "item.json", "files"
 PARTIAL_SUFFIX, REFUSED_SUFFIX = ".partial", ".refused"
 ABANDONED_AFTER_S = 3600
 MAX_ITEM_BYTES = 64 * 1024**2
+DAMAGED = (ValueError, OSError, RecursionError)  # what reading an item raises
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100  # what MLflow takes in one log_batch
 
 T = TypeVar("T")
@@ -95,20 +96,13 @@ class Box:
     folder: Path
 
     def read(self) -> Item:
-        """Raises `ValueError` or `OSError` if the item is damaged."""
+        """Raises one of `DAMAGED` if the item is."""
         path = self.folder / ITEM_FILE
         if not path.is_file() or path.is_symlink():
             raise ValueError(f"{ITEM_FILE} is missing or is not a file")
         if path.stat().st_size > MAX_ITEM_BYTES:
             raise ValueError(f"{ITEM_FILE} has more than {MAX_ITEM_BYTES} bytes")
         return Item.model_validate(json.loads(path.read_bytes()))
-
-    def is_readable(self) -> bool:
-        """Whether `read` returns an item."""
-        try:
-            return bool(self.read())
-        except (ValueError, OSError, RecursionError):
-            return False
 
     def write(self, item: Item) -> None:
         """Replace item.json as a whole; it is on the disk when this returns. Raises `TrackingError`."""
@@ -164,10 +158,11 @@ def open_box(outbox: Path, item: Item, kind: str, files: Mapping[str, Path] | No
     partial = outbox / f".{folder.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
     with ExitStack() as stack:
         try:
-            if folder.exists():
-                held = stack.enter_context(_locked(folder))
-                if held and not Box(folder).is_readable():
-                    Box(folder).set_aside("damaged")
+            if folder.exists() and (held := stack.enter_context(_locked(folder))):
+                try:
+                    Box(folder).read()
+                except DAMAGED as error:
+                    Box(folder).set_aside(error)
             if not folder.exists():
                 partial.mkdir(parents=True)
                 held = stack.enter_context(_locked(partial))  # before it has its name: nobody else may come first
@@ -256,7 +251,7 @@ def publish_outbox(store: Store, outbox: Path, besides: str | None = None) -> in
     for box in boxes(outbox):
         try:
             item, files = box.read(), box.files()
-        except (ValueError, OSError, RecursionError) as error:
+        except DAMAGED as error:
             box.set_aside(error)
             continue
         if item.run.run_id == besides:
