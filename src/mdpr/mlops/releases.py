@@ -284,8 +284,8 @@ def gate_inputs(evaluation: Path) -> dict[str, str]:
 
 def changed_input(version: Version, folder: Path) -> str | None:
     """The first file in `folder` that is not the one that `version` was registered with."""
-    registered, found = version.json_tag(GATE_INPUTS_TAG), gate_inputs(folder)
-    return next((name for name in {**registered, **found} if registered.get(name) != found.get(name)), None)
+    registered = version.json_tag(GATE_INPUTS_TAG)
+    return next((name for name, digest in gate_inputs(folder).items() if registered.get(name) != digest), None)
 
 
 def gate_inputs_folder(tag: str) -> str:
