@@ -34,6 +34,14 @@ def test_pictures_far_larger_than_the_input_are_said(made: ReportContent, short_
     assert all(f"{short_side_px:,} px" in line and "56 px" in line for line in lines)
 
 
+def test_one_answer_to_images_of_several_classes_is_said_to_be_nothing_learned(made: ReportContent) -> None:
+    table = made.results.predictions.assign(fused_top1=0)
+    one_class = table[table["label"] == 0]  # one image, or images of one class, do not show it
+    for predictions, is_said in ((table, True), (one_class, False), (one_class.head(1), False)):
+        lines = diagnose(replace(made.results, predictions=predictions))
+        assert any("learned nothing" in line for line in lines) == is_said
+
+
 def test_the_line_opens_the_report_and_outlives_a_second_rendering(
     made: ReportContent, html_of: Callable[[ReportContent], str], tmp_path: Path
 ) -> None:

@@ -60,8 +60,8 @@ NO_GROUPS = "no such groups"
 def diagnose(results: Results) -> list[str]:
     """Lines to read before the scores, most serious first; empty if nothing is wrong."""
     scores, lines = results.scores, []
-    answers = results.predictions[f"{final_branch(results.predictions)}_top1"]
-    if answers.nunique() == 1 and len(results.classes) > 1:
+    answers, labels = results.predictions[f"{final_branch(results.predictions)}_top1"], results.predictions["label"]
+    if answers.nunique() == 1 < labels.nunique():
         lines.append("The model gives the same class for every image: it has learned nothing.")
     for name, shown in (("zero_shot", "The frozen model"), *BASELINES.items()):
         gain = results.intervals.gain_of_fused.get(name)
