@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from mdpr.evaluation.report.confusion import confusion_block
+from mdpr.evaluation.report.confusion import confusion_block, confusion_figure
+from mdpr.evaluation.report.document import ReportContent
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
@@ -31,3 +33,10 @@ def test_confusion_block_holds_the_worst_pair(predictions: Callable[..., pd.Data
     np.testing.assert_allclose(share_KK, whole[np.ix_(class_K, class_K)])
     assert off_diagonal(share_KK).max() == off_diagonal(whole).max()
     assert len(class_K) == 4
+
+
+def test_without_a_mistake_no_class_is_said_to_be_taken_for_another(content: Callable[..., ReportContent]) -> None:
+    results = content(4, 5).results
+    right = results.predictions.assign(fused_top1=results.predictions["label"])
+    assert confusion_figure(replace(results, predictions=right), ["a", "b", "c", "d"]).alternative.endswith("0 %.")
+    assert "taken for" in confusion_figure(results, ["a", "b", "c", "d"]).alternative

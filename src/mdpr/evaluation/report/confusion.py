@@ -138,10 +138,10 @@ def _labelled(names: Sequence[str], share_KK: np.ndarray, name: str, scope: str 
     label = base.transform_calculate(label="round(datum.share * 100)").mark_text(fontSize=11 if large else 10)
     wrong_KK = share_KK - np.diag(np.diag(share_KK))
     actual, predicted = divmod(int(wrong_KK.argmax()), size)
+    largest = f"{points(wrong_KK[actual, predicted])} % of {order[actual]} are taken for {order[predicted]}"
     return Figure(
         caption=f"Percent of each true class's test images (a row).{scope}",
-        alternative=f"Confusion matrix. The largest share of mistakes: {points(wrong_KK[actual, predicted])} % "
-        f"of {order[actual]} are taken for {order[predicted]}.",
+        alternative=f"Confusion matrix. The largest share of mistakes: {largest if wrong_KK.any() else '0 %'}.",
         svg=render(
             base.mark_rect(color=HEAT_COLOR).encode(opacity=opacity) + label.encode(text="label:N", color=ink), name
         ),
