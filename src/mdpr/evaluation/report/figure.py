@@ -72,7 +72,7 @@ class Figure:
 
 
 def figure(name: str, title: str) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
-    """For a function that draws a chart of the report: one that fails makes a line that says so."""
+    """Gives what a function draws its name and title; a chart that fails becomes a line that says so."""
 
     def decorate(chart: Callable[P, Figure]) -> Callable[P, Figure]:
         @wraps(chart)
