@@ -79,11 +79,11 @@ def utf8_name(name: str, where: str) -> str:
     return name
 
 
-def read_file(file: Path, where: str, limit_bytes: int) -> bytes:
+def read_file(file: Path, where: str) -> bytes:
     """The content of a regular file, or of what a link leads to.
 
     Raises `DataError`, before a byte is read, for anything else (FIFO, device, socket, folder) and for a file of more
-    than `limit_bytes`; also for one that is missing or may not be read.
+    than `MAX_BYTES`; also for one that is missing or may not be read.
     """
     utf8_name(str(file), where)
     try:
@@ -91,8 +91,8 @@ def read_file(file: Path, where: str, limit_bytes: int) -> bytes:
         for is_kind, kind in KINDS:
             if is_kind(status.st_mode):
                 raise DataError(f"{where} is {kind}, not a regular file: remove it")
-        if status.st_size > limit_bytes:
-            raise DataError(f"{where} has {status.st_size:,} bytes, more than {limit_bytes:,}: remove or shrink it")
+        if status.st_size > MAX_BYTES:
+            raise DataError(f"{where} has {status.st_size:,} bytes, more than {MAX_BYTES:,}: remove or shrink it")
         return file.read_bytes()
     except FileNotFoundError:
         if file.is_symlink():
@@ -102,14 +102,12 @@ def read_file(file: Path, where: str, limit_bytes: int) -> bytes:
         raise DataError(f"{where} cannot be read: {error.strerror}") from None
 
 
-def decode_image(data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, where: str, background: str = "white") -> Image.Image:
     """The picture in `data` as RGB; see `decode`."""
-    return decode(data, where, background, max_pixels).image
+    return decode(data, where, background).image
 
 
-def decode(
-    data: bytes, where: str, background: str = "white", max_pixels: int = MAX_PIXELS, *, grey: bool = False
-) -> Decoded:
+def decode(data: bytes, where: str, background: str = "white", *, grey: bool = False) -> Decoded:
     """The picture in `data` as RGB, upright (EXIF orientation), the first frame of an animation.
 
     `where` names the image in errors (file and row). See `to_rgb` for greyscale, depth and transparency.
@@ -117,7 +115,7 @@ def decode(
     values use fewer bits than are stored.
     With `grey`, a JPEG is read whole, but its colours are not computed (two thirds of the time), and a picture in 8-bit
     grey stays so: the mode is then L.
-    Raises `DataError` for data that are empty, damaged, of an unknown format, or larger than `MAX_BYTES`, `max_pixels`
+    Raises `DataError` for data that are empty, damaged, of an unknown format, or larger than `MAX_BYTES`, `MAX_PIXELS`
     or `MAX_SIDE_PX`: only the header is read before that.
     """
     if not data:
@@ -127,7 +125,7 @@ def decode(
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         width_px, height_px = image.size
-        if width_px * height_px <= max_pixels and max(image.size) <= MAX_SIDE_PX:
+        if width_px * height_px <= MAX_PIXELS and max(image.size) <= MAX_SIDE_PX:
             if grey and image.format == "JPEG":
                 image.draft("L", None)
             deep_colour = ";16" in str(getattr(image, "tile", ""))
@@ -142,8 +140,8 @@ def decode(
     except Exception as error:  # Pillow's readers raise whatever their parsers run into
         raise DataError(f"{where} cannot be decoded ({one_line(error)}): restore or remove the file") from None
     size = f"{where} has {width_px} x {height_px} pixels, more than"
-    if width_px * height_px > max_pixels:
-        raise DataError(f"{size} {max_pixels:,} in all: scale it down")
+    if width_px * height_px > MAX_PIXELS:
+        raise DataError(f"{size} {MAX_PIXELS:,} in all: scale it down")
     raise DataError(f"{size} {MAX_SIDE_PX:,} on a side: cut or scale it down")
 
 

@@ -228,7 +228,8 @@ class ImageTable(Dataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation is shown; `make_loader` calls it."""
-        self._seeds_N = _stream(self._seed, epoch, len(self))
+        # the i-th depends on (seed, epoch, i) only, and neighbours share nothing
+        self._seeds_N = np.random.SeedSequence((self._seed, epoch)).generate_state(len(self), np.uint64)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -273,11 +274,6 @@ class ImageTable(Dataset[Any]):
         elif fixed_3HW.nbytes <= self._cache_left_bytes:
             self._cache[index] = fixed_3HW
             self._cache_left_bytes -= fixed_3HW.nbytes
-
-
-def _stream(seed: int, epoch: int, count: int) -> np.ndarray:
-    """`count` seeds (uint64): the i-th depends on (seed, epoch, i) only, and neighbours share nothing."""
-    return np.random.SeedSequence((seed, epoch)).generate_state(count, np.uint64)
 
 
 def make_loader(

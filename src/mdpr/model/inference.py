@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mdpr.artifacts import ModelConfig, read_features, read_model_config, tuned_digest
 from mdpr.errors import ArtifactError, ConfigError, TrackingError, one_line
-from mdpr.images.decoding import MAX_BYTES, decode_image, read_file, to_rgb
+from mdpr.images.decoding import decode_image, read_file, to_rgb
 from mdpr.images.loading import eval_transform
 from mdpr.model.backbone import Backbone, load_weights
 from mdpr.model.classifier import MDPR, Outputs
@@ -150,7 +150,7 @@ class Classifier:
         if isinstance(image, Tensor):
             return image
         if isinstance(image, str | Path):
-            data = read_file(Path(image), str(image), MAX_BYTES)
+            data = read_file(Path(image), str(image))
             return self.transform(decode_image(data, str(image), self.config.background))
         if isinstance(image, bytes):
             return self.transform(decode_image(image, "the image", self.config.background))

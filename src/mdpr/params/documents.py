@@ -89,28 +89,28 @@ def read_text(path: Path, error: type[MdprError] = ConfigError) -> str:
         raise error(f"{path} cannot be read: {fault.strerror}") from None
 
 
-def parse_yaml(text: str, name: str, error: type[MdprError] = ConfigError) -> Any:
-    """The content of YAML `text`; `name` (a file, an option) is named in errors."""
+def parse_yaml(text: str, name: str) -> Any:
+    """The content of YAML `text`; `name` (a file, an option) is named in the `ConfigError`."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
         reason = one_line(getattr(fault, "problem", None) or fault)
-        raise error(f"{name}{line} is not valid YAML: {reason}") from None
+        raise ConfigError(f"{name}{line} is not valid YAML: {reason}") from None
     except RecursionError:
-        raise error(f"{name} is nested too deeply") from None
+        raise ConfigError(f"{name} is nested too deeply") from None
     except ValueError as fault:  # a date that is none, behind an explicit tag
-        raise error(f"{name} is not valid YAML: {fault}") from None
+        raise ConfigError(f"{name} is not valid YAML: {fault}") from None
 
 
-def read_yaml(path: Path, error: type[MdprError] = ConfigError) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping."""
-    content = parse_yaml(read_text(path, error), str(path), error)
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping; raises `ConfigError`."""
+    content = parse_yaml(read_text(path), str(path))
     if content is None:
-        raise error(f"{path} is empty: write sections (`tune:` and so on), or restore it")
+        raise ConfigError(f"{path} is empty: write sections (`tune:` and so on), or restore it")
     if not isinstance(content, dict):
-        raise error(f"{path} must hold sections (`tune:` and so on), not a {type(content).__name__}")
+        raise ConfigError(f"{path} must hold sections (`tune:` and so on), not a {type(content).__name__}")
     return content
 
 

@@ -136,17 +136,17 @@ def offered(name: str = "", text: str = "") -> dict[str, JsonValue]:
     return {"offered": {"name": name, "text": text}}
 
 
-def fault_line(error: ValidationError, model: type[Any] | None = None, inside: str = "") -> str:
+def fault_line(error: ValidationError, model: type[Any] | None = None) -> str:
     """The first fault of `error` in one line: key, value, what is allowed.
 
-    `model`: what was validated, for the names and ranges of its settings; `inside`: the key above it.
+    `model`: what was validated, for the names and ranges of its settings.
     """
     faults = error.errors(include_url=False)
     fault = next(
         (item for item in faults if item["type"] == "extra_forbidden"), faults[0]
     )  # a slip of the pen comes first
     path = [str(part) for part in fault["loc"]]
-    key = ".".join([*([inside] if inside else []), *path])
+    key = ".".join(path)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     kind, message, value = fault["type"], fault["msg"], f" = {shorten(fault['input'])}"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):

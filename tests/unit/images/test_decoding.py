@@ -240,13 +240,14 @@ def test_damage_is_never_another_error(kind: str) -> None:
 
 def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="zero byte"):
-        read_file(tmp_path / "a\0b.png", "list.csv line 2", 1)
+        read_file(tmp_path / "a\0b.png", "list.csv line 2")
 
 
 def test_bounds_of_bytes_and_pixels_are_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.fromarray(PIXELS))
+    monkeypatch.setattr("mdpr.images.decoding.MAX_PIXELS", 53)
     with pytest.raises(DataError, match="has 9 x 6 pixels, more than 53 in all"):
-        decode_image(data, "x", max_pixels=53)
+        decode_image(data, "x")
     monkeypatch.setattr("mdpr.images.decoding.MAX_BYTES", len(data) - 1)
     with pytest.raises(DataError, match=f"has {len(data)} bytes, more than {len(data) - 1}"):
         decode_image(data, "x")

@@ -160,32 +160,32 @@ def _truth(world: World, chosen: Mapping[Split, tuple[EmblemSplit, np.ndarray]])
 
 
 @cache
-def build_world(seed: int = WORLD_SEED, classes: int = CLASSES) -> World:
-    """`classes` combinations of values in pairs: two classes of a pair share three values, any others at most two."""
-    random = np.random.default_rng(seed)
+def build_world() -> World:
+    """Combinations of values in pairs: two classes of a pair share three values, any others at most two."""
+    random = np.random.default_rng(WORLD_SEED)
     chosen: list[np.ndarray] = []
 
     def is_apart(value_A: np.ndarray) -> bool:
         return all((value_A == other_A).sum() <= 2 for other_A in chosen)
 
-    while len(chosen) < classes:
+    while len(chosen) < CLASSES:
         first_A = random.integers(0, VALUES, len(ATTRIBUTES))
         second_A = first_A.copy()
         changed = random.permutation(len(ATTRIBUTES))[:2]
         second_A[changed] = (second_A[changed] + random.integers(1, VALUES, 2)) % VALUES
         if is_apart(first_A) and is_apart(second_A):
             chosen += [first_A, second_A]
-    value_CA = np.array(chosen)[random.permutation(classes)]
-    rank_C = random.permutation(classes)
-    share_C = HIDDEN_RATIO ** (-rank_C / (classes - 1))
-    return World(_names(classes, random), value_CA, share_C / share_C.sum())
+    value_CA = np.array(chosen)[random.permutation(CLASSES)]
+    rank_C = random.permutation(CLASSES)
+    share_C = HIDDEN_RATIO ** (-rank_C / (CLASSES - 1))
+    return World(_names(random), value_CA, share_C / share_C.sum())
 
 
-def _names(count: int, random: np.random.Generator) -> tuple[str, ...]:
+def _names(random: np.random.Generator) -> tuple[str, ...]:
     """Words of two syllables that are in no dictionary."""
     parts = (*"bdfgkmpvz", "bl", "dr", "fl", "gr", "kl", "pl", "sn", "tr"), "aeiou", "bdfgkmnprtvz", ENDINGS
     names: dict[str, None] = {}
-    while len(names) < count:
+    while len(names) < CLASSES:
         names["".join(part[random.integers(len(part))] for part in parts)] = None
     return tuple(names)
 

@@ -15,7 +15,7 @@ import numpy as np
 from mdpr.data.class_list import name_labels
 from mdpr.data.sources.source import Place, Source, SourceImage, checked_labels
 from mdpr.errors import DataError, printable
-from mdpr.images.decoding import MAX_BYTES, read_file
+from mdpr.images.decoding import read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +44,7 @@ class HubSplit:
 def _read(fields: Mapping[str, Any], where: str) -> bytes:
     """The bytes in the row; of an image that lies in a folder, the row has only its path."""
     if fields.get("bytes") is None and fields.get("path"):
-        return read_file(Path(fields["path"]), where, MAX_BYTES)
+        return read_file(Path(fields["path"]), where)
     return fields.get("bytes") or b""
 
 

@@ -22,7 +22,7 @@ from mdpr.artifacts.truth import Truth
 from mdpr.data.class_list import ClassName
 from mdpr.data.intake import IntakeLog, Links
 from mdpr.errors import DataError, printable
-from mdpr.images.decoding import MAX_BYTES, read_file
+from mdpr.images.decoding import read_file
 from mdpr.params import PrepareParams
 
 IGNORE_INDEX = -1
@@ -73,7 +73,7 @@ class FileSplit:
 
     def _read(self, file: Path, where: str) -> bytes:
         self._links.check(str(file), where)
-        return read_file(file, where, MAX_BYTES)
+        return read_file(file, where)
 
 
 @dataclass(frozen=True)
