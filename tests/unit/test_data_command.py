@@ -87,6 +87,9 @@ def test_look_says_why_prepare_would_stop_and_takes_settings(tmp_path: Path, mon
     without = looked("wild")
     assert ".heic: convert them to JPEG" in without
     assert "prepare would stop: train: class 1 (owl) has no image" in without
+    (tmp_path / "house/cat/broken.jpg").symlink_to("nowhere.jpg")
+    assert "prepare would stop for these" in looked("house")
+    assert "prepare would stop" not in looked("house", "--set", "prepare.skip_bad=true")
 
 
 @pytest.mark.parametrize(

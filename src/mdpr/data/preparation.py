@@ -330,6 +330,8 @@ def look(params: PrepareParams, template: str, most_classes: int) -> Iterator[st
     yield from _class_lines(source, template, most_classes)
     yield from place.log.report()
     yield from place.log.left_out[:20]
+    if place.log.left_out and not params.skip_bad:
+        yield "prepare would stop for these: correct them, or set prepare.skip_bad: true"
     try:
         yield from arrange(source, params).report()
     except DataError as error:
