@@ -63,10 +63,7 @@ def _cifar(place: Place, archive: Archive, name: str) -> Source:
     classes = shipped_class_list(name)
     if not (place.root / archive.folder).is_dir() and not (place.root / archive.name).is_file():
         _download(archive, place.root)
-    pool = [_read_batch(content, archive, len(classes)) for content in _contents(place.root, archive, archive.train)]
-    (test,) = (
-        _read_batch(content, archive, len(classes)) for content in _contents(place.root, archive, [archive.test])
-    )
+    *pool, test = (_read_batch(content, archive, len(classes)) for content in _contents(place.root, archive))
     pixels, labels = zip(*pool, strict=True)
     return Source(
         classes=classes,
@@ -76,8 +73,9 @@ def _cifar(place: Place, archive: Archive, name: str) -> Source:
     )
 
 
-def _contents(root: Path, archive: Archive, members: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """The files `members`, each with the words that name it."""
+def _contents(root: Path, archive: Archive) -> Iterator[tuple[str, bytes]]:
+    """The files of training, then that of the test, each with the words that name it."""
+    members = (*archive.train, archive.test)
     if (root / archive.folder).is_dir():
         for member in members:
             file = root / archive.folder / member
