@@ -14,13 +14,14 @@ import sys
 import click
 
 from mdpr.commands.stage import TableGroup, stage_command
-from mdpr.errors import MdprError, printable
+from mdpr.errors import Interrupted, MdprError, printable
 from mdpr.launch import collect_rarely, read_launch
 from mdpr.stages.stage import STAGES, load_stage
 
 EPILOG = """Stages run in the order shown. `dvc repro` runs them all and skips what is up to date; each stage is
 also a component of the Kubeflow pipeline in pipelines/."""
 
+CTRL_C = 130  # exit code
 # Name -> its module in mdpr.commands, where it stands under that name, and its line in `mdpr --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("projects", "Make a project of your own: Git, DVC, settings, policy, README, CI workflow."),
@@ -87,7 +88,7 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()  # what is printed last may find the disk of `> file` full
     except click.exceptions.Abort:
-        code = 130
+        code = CTRL_C
     except BrokenPipeError:  # `mdpr registry list | head -1`
         code = 0
     except click.ClickException as error:
@@ -102,6 +103,10 @@ def main() -> None:
         sys.stdout.flush()
     except OSError:  # the output that failed is still waiting: it must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code in (CTRL_C, Interrupted.exit_code):
+        # A thread may still compute in a library: torch aborts the process if the interpreter ends meanwhile.
+        logging.shutdown()
+        os._exit(code)
     sys.exit(code)
 
 

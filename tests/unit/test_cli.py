@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,59 @@ def test_a_terminal_that_cannot_show_a_character_gets_another(encoding: str, tmp
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "del " in done.stdout.decode(encoding)
+
+
+# A command as mdpr.commands has them, whose thread goes on computing in a C++ library when a signal comes.
+COMPUTES = """
+import sys, threading, types
+import click
+import pyarrow as pa, pyarrow.compute, torch
+from mdpr import cli
+from mdpr.errors import Interrupted
+from mdpr.training.checkpoint import listen_for_sigterm
+
+x, column = torch.rand(64, 64), pa.array(range(10_000))
+work = {"torch": lambda: torch.linalg.svd(x), "pyarrow": lambda: pa.compute.sort_indices(column)}[sys.argv.pop()]
+
+def go_on():
+    while True:
+        work()
+
+@click.command()
+def stall():
+    threading.Thread(target=go_on, daemon=True).start()
+    with listen_for_sigterm() as stop:
+        print("ready", flush=True)
+        stop.wait()
+    raise Interrupted("stopped")
+
+sys.modules["mdpr.commands.stalling"] = types.SimpleNamespace(stall=stall)
+cli.COMMANDS["stall"] = ("stalling", "")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "number", "code"),
+    [("torch", signal.SIGINT, 130), ("pyarrow", signal.SIGINT, 130), ("torch", signal.SIGTERM, 143)],
+)
+def test_a_stop_keeps_its_exit_code_while_a_thread_computes_in_a_library(
+    tmp_path: Path, library: str, number: int, code: int
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", COMPUTES, "stall", library],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
+    )
+    assert child.stdout
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == code, errors
+    assert len(errors.split("\n")) <= 2
 
 
 def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
