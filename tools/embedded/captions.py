@@ -77,12 +77,12 @@ def draw(options: Sequence[str], count: int, chance: np.random.Generator) -> lis
     return [options[place] for place in chance.permutation(len(options))[:count]]
 
 
-def load_captions(path: Path = CAPTIONS_PATH) -> Captions:
-    """Read a captions file; raises `DataError` when a class is missing or unknown."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+def load_captions() -> Captions:
+    """Read captions.yaml; raises `DataError` when a class is missing or unknown."""
+    content = yaml.safe_load(CAPTIONS_PATH.read_text(encoding="utf-8"))
     by_name = content["classes"]
     if set(by_name) != set(CLASS_NAMES):
-        raise DataError(f"{path}: classes must be exactly {', '.join(CLASS_NAMES)}")
+        raise DataError(f"{CAPTIONS_PATH}: classes must be exactly {', '.join(CLASS_NAMES)}")
     frames = {group: tuple(lines) for group, lines in content["frames"].items()}
     return Captions(frames, tuple(_read_class(name, by_name[name]) for name in CLASS_NAMES))
 

@@ -123,19 +123,13 @@ class OverBudget(Exception):
     """The next call may cost more than is left."""
 
 
-def ask(
-    questions: Sequence[Question],
-    schemas: Mapping[str, Schema],
-    llm: LlmParams,
-    budget: Budget,
-    environment: Mapping[str, str] = os.environ,
-) -> Answers:
+def ask(questions: Sequence[Question], schemas: Mapping[str, Schema], llm: LlmParams, budget: Budget) -> Answers:
     """Every answer that can be had. A question with a stored answer is never sent again.
 
-    The API key is read from `environment`. Raises `KnowledgeError` if there is none, if the vendor's package is not
+    The API key is read from the environment. Raises `KnowledgeError` if there is none, if the vendor's package is not
     installed, if the server refuses the key, the model or the address, and if the store cannot be written.
     """
-    work = partial(_ask, questions, schemas, llm, budget, environment)
+    work = partial(_ask, questions, schemas, llm, budget)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -144,19 +138,13 @@ def ask(
         return thread.submit(work).result()
 
 
-def _ask(
-    questions: Sequence[Question],
-    schemas: Mapping[str, Schema],
-    llm: LlmParams,
-    budget: Budget,
-    environment: Mapping[str, str],
-) -> Answers:
+def _ask(questions: Sequence[Question], schemas: Mapping[str, Schema], llm: LlmParams, budget: Budget) -> Answers:
     with open_store(in_project(Path(llm.store))) as store:
         found = store.find(question.key for question in questions)
         pending = [question for question in questions if question.key not in found]
         answers = Answers()
         if pending:
-            answers = _Asker(schemas, llm, budget, find_key(llm, environment), store).ask(pending)
+            answers = _Asker(schemas, llm, budget, find_key(llm, os.environ), store).ask(pending)
     answers.sentences |= {question.place: found[question.key] for question in questions if question.key in found}
     return answers
 
