@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.seeds import Ground, run_seeds, seed_parser
 from mdpr.artifacts import Features
-from mdpr.evaluation.ablations import DROP, KEPT, SHUFFLED, shuffled
+from mdpr.evaluation.ablations import KEPT, shuffled
+from mdpr.evaluation.score_table import DROP, SHUFFLED
 from mdpr.params import DIMENSIONS
 from mdpr.progress import track
 

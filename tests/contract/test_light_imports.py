@@ -37,8 +37,11 @@ def test_a_component_body_waits_neither_for_recipes_nor_for_formats_it_does_not_
     assert result.stdout.split() == ["False", "False", "False", "True"]
 
 
-def test_what_the_small_image_runs_needs_no_torch() -> None:
-    """components/Dockerfile: register and monitor run in the image without torch, and so does reading the registry."""
+def test_what_only_reads_results_needs_no_torch() -> None:
+    """components/Dockerfile: register and monitor run in the image without torch, and so does reading the registry.
+
+    summary, report and compare start in half the time.
+    """
     code = (  # a finder, not None in sys.modules, which scipy takes for torch itself
         "import sys\n"
         "class Missing:\n"
@@ -48,6 +51,7 @@ def test_what_the_small_image_runs_needs_no_torch() -> None:
         "sys.meta_path.insert(0, Missing())\n"
         "import mdpr.mlops.releases, mdpr.mlops.promotions, mdpr.mlops.registry, mdpr.mlops.runs\n"
         "import mdpr.monitoring.shift, mdpr.monitoring.result, mdpr.commands.monitor\n"
+        "import mdpr.evaluation.report.document, mdpr.evaluation.comparison, mdpr.commands.results\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

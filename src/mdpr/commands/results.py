@@ -87,9 +87,8 @@ def render_summary(summary: Summary) -> RenderableType:
     from rich.text import Text
 
     from mdpr.errors import printable
-    from mdpr.evaluation.ablations import SHUFFLED
     from mdpr.evaluation.report.text import faithfulness_line, sentences_line
-    from mdpr.evaluation.score_table import BRANCHES, ScoreTable, points
+    from mdpr.evaluation.score_table import BRANCHES, SHUFFLED, ScoreTable, points
 
     scores = ScoreTable.of(summary.scores)
     table = Table(title="Class-balanced accuracy on the test set, in percent")

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from mdpr.evaluation.score_table import DROP, LEAST, MOST, NAMES_ONLY, SHUFFLED
 from mdpr.images.loading import ImageTransform
 from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import TAUS, RecallCounter, Validated, adjust, log_shares, weigh
@@ -71,14 +72,10 @@ def shuffled(classes: int) -> Tensor:
     return source_C
 
 
-DROP = "without_"
 # The dimensions that count: the router never sees the sentences of the others.
 KEPT = {f"{DROP}{left_out}": [n for n, key in enumerate(DIMENSIONS) if key != left_out] for left_out in DIMENSIONS}
 # Prior M (C, V) -> routing weights (C, V) that take the place of the image's own.
 WEIGHTS = {"uniform_routing": uniform, "prior_only": prior_only}
-SHUFFLED = "shuffled_sentences"  # every class gets those of another one
-NAMES_ONLY = "names_only"  # the class name in the place of each of its sentences
-MOST, LEAST = f"{DROP}most_weighted", f"{DROP}least_weighted"  # the deletion test: per image, of its answer's sentences
 ABLATION_NAMES = (*KEPT, *WEIGHTS, SHUFFLED, NAMES_ONLY, MOST, LEAST)
 
 

@@ -29,6 +29,11 @@ BASELINES = {
     "nearest_mean": "Nearest class mean (frozen features)",
     "logistic": "Logistic regression (frozen features)",
 }
+# Ablations that tables and sentences quote by name.
+DROP = "without_"
+SHUFFLED = "shuffled_sentences"  # every class gets those of another one
+NAMES_ONLY = "names_only"  # the class name in the place of each of its sentences
+MOST, LEAST = f"{DROP}most_weighted", f"{DROP}least_weighted"  # the deletion test: per image, of its answer's sentences
 ROWS = {name: (BASELINES | BRANCHES)[name] for name in ("chance", "zero_shot", "nearest_mean", "logistic", *BRANCHES)}
 NO_FIGURE = "–"
 

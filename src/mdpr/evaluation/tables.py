@@ -36,10 +36,9 @@ from mdpr.artifacts import (
 )
 from mdpr.artifacts.truth import Truth
 from mdpr.errors import ArtifactError
-from mdpr.evaluation.ablations import LEAST, MOST
 from mdpr.evaluation.metrics import class_recall, group_means, reliability, score, score_branch
 from mdpr.evaluation.predictions import Predictions, final_branch, is_right, recorded_branches
-from mdpr.evaluation.score_table import GROUPS, Metrics
+from mdpr.evaluation.score_table import GROUPS, LEAST, MOST, Metrics
 from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, gain_intervals, intervals
 from mdpr.params import DIMENSIONS
 

@@ -23,10 +23,6 @@ from mdpr.errors import ArtifactError, ConfigError
 from mdpr.evaluation.ablations import (
     ABLATION_NAMES,
     KEPT,
-    LEAST,
-    MOST,
-    NAMES_ONLY,
-    SHUFFLED,
     VIEWS,
     WEIGHTS,
     BatchOutputs,
@@ -40,6 +36,7 @@ from mdpr.evaluation.ablations import (
     uniform,
 )
 from mdpr.evaluation.predictions import Predictions
+from mdpr.evaluation.score_table import LEAST, MOST, NAMES_ONLY, SHUFFLED
 from mdpr.evaluation.scoring import ablation_names, evaluate_splits
 from mdpr.evaluation.tables import Results, check_label_set
 from mdpr.evaluation.uncertainty import biases, correlations, slopes

@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mdpr.artifacts import Biases, RoutingCheck
-from mdpr.evaluation.ablations import LEAST, MOST, NAMES_ONLY, SHUFFLED
 from mdpr.evaluation.predictions import final_branch
 from mdpr.evaluation.score_table import (
     BASELINES,
     BRANCHES,
+    LEAST,
+    MOST,
+    NAMES_ONLY,
     NO_FIGURE,
+    SHUFFLED,
     Interval,
     Metrics,
     points,
@@ -25,8 +29,10 @@ from mdpr.evaluation.score_table import (
     signed_span,
     span,
 )
-from mdpr.evaluation.tables import Results
 from mdpr.pages import label
+
+if TYPE_CHECKING:
+    from mdpr.evaluation.tables import Results
 
 FAR_LARGER = 4  # times the backbone's input: of a detail's 4 x 4 pixels the model sees one
 NOTHING = 0.01  # a fraction: an interval around 0 that is wider than this shows nothing either way
