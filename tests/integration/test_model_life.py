@@ -11,6 +11,8 @@ import yaml
 from benchmarks.life import NEW_CLASS, Life, Pictures, moved
 
 from mdpr.artifacts import read_card, read_json
+from mdpr.data.stable_splits import Previous
+from mdpr.errors import DataError
 from mdpr.mlops import promotions
 from mdpr.mlops.registry import CHAMPION
 from mdpr.mlops.store import Store
@@ -59,7 +61,7 @@ def test_images_come_a_class_comes_and_back(store: Store, lenient: Path, tmp_pat
     assert str(store.client.get_model_version_by_alias("shoes", CHAMPION).version) == "2"
 
 
-def test_dvc_repro_keeps_the_splits_of_a_revision(tmp_path: Path) -> None:
+def test_dvc_repro_keeps_the_splits_of_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC removes data/prepared before the stage runs, and `prepare.previous` finds it in the cache."""
     pytest.importorskip("dvc", reason="needs dvc (pip install 'mdpr[pipeline]')")
     project, pictures = tmp_path / "project", Pictures()
@@ -77,11 +79,15 @@ def test_dvc_repro_keeps_the_splits_of_a_revision(tmp_path: Path) -> None:
     )
     (project / ".gitignore").write_text("/images\n")
     dvc = (sys.executable, "-m", "dvc")
+    git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m")
     run("git", "init", "--quiet")
     run(*dvc, "init", "--quiet")
+    run(*git, "empty")
+    run("git", "branch", "empty")
     run(*dvc, "repro", "--quiet")
     run("git", "add", "--all")
-    run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "first")
+    run(*git, "first")
+    run("git", "tag", "sets/v1")
     pictures.write(project / "more", {"dress": 20})
     for file in (project / "more" / "dress").iterdir():
         file.rename(project / "images" / "dress" / file.name)
@@ -98,3 +104,8 @@ def test_dvc_repro_keeps_the_splits_of_a_revision(tmp_path: Path) -> None:
     done = subprocess.run([*dvc, "repro", "--quiet"], cwd=project, capture_output=True, text=True)
     assert done.returncode != 0
     assert "data/prepared/pictures.parquet at no-such-tag cannot be read" in done.stderr
+    monkeypatch.chdir(project)
+    assert sum(len(split.image_N) for split in Previous.read("sets/v1").pictures.values()) == 16
+    for name, fix in {"sets/v2": "name a Git revision", "empty": "name a revision at which DVC tracks it"}.items():
+        with pytest.raises(DataError, match=rf"^prepare\.previous = {name}: .*{fix}"):
+            Previous.read(name)

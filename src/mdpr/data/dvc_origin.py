@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 logger = logging.getLogger(__name__)
+NO_PREVIOUS = (
+    "there is no such folder; under `dvc repro`, which removes outputs before it makes them, name a Git revision "
+    "(HEAD, a tag)"
+)
 DIGESTS = ("md5", "md5-dos2unix")  # of DVC 3, and of what DVC 2 wrote
 
 
@@ -79,7 +83,8 @@ def pull(params: PrepareParams, target: Path) -> Origin:
         )
         _copy(files, params.path, target, where)
     except _failures() as error:
-        raise DataError(f"{where} cannot be pulled ({one_line(_cause(error))[:300]}): {_fix(error)}") from None
+        fix = _fix(error, "check prepare.rev", "prepare.repo")
+        raise DataError(f"{where} cannot be pulled ({one_line(_cause(error))[:300]}): {fix}") from None
     finally:
         clean_repos()  # the clones of this process, which DVC keeps for the next call
     logger.info("pulled %s: commit %s, %s %s", where, origin.commit[:12], *digest)
@@ -87,19 +92,31 @@ def pull(params: PrepareParams, target: Path) -> Origin:
 
 
 def read_tracked(rev: str, path: str) -> bytes:
-    """A file that DVC tracks in the project around the working folder, as it was at `rev`. Raises as `pull` does."""
+    """A file that DVC tracks in the project around the working folder, as it was at `rev`.
+
+    Raises `DataError` in one line if there is no such revision or no such file at it, or if the store does not answer.
+    """
     try:
         from dvc.api import DVCFileSystem
+        from dvc.exceptions import NotDvcRepoError
         from dvc.repo import Repo
         from dvc.repo.open_repo import clean_repos
     except ModuleNotFoundError as error:
-        raise DataError(f"a revision of data needs {error.name}: pip install 'mdpr[pipeline,s3]'") from None
+        raise DataError(
+            f"{rev} is no folder, and a revision of data needs {error.name}: pip install 'mdpr[pipeline,s3]'"
+        ) from None
 
     name_user()
     try:
-        content: bytes = DVCFileSystem(Repo.find_root(), rev=rev).read_bytes(path)
+        files = DVCFileSystem(Repo.find_root(), rev=rev)
+        try:
+            files.info(path)
+        except FileNotFoundError:
+            raise DataError(f"{path} at {rev} is not there: name a revision at which DVC tracks it") from None
+        content: bytes = files.read_bytes(path)
     except _failures() as error:
-        raise DataError(f"{path} at {rev} cannot be read ({one_line(_cause(error))[:300]}): {_fix(error)}") from None
+        fix = NO_PREVIOUS if isinstance(error, NotDvcRepoError) else _fix(error, NO_PREVIOUS, "the project")
+        raise DataError(f"{path} at {rev} cannot be read ({one_line(_cause(error))[:300]}): {fix}") from None
     finally:
         clean_repos()
     return content
@@ -185,13 +202,14 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _fix(error: Exception) -> str:
+def _fix(error: Exception, revision: str, repository: str) -> str:
+    """What to do about `error`; `revision` if there is no such one, `repository` is what to check otherwise."""
     from dvc.scm import CloneError, RevError
 
     if isinstance(error, RevError):
-        return "check prepare.rev"
+        return revision
     if isinstance(error, CloneError):
-        return "check prepare.repo, the network, and MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD"
+        return f"check {repository}, the network, and MDPR_GIT_USERNAME and MDPR_GIT_PASSWORD"
     if isinstance(_cause(error), FileNotFoundError):
         return "see that it was pushed (`dvc push`), and that its DVC remote can be reached from here"
-    return "check prepare.repo, and address and keys of its DVC remote"
+    return f"check {repository}, and address and keys of its DVC remote"

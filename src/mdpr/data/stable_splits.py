@@ -16,7 +16,6 @@ N images of the pool, G groups, C classes. A row whose label is negative is in n
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -63,12 +62,10 @@ class Previous:
         if folder.is_dir():
             file = folder / PICTURES_FILE
             return cls(read_pictures(file, name), sha256(file))
-        if os.sep in name and not name.startswith("refs"):
-            raise DataError(
-                f"prepare.previous = {name}: there is no such folder; under `dvc repro`, which removes outputs before "
-                "it makes them, name a Git revision (HEAD, a tag)"
-            )
-        content = read_tracked(name, TRACKED_PICTURES)
+        try:
+            content = read_tracked(name, TRACKED_PICTURES)
+        except DataError as error:
+            raise DataError(f"prepare.previous = {name}: {error}") from None
         return cls(read_pictures(BytesIO(content), f"prepare.previous = {name}"), hashlib.sha256(content).hexdigest())
 
     def compare(self, pictures: Mapping[Split, Pictures]) -> Since:
