@@ -68,13 +68,13 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def read_params(path: Path | None = None) -> dict[str, dict[str, Any]]:
+def read_params() -> dict[str, dict[str, Any]]:
     """All sections of params.yaml, complete and checked: of the working folder, else of the folder of this package.
 
     Raises `ConfigError`.
     """
     own = Path.cwd() / PARAMS_FILE.name
-    return load_params(path or (own if own.is_file() else PARAMS_FILE)).dump()
+    return load_params(own if own.is_file() else PARAMS_FILE).dump()
 
 
 def arguments(

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("projects", "Make a project of your own: Git, DVC, settings, policy, README, CI workflow."),
     "demo": ("projects", "Run the whole chain on the embedded data in a folder of its own: `mdpr demo`."),
     "repro": ("projects", "`dvc repro`, also if this environment is not activated: `.venv/bin/mdpr repro`."),
-    "knowledge": ("knowledge", "Start, check or merge a knowledge base: `mdpr knowledge audit FILE`."),
+    "knowledge": ("inputs", "Start, check or merge a knowledge base: `mdpr knowledge audit FILE`."),
     "summary": (
         "results",
         "Show the scores, the champion in the MLflow registry, the gate's decision and the report's path.",
@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tracking": ("models", "Publish to MLflow what it could not take while it was down."),
     "recipe": ("projects", "List, show or use the settings of a known benchmark."),
     "pipeline": ("projects", "Compile the Kubeflow pipeline, run it here, or start it on a cluster."),
-    "data": ("data", "See how a data set would be read; bring one that DVC keeps elsewhere into data/."),
+    "data": ("inputs", "See how a data set would be read; bring one that DVC keeps elsewhere into data/."),
 }
 
 

@@ -42,7 +42,7 @@ def test_pipeline_gives_every_stage_what_params_yaml_says(tmp_path: Path) -> Non
     values = {name: port.default for name, port in inputs.items()}
     assert [name for name, port in inputs.items() if not port.description] == []
     texts = configured(tmp_path, base=yaml.safe_dump(params), **values)
-    assert read_params(tmp_path / "settings.yaml") == params
+    assert load_params(tmp_path / "settings.yaml").dump() == params
     for name, text in zip(STAGES, texts, strict=True):
         sections = load_stage(name).sections.values()
         assert yaml.safe_load(text) == {section: params[section] for section in sections}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mdpr.commands.data import data as command
+from mdpr.commands.inputs import data as command
 from mdpr.data.preparation import source_of
 from mdpr.errors import ConfigError, DataError
 

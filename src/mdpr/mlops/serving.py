@@ -191,7 +191,7 @@ class Service:
             if self._held_bytes > MAX_HELD_BYTES:
                 raise Rejected(503, "too many bytes are waiting: try again")
 
-    def _compute(self, body: bytes, deadline_s: float, request_id: str = "") -> bytes:
+    def _compute(self, body: bytes, deadline_s: float, request_id: str) -> bytes:
         """The answer as JSON. Runs in the worker's one computing thread; a request that timed out is not begun."""
         if time.monotonic() > deadline_s:
             raise TimeoutError

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mdpr.artifacts import ClassKnowledge, Knowledge, write_json
-from mdpr.commands.knowledge import knowledge as command
+from mdpr.commands.inputs import knowledge as command
 from mdpr.errors import AnswersMissing, CheckFailed, MdprError
 from mdpr.knowledge.ask import UnusableReply
 from mdpr.knowledge.audit import Finding, Level
