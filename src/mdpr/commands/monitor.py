@@ -140,6 +140,7 @@ def publish_monitoring(content: Monitoring, files: Mapping[str, Path], tracking:
     from mdpr.monitoring.result import monitoring_metrics
 
     tags = {"mdpr.advice": content.advice, "mdpr.model": content.model, "mdpr.model_version": content.version}
+    tags["mlflow.source.name"] = "mdpr monitor"
     try:
         with open_run(tracking, "monitor", {"model": content.model, "version": content.version}, tags) as run:
             tracked = run.tracked

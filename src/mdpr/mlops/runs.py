@@ -237,10 +237,7 @@ def _as_metric(name: str, value: float) -> tuple[str, float]:
     return f"val/{name.removeprefix('val_').replace('_', '/', 1)}", in_percent({name: value})[name]
 
 
-# --- where a run comes from ---------------------------------------------------------------------------------
-
-
-# Settings, data, the state of Git and DVC, as MLflow's parameters, datasets and tags.
+# --- where a run comes from: settings, data, the state of Git and DVC ---------------------------------------
 
 
 def split_inputs(prepared: Path, splits: Sequence[Split]) -> list[DatasetInput]:

@@ -174,7 +174,7 @@ def test_a_monitoring_is_a_run_of_its_own(store: Store, tracking: TrackingParams
     (run,) = store.client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("monitor", "FINISHED")
     assert run.data.metrics["monitor/accuracy_expected"] == pytest.approx(100 * content.accuracy.expected, abs=1e-3)
-    assert run.data.tags["mdpr.advice"] == "keep"
+    assert (run.data.tags["mdpr.advice"], run.data.tags["mlflow.source.name"]) == ("keep", "mdpr monitor")
     copy = store.client.download_artifacts(run.info.run_id, "monitor/monitor.json", str(tmp_path))
     assert Monitoring.model_validate_json(Path(copy).read_text()) == content
 
