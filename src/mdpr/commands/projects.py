@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from importlib import util
 from pathlib import Path
 from types import ModuleType
 
@@ -75,6 +74,7 @@ def demo(recipe: str, folder: Path | None) -> None:
     choices = project.Choices(recipe)
     if not choices.embedded:
         raise ConfigError(f"the data of the recipe {recipe} do not come with the package: mdpr demo {DEMO}")
+    project.require_dvc("mdpr demo")
     folder = (folder or Path(tempfile.mkdtemp(prefix="mdpr-demo-")) / "demo").absolute()
     if not (folder / project.RECORD).exists():
         project.create(folder, choices)
@@ -97,8 +97,7 @@ def repro(arguments: tuple[str, ...]) -> None:
     """
     from mdpr import project
 
-    if util.find_spec("dvc") is None:
-        raise MdprError("mdpr repro needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
+    project.require_dvc("mdpr repro")
     os.execve(project.DVC[0], [*project.DVC, "repro", *arguments], project.environment())  # noqa: S606 - no shell
 
 

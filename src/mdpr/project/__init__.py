@@ -67,6 +67,12 @@ def environment() -> dict[str, str]:
     }
 
 
+def require_dvc(command: str) -> None:
+    """Raises `MdprError` if DVC, which `command` runs, is not installed."""
+    if util.find_spec("dvc") is None:
+        raise MdprError(f"{command} needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
+
+
 def packaged(name: str) -> Path:
     """A file or folder that comes with the package; raises `MdprError` if this installation lacks it."""
     for root in (Path(__file__).parent / "files", Path(__file__).parents[3]):
@@ -93,8 +99,7 @@ def create(folder: Path, choices: Choices) -> list[str]:
         raise ConfigError(
             f"{folder} lies in the repository {above}: name a folder outside of it, or one that it ignores"
         )
-    if util.find_spec("dvc") is None:
-        raise MdprError("mdpr init needs the package dvc, which is not installed: pip install 'mdpr[pipeline]'")
+    require_dvc("mdpr init")
     files = dict(project_files(choices))
     made = not folder.exists()
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from mdpr import project
-from mdpr.errors import ConfigError
+from mdpr.cli import cli
+from mdpr.errors import ConfigError, MdprError
 from mdpr.project import Choices, packaged, project_dvc_yaml, project_files
 from mdpr.stages.stage import STAGES
 
@@ -97,3 +100,14 @@ def test_an_update_never_writes_over_a_change(tmp_path: Path) -> None:
     assert list(report.differences) == ["dvc.yaml"]
     assert (folder / "dvc.yaml").read_text() == "ours\n"
     assert project.update(folder).written == []
+
+
+@pytest.mark.parametrize("arguments", [["init", "shoes"], ["demo", "--folder", "shoes"], ["repro"]])
+def test_without_dvc_a_command_says_so_and_makes_nothing(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dvc", None)  # as if it were not installed
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MdprError, match=f"mdpr {arguments[0]} needs the package dvc"):
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
