@@ -28,7 +28,7 @@ def measure(project: Path = PROJECT) -> dict[str, Any]:
     modules = [path for path in sorted(package.rglob("*.py")) if "__pycache__" not in path.parts]
     lines = {path.relative_to(package).as_posix(): count_lines(path) for path in modules}
     longest = max(lines, key=lambda name: lines[name])
-    run = set().union(*(closure(f"mdpr.{name}", project / "src") for name in ("cli", "commands.stage", "stages.tune")))
+    run = set().union(*(closure(f"mdpr.{name}", project / "src") for name in ("cli", "stages.tune")))
     route = sorted(name for path in run if (name := path.relative_to(package).as_posix()).startswith(ROUTE))
     # A command is named after its word on the command line, a section of settings after its stage.
     rooms = [path for path in modules if path.parent.name not in ("commands", "params")]

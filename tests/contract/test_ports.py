@@ -15,7 +15,7 @@ from pipelines.compile import FOLDER
 from pipelines.compile import compiled as compiled_file
 from pipelines.compile import stale as stale_pipelines
 
-from mdpr.commands.stage import stage_command
+from mdpr.cli import stage_command
 from mdpr.params import SECTIONS
 from mdpr.stages.stage import STAGES, load_stage
 

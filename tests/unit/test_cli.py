@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mdpr.commands.stage import stage_command
+from mdpr.cli import stage_command
 from mdpr.launch import COLLECT_AFTER
 from mdpr.params import DIMENSIONS
 from mdpr.stages.stage import STAGES, load_stage

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import click
 
-from mdpr.commands.stage import PATH, params_option
+from mdpr.commands import PATH, params_option
 from mdpr.errors import CheckFailed, DataError, KnowledgeError, MdprError, one_line, printable
 
 COLORS: Mapping[str, str] = {"error": "red", "warning": "yellow"}

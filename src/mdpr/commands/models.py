@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mdpr.commands.stage import PATH, params_option, read_tracking
+from mdpr.commands import PATH, params_option, read_tracking
 from mdpr.params import MAX_TOP_K
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mdpr.commands.stage import PATH, params_option, read_tracking
+from mdpr.commands import PATH, params_option, read_tracking
 
 if TYPE_CHECKING:
     from mdpr.monitoring.result import Monitoring

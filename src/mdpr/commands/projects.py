@@ -17,7 +17,7 @@ from types import ModuleType
 
 import click
 
-from mdpr.commands.stage import PATH, TableGroup
+from mdpr.commands import PATH, TableGroup
 from mdpr.errors import ConfigError, MdprError
 
 DEMO = "emblems-lt"

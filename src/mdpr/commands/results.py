@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mdpr.commands.stage import PATH, params_option
+from mdpr.commands import PATH, params_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
