@@ -1,6 +1,6 @@
 """Captions measured from each picture of pre-training, and sentences of what most pictures of a class show.
 
-captions.yaml says the same of all pictures of a class: from it alone the text tower learns to map the five sentences of
+captions.yaml says the same of all pictures of a class: trained on it only, the text tower maps the five sentences of
 a class onto each other. Here a few lines of numpy measure what each picture shows: outline, tone, surface, sleeves,
 heel. A value between two thresholds is not said, nor the sleeves of a shoe. docs/benchmarks.md, knowledge, compares.
 
@@ -138,7 +138,7 @@ def fits(captions: Sequence[Caption], value_BA: Labels, label_B: Labels) -> Tens
 
 
 def knowledge_base(present: dict[str, Any], value_NA: Labels, labels_N: Labels) -> dict[str, Any]:
-    """`present` with sentences that say what is typical of a class's pictures, by these measurements alone."""
+    """`present` with sentences that say what is typical of a class's pictures, by these measurements only."""
     share = {name: _shares(value_NA[labels_N == label]) for label, name in enumerate(CLASS_NAMES)}
     typical = {
         name: np.array([int(np.argmax(one)) if max(one) > TYPICAL_SHARE else NOTHING for one in shares])

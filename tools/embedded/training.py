@@ -46,7 +46,7 @@ def multi_positive_loss(logits_BN: Tensor, image_labels_B: Tensor, caption_label
 
 
 def draw_captions(captions: Captions, per_class: int, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return tokens (N, T) and labels (N,) of `per_class` captions a class, each from another frame group."""
+    """Return tokens (N, T) and labels (N,) of `per_class` captions per class, each from another frame group."""
     texts = [
         captions.sample(label, group, chance)
         for label in range(len(CLASS_NAMES))
@@ -113,7 +113,7 @@ def train(
     recipe: Recipe,
     value_NA: NDArray[np.int64] | None = None,
 ) -> None:
-    """Train `model` in place on preprocessed images (N, 3, 32, 32), printing one line an epoch.
+    """Train `model` in place on preprocessed images (N, 3, 32, 32), printing one line per epoch.
 
     With `value_NA`, what was measured of each picture, every picture of a batch has such a caption too.
     """

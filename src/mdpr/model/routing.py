@@ -235,12 +235,12 @@ class AttentionRouter(Router):
         return F.linear(sentences_CVd, weight, bias).unflatten(-1, self._split)
 
     def _gram_elements(self, sentences_CVd: Tensor) -> int:
-        """Numbers that `_gram` holds for a class."""
+        """Numbers that `_gram` holds per class."""
         V, d = sentences_CVd.shape[1:]
         return V * d * (1 + 2 * self.heads)
 
     def _elements(self, sentences_CVd: Tensor, image_Bd: Tensor) -> int:
-        """Numbers that attending of a batch holds for a class."""
+        """Numbers that attending of a batch holds per class."""
         return 6 * sentences_CVd.shape[1] * self.heads * len(image_Bd)
 
     @property
@@ -332,7 +332,7 @@ class PairedGate(Router):
         return cosine_cVB, 2 / len(self.bias_V) * gate_cVB.sigmoid()
 
     def _elements(self, image_Bd: Tensor) -> int:
-        """Numbers that gating of a batch holds for a class."""
+        """Numbers that gating of a batch holds per class."""
         return 4 * len(self.bias_V) * len(image_Bd)
 
 
@@ -349,7 +349,7 @@ def _over_classes(
 ) -> Iterator[tuple[Tensor, ...]]:
     """`body(*rows of the table)` for each block of classes; what it computes is made again in the backward pass.
 
-    `elements_per_class` are the numbers that `body` holds for a class; `random`: it draws random numbers, the same
+    `elements_per_class` are the numbers that `body` holds per class; `random`: it draws random numbers, the same
     ones in both passes.
     """
     block = max(1, BLOCK_ELEMENTS[table[0].device.type] // elements_per_class)

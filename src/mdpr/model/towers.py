@@ -417,7 +417,7 @@ def _attend_to_prefix_and_self(
 ) -> Tensor:
     """Softmax attention (C, h, R, e) of R name tokens per class over [prefix, own name] without the places `hidden`.
 
-    The prefix is never copied for a class. `hidden` is boolean and broadcasts to (C, h, R, S).
+    The prefix is not copied per class. `hidden` is boolean and broadcasts to (C, h, R, S).
     """
     classes, heads, rows, width = q_ChRe.shape
     scaled = q_ChRe * width**-0.5
