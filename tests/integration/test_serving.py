@@ -120,7 +120,8 @@ def test_served_probabilities_are_the_evaluations(served: str, parts: Parts, ima
     from mdpr.images.loading import eval_transform
 
     classifier = Classifier.load(parts.model, parts.features)
-    transform = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
+    backbone = classifier.backbone
+    transform = eval_transform(backbone.image_size_px, backbone.image_mean, backbone.image_std)
     batch = torch.stack([transform(decode_image(data, "x")) for data in images])
     fused_BC = classifier(batch).fused_BC.float().exp()
     answers = ask(served, [text(data) for data in images], top_k=10)

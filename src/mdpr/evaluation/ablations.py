@@ -12,7 +12,7 @@ Shapes: N validation images, B images in a batch, C classes, V dimensions, d joi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -236,8 +236,7 @@ def five_crop_transform(classifier: Classifier, views: Views) -> ImageTransform:
     """Corners and centre of a somewhat larger picture, (W, 3, H, W) with W = 5, or 10 with their mirror images."""
     size_px = classifier.image_size_px
     fixed = partial(_crops, size_px=size_px, larger_px=round(size_px * views.enlarged), flips=views.flips)
-    mean, std = torch.tensor(classifier.image_mean), torch.tensor(classifier.image_std)
-    return ImageTransform(fixed, None, mean, std)
+    return replace(classifier.transform, fixed=fixed)
 
 
 def _crops(image: Image.Image, size_px: int, larger_px: int, flips: bool) -> Tensor:

@@ -31,7 +31,7 @@ from mdpr.evaluation.ablations import (
 from mdpr.evaluation.metrics import ClasswiseCalibration
 from mdpr.evaluation.predictions import PredictionRecorder, Predictions, top_classes
 from mdpr.images.decoding import short_side_px
-from mdpr.images.loading import ImageTable, ImageTransform, eval_transform, make_loader, scoring_batch_size
+from mdpr.images.loading import ImageTable, ImageTransform, make_loader, scoring_batch_size
 from mdpr.model.classifier import Outputs
 from mdpr.model.fusion import GeneralizedLogitAdjustment
 from mdpr.model.inference import Classifier
@@ -131,18 +131,17 @@ def evaluate_splits(
     `prior_CV` is M of `mdpr.artifacts.Features`. Raises `ConfigError` where ablations are listed for a model without
     a router.
     """
-    look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
     batch_size = scoring_batch_size(params.batch_size, len(classifier.class_names))
     variants: list[Variant] = []
     if names := ablation_names(params, routed=classifier.model.router is not None):
         assert prior_CV is not None
         variants.append(RoutingAblations(classifier, prior_CV, probe.text_Cd, names))
     if params.post_hoc:
-        val = make_loader(_table(prepared, "val", look), batch_size)
+        val = make_loader(_table(prepared, "val", classifier.transform), batch_size)
         variants.append(PostHoc(classifier, track(val, "choose on validation")))
     if params.test_time == "flip":
         variants.append(Flipped(classifier))
-    test = make_loader(_table(prepared, "test", look), batch_size)
+    test = make_loader(_table(prepared, "test", classifier.transform), batch_size)
     predicted = predict(classifier, probe, track(test, "evaluate"), variants, record, baselines or {})
     if views := VIEWS.get(params.test_time):
         loader = make_loader(_table(prepared, "test", five_crop_transform(classifier, views)), batch_size)
@@ -164,9 +163,8 @@ def measure_pictures(images: ImageFile, input_px: int) -> PictureSizes:
 @torch.inference_mode()
 def score_images(classifier: Classifier, images: ImageFile, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The final answer to each image, whatever its label: class (N,) int64 and probability (N,) float32."""
-    look = eval_transform(classifier.image_size_px, classifier.image_mean, classifier.image_std)
     batch_size = scoring_batch_size(batch_size, len(classifier.class_names))
-    loader = make_loader(ImageTable(images, look, cache_max_bytes=0), batch_size)
+    loader = make_loader(ImageTable(images, classifier.transform, cache_max_bytes=0), batch_size)
     top1: list[Tensor] = []
     probability: list[Tensor] = []
     for image_B3HW, _ in track(loader, "score the champion"):
@@ -187,5 +185,5 @@ def ablation_names(params: EvaluateParams, routed: bool) -> Sequence[str]:
     return params.ablations
 
 
-def _table(prepared: Path, split: Split, look: ImageTransform) -> ImageTable:
-    return ImageTable(read_split(prepared, split), look, cache_max_bytes=0)
+def _table(prepared: Path, split: Split, transform: ImageTransform) -> ImageTable:
+    return ImageTable(read_split(prepared, split), transform, cache_max_bytes=0)

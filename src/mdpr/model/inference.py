@@ -75,9 +75,7 @@ class Classifier:
         self.backbone = model.backbone
         self.device = model.backbone.device
         self.image_size_px = model.backbone.image_size_px
-        self.image_mean = model.backbone.image_mean
-        self.image_std = model.backbone.image_std
-        self.transform = eval_transform(self.image_size_px, self.image_mean, self.image_std)
+        self.transform = eval_transform(self.image_size_px, model.backbone.image_mean, model.backbone.image_std)
         with torch.no_grad():
             self.constants = model.constants()
 
