@@ -23,7 +23,7 @@ from mdpr import artifacts
 from mdpr.cli import cli
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops import promotions, releases
-from mdpr.mlops.gate import Policy, read_policy
+from mdpr.mlops.gate import Policy, describe, read_policy
 from mdpr.mlops.releases import Parts, requirements
 from mdpr.mlops.store import Store
 from mdpr.model.inference import Classifier
@@ -106,6 +106,7 @@ def test_from_the_first_model_to_a_rollback(
     assert (again.decision, again.reason) == ("kept", "version 1 is the champion already")
     version = store.client.get_model_version("shoes", "1")
     assert f"promoted: {outcome.reason}" in version.description
+    assert all(f"\n- {describe(check)}" in version.description for check in outcome.checks)
     assert json.loads(version.tags["mdpr.gate.checks"]) == [check.model_dump() for check in outcome.checks]
     logged = store.client.download_artifacts(registered.run_id, "evaluation/promotion.json", str(tmp_path))
     assert artifacts.Promotion.read(Path(logged)) == outcome

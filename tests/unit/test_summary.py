@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mdpr.artifacts import Intervals, Promotion, RoutingCheck
 from mdpr.cli import cli
-from mdpr.commands.results import Summary, read_summary, render_summary, short_reason
+from mdpr.commands.results import Summary, read_summary, render_summary
 from mdpr.errors import ArtifactError
 from mdpr.evaluation.tables import VARIANT_COLUMNS
 from mdpr.params import TrackingParams
@@ -77,13 +77,6 @@ def test_rows_columns_and_facts(tmp_path: Path) -> None:
     assert "champion: version 3 of mdpr (MLflow registry)" in lines
     assert "gate: version 3 promoted: good enough against zero-shot" in lines
     assert str(tmp_path / "report.html") in text.replace("\n", "")
-
-
-def test_checks_that_passed_are_counted_and_those_that_failed_are_named() -> None:
-    passed = promotion().model_copy(update={"reason": "good enough (95% confidence). passed: all, points: +1.00"})
-    assert short_reason(passed) == "good enough (95% confidence). All 0 checks passed."
-    failed = promotion().model_copy(update={"reason": "not good enough. failed: few, points: -2.00"})
-    assert short_reason(failed) == failed.reason
 
 
 def test_gains_over_the_frozen_model_and_its_own_base_with_intervals(tmp_path: Path) -> None:

@@ -104,18 +104,12 @@ def render_summary(summary: Summary) -> RenderableType:
     champion = f"version {summary.champion} of {decision.model_name}" if summary.champion else "none"
     facts = {
         "champion": f"{champion} (MLflow registry)",
-        "gate": f"version {decision.version or 'none'} {DECISIONS[decision.decision]}: {short_reason(decision)}",
+        "gate": f"version {decision.version or 'none'} {DECISIONS[decision.decision]}: {decision.reason}",
         "report": str(summary.report),
     }
     found = [*gains(summary), sentences_line(summary.variants), faithfulness_line(summary.routing)]
     lines = [*filter(None, found), *(f"{key}: {fact}" for key, fact in facts.items())]
     return Group(table, *(Text(printable(line), overflow="fold") for line in lines))
-
-
-def short_reason(decision: Promotion) -> str:
-    """The gate's reason; if all its checks passed, their number in the place of their figures."""
-    reason, found, _ = decision.reason.partition(" passed: ")
-    return f"{reason} All {len(decision.checks)} checks passed." if found else decision.reason
 
 
 def gains(summary: Summary) -> list[str]:

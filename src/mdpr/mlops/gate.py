@@ -234,7 +234,7 @@ class _Findings:
         parts = (check.name.partition(AGAINST)[2].partition(",")[0] for check in (lost if failed else self.checks))
         opponents = ", ".join(dict.fromkeys(filter(None, parts)))
         head = f"{'not ' if failed else ''}good enough{' against ' if opponents else ''}{opponents}"
-        found = f"failed: {'; '.join(failed)}" if failed else f"passed: {'; '.join(map(describe, self.checks))}"
+        found = f"failed: {'; '.join(failed)}" if failed else f"{len(self.checks)} of {len(self.checks)} checks passed"
         words = [f"{head} ({confidence:.0%} confidence)", found]
         words += [f"not judged: {'; '.join(self.not_judged)}"] if self.not_judged else []
         words += [f"note: {'; '.join(self.remarks)}"] if self.remarks else []

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mdpr.artifacts import Promotion, Registration, read_class_names, read_predictions, read_shots
 from mdpr.errors import ArtifactError, TrackingError
 from mdpr.mlops.champion import TestSet, load_champion, time_versions
-from mdpr.mlops.gate import Candidate, Decision, Policy, should_promote
+from mdpr.mlops.gate import Candidate, Decision, Policy, describe, should_promote
 from mdpr.mlops.registry import (
     CHAMPION,
     CHECKS_TAG,
@@ -170,7 +170,8 @@ def _record(judgement: Judgement, promotion: Promotion) -> None:
     """The decision as tags and on the card of the version, and beside the report in the run's artifacts."""
     registry, version = judgement.registry, judgement.challenger
     checks = json.dumps([check.model_dump() for check in promotion.checks])
-    card = with_gate(version.card, f"{promotion.decision}: {promotion.reason}")
+    figures = "".join(f"\n- {describe(check)}" for check in promotion.checks)
+    card = with_gate(version.card, f"{promotion.decision}: {promotion.reason}\n{figures}")
     registry.annotate(version.number, {DECISION_TAG: promotion.decision, CHECKS_TAG: checks}, card)
     content = promotion.model_dump(mode="json")
     registry.store.client.log_dict(version.results_run_id, content, f"{RESULTS_FOLDER}/promotion.json")

@@ -98,6 +98,9 @@ def test_a_first_model_has_floors_and_must_not_lose_to_zero_shot() -> None:
     good = should_promote(candidate(right_with(0.9, 0), right_with(0.7, 1)), None, GROUPS, POLICY)
     assert good.promote
     assert "zero-shot" in good.reason
+    assert good.reason.endswith(
+        f"{len(good.checks)} of {len(good.checks)} checks passed"
+    )  # their figures are in checks
     assert [check.name.partition(",")[0] for check in good.checks[:5]] == ["all", "few", "worst_quartile", "all", "few"]
     floors = {"all, percent, lower bound", "few, percent, lower bound"}
     assert floors <= failed(candidate(right_with(0.45, 0)), None)
