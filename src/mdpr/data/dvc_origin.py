@@ -47,7 +47,7 @@ def located(params: PrepareParams) -> Iterator[tuple[Path, Origin | StoreOrigin 
     if not params.repo and not is_address(params.root):
         yield Path(params.root), None
         return
-    with _pulled(params) if params.repo else copied(params.root) as (root, origin):
+    with pulled(params) if params.repo else copied(params.root) as (root, origin):
         try:
             yield root, origin
         except DataError as error:  # what is wrong lies in its origin, not in a folder that is gone in a moment
@@ -56,14 +56,8 @@ def located(params: PrepareParams) -> Iterator[tuple[Path, Origin | StoreOrigin 
 
 
 @contextmanager
-def _pulled(params: PrepareParams) -> Iterator[tuple[Path, Origin]]:
-    with tempfile.TemporaryDirectory(prefix="mdpr-source-") as name:
-        root = Path(name) / posixpath.basename(params.path.rstrip("/"))
-        yield root, pull(params, root)
-
-
-def pull(params: PrepareParams, target: Path) -> Origin:
-    """Write the tracked folder to `target`, every file checked against DVC's digest; returns what it is."""
+def pulled(params: PrepareParams) -> Iterator[tuple[Path, Origin]]:
+    """The tracked folder, every file checked against DVC's digest, for as long as this lasts; and what it is."""
     try:
         from dvc.api import DVCFileSystem
         from dvc.repo.open_repo import clean_repos
@@ -74,21 +68,21 @@ def pull(params: PrepareParams, target: Path) -> Origin:
     # Of a folder DVC would take what is checked out; its last commit is a version.
     rev = params.rev or ("HEAD" if Path(params.repo).exists() else None)
     where = f"{params.path} of {params.repo}{f' at {params.rev}' if params.rev else ''}"
-    try:
-        _offer_login(params.repo)
-        files = DVCFileSystem(params.repo, rev=rev, subrepos=True)
-        digest = _digest(files, params.path, where)
-        origin = Origin(
-            repo=params.repo, rev=params.rev, path=params.path, commit=str(files.repo.get_rev()), md5=digest[1]
-        )
-        _copy(files, params.path, target, where)
-    except _failures() as error:
-        fix = _fix(error, "check prepare.rev", "prepare.repo")
-        raise DataError(f"{where} cannot be pulled ({one_line(_cause(error))[:300]}): {fix}") from None
-    finally:
-        clean_repos()  # the clones of this process, which DVC keeps for the next call
-    logger.info("pulled %s: commit %s, %s %s", where, origin.commit[:12], *digest)
-    return origin
+    with tempfile.TemporaryDirectory(prefix="mdpr-source-") as name:
+        target = Path(name) / posixpath.basename(params.path.rstrip("/"))
+        try:
+            _offer_login(params.repo)
+            files = DVCFileSystem(params.repo, rev=rev, subrepos=True)
+            kind, digest = _digest(files, params.path, where)
+            commit = str(files.repo.get_rev())
+            _copy(files, params.path, target, where)
+        except _failures() as error:
+            fix = _fix(error, "check prepare.rev", "prepare.repo")
+            raise DataError(f"{where} cannot be pulled ({one_line(_cause(error))[:300]}): {fix}") from None
+        finally:
+            clean_repos()  # the clones of this process, which DVC keeps for the next call
+        logger.info("pulled %s: commit %s, %s %s", where, commit[:12], kind, digest)
+        yield target, Origin(repo=params.repo, rev=params.rev, path=params.path, commit=commit, md5=digest)
 
 
 def read_tracked(rev: str, path: str) -> bytes:

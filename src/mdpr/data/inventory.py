@@ -70,9 +70,7 @@ def split_tables(
         table["class_name"] = table["label"].map(names)
         table["duplicate_of"] = digests.map(seen)
         table["repeats"] = _first_places(digests, places)
-        table["near_duplicate_of"] = _near_duplicates(
-            {name: (hashes[name], tables[name]["path"]) for name in tables}, hashes[split], near_duplicate_bits
-        )
+        table["near_duplicate_of"] = _near_duplicates(tables, hashes, split, near_duplicate_bits)
         table.loc[table["duplicate_of"].notna(), "near_duplicate_of"] = None
         other: list[str | None] = [None] * len(table)
         for row, (digest, label) in enumerate(zip(digests, table["label"], strict=True)):
@@ -129,20 +127,18 @@ def _first_places(digests: pd.Series, places: Sequence[str]) -> pd.Series:
 
 
 def _near_duplicates(
-    earlier: Mapping[Split, tuple[pd.Series, pd.Series]], hashes: pd.Series, max_bits: int | None
+    tables: Mapping[Split, pd.DataFrame], hashes: Mapping[Split, pd.Series], split: Split, max_bits: int | None
 ) -> pd.Series:
-    """Where the nearest image of the splits before (hashes, paths) lies, in words; missing if none is near."""
-    found = pd.Series([None] * len(hashes), dtype="object")
-    known = [(split, row, value) for split, (column, _) in earlier.items() for row, value in column.dropna().items()]
-    wanted = hashes.dropna()
-    if max_bits is None or not known or wanted.empty:
+    """Where the nearest image of the splits before, those of `tables`, lies, in words; missing if none is near."""
+    found = pd.Series([None] * len(hashes[split]), dtype="object")
+    if max_bits is None or not tables:
         return found
-    known_M = np.array([value for _, _, value in known], np.uint64)
-    nearest_N, bits_N = nearest_within(known_M, wanted.to_numpy(np.uint64), max_bits)
+    known, wanted = pd.concat({name: hashes[name] for name in tables}).dropna(), hashes[split].dropna()
+    nearest_N, bits_N = nearest_within(known.to_numpy(np.uint64), wanted.to_numpy(np.uint64), max_bits)
     for row, nearest, bits in zip(wanted.index, nearest_N.tolist(), bits_N.tolist(), strict=True):
         if nearest != NOTHING:
-            split, place, _ = known[nearest]
-            found[row] = f"{_place(split, place, earlier[split][1][place])} ({bits} bits)"
+            earlier, place = known.index[nearest]
+            found[row] = f"{_place(earlier, place, tables[earlier]['path'][place])} ({bits} bits)"
     return found
 
 

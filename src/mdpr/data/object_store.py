@@ -128,7 +128,7 @@ def list_files(files: AbstractFileSystem, root: str, address: str) -> list[Store
             continue
         if path == ".":
             raise DataError(f"{address} is one object: name the folder that holds the source")
-        if not all(part not in ("", ".", "..") for part in key.removeprefix(f"{root}/").split("/")):
+        if any(part in ("", ".", "..") for part in key.removeprefix(f"{root}/").split("/")):
             raise DataError(f"{address}: the key {printable(key)} is no path of a folder: rename it")
         listed.append(StoredFile(key, path, int(info["size"]), _fingerprint(info)))
     if not listed:
