@@ -71,6 +71,7 @@ from mdpr.artifacts.prepared import (
     SPLITS,
     Alike,
     ClassInfo,
+    ClassName,
     DataCard,
     Origin,
     Pictures,

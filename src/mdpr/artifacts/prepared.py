@@ -28,14 +28,19 @@ NO_HASH = 0
 """In place of the perceptual hash of a picture of one colour, which has none."""
 
 
-class ClassInfo(Format):
-    """One class of the label set. `index` is the key everywhere; names may repeat. `label` is the source's own word
-    for the class (a folder's name), if the name is another."""
+class ClassName(Format):
+    """One class of a source. `index` is the key everywhere; names may repeat: then `disambiguation` is a mark. `label`
+    is the source's own word for the class (a folder's name), if the name is another."""
 
     index: int = Field(ge=0)
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, pattern=r"\S")
     disambiguation: str | None = None
     label: str | None = None
+
+
+class ClassInfo(ClassName):
+    """One class of the label set, with its training images and shot group."""
+
     train_images: int = Field(ge=0)
     shot: ShotGroup
 

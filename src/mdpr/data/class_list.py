@@ -18,8 +18,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from mdpr.artifacts import ClassName, Format
 from mdpr.data.intake import read_list
 from mdpr.errors import DataError, printable
 from mdpr.params import fault_line, parse_json
@@ -35,20 +36,7 @@ SYNSET = re.compile(r"n\d{8}")
 NO_WORDS = re.compile(r"_|^\d+[.\-_ ]|^n\d{8}$|[a-z][A-Z]|\d$")
 
 
-class ClassName(BaseModel):
-    """One class of a source: its name, a mark if another class has that name, its label if that is another word."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    index: int = Field(ge=0)
-    name: str = Field(min_length=1, pattern=r"\S")
-    disambiguation: str | None = None
-    label: str | None = None
-
-
-class _ClassList(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _ClassList(Format):
     classes: tuple[ClassName, ...]
 
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdpr.artifacts import ClassInfo
-from mdpr.data.class_list import ClassName
+from mdpr.artifacts import ClassInfo, ClassName
 from mdpr.data.preparation import class_infos
 from mdpr.data.sources import Source
 from mdpr.data.sources.source import PixelSplit

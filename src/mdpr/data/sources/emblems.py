@@ -23,9 +23,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from mdpr.artifacts import Split
+from mdpr.artifacts import ClassName, Split
 from mdpr.artifacts.truth import STATES, ClassTruth, Truth, WorldTruth
-from mdpr.data.class_list import ClassName
 from mdpr.data.sources.source import Place, Source, SourceImage, encode_png
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {

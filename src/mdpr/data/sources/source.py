@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from mdpr.artifacts import Split, image_batches, open_images
+from mdpr.artifacts import ClassName, Split, image_batches, open_images
 from mdpr.artifacts.truth import Truth
-from mdpr.data.class_list import ClassName
 from mdpr.data.intake import IntakeLog, Links
 from mdpr.errors import DataError, printable
 from mdpr.images.decoding import read_file

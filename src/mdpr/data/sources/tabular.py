@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdpr.data.class_list import CLASS_LIST, ClassName, LabelReader, has_indices, read_class_list, shipped_class_list
+from mdpr.artifacts import ClassName
+from mdpr.data.class_list import CLASS_LIST, LabelReader, has_indices, read_class_list, shipped_class_list
 from mdpr.data.intake import read_list
 from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source
 from mdpr.errors import DataError, printable
