@@ -28,7 +28,7 @@ from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaSectionView
 from pydantic import Field
 
-from mdpr.artifacts import DataCard, Format
+from mdpr.artifacts import SPLITS, DataCard, Format, Split
 from mdpr.errors import CheckFailed, printable
 from mdpr.params import ValidateParams
 
@@ -61,7 +61,7 @@ def expectations(
     class_count: int, card: DataCard, params: ValidateParams, declared_ratio: float
 ) -> dict[str, list[gxe.Expectation]]:
     """The expectations on each table. Each carries its name and its level in `meta`."""
-    splits = {split: _on_images(class_count, params) for split in ("train", "val", "test")}
+    splits: dict[str, list[gxe.Expectation]] = {split: _on_images(class_count, params) for split in SPLITS}
     for split, is_cut in (("val", card.validation != "source"), ("test", card.test == "share")):
         splits[split] += _across_splits(params, card.cut_by if is_cut else None)
     balanced = gxe.ExpectColumnMaxToBeBetween(
@@ -118,12 +118,14 @@ def _on_images(class_count: int, params: ValidateParams) -> list[gxe.Expectation
 
 
 def _on_classes(card: DataCard) -> list[gxe.Expectation]:
-    levels: dict[str, Level] = dict.fromkeys(("val", "test"), "warning" if card.train_only else "error")
+    level: dict[Split, Level] = {
+        split: "warning" if card.train_only and split != "train" else "error" for split in SPLITS
+    }
     every_split = [
         gxe.ExpectColumnValuesToBeBetween(
-            column=f"{split}_images", min_value=1, meta=_meta(f"every_class_in_{split}", levels.get(split, "error"))
+            column=f"{split}_images", min_value=1, meta=_meta(f"every_class_in_{split}", level[split])
         )
-        for split in ("train", "val", "test")
+        for split in SPLITS
     ]
     return [
         gxe.ExpectColumnValuesToBeUnique(column="display_name", meta=_meta("class_names_distinct")),

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mdpr.artifacts import Split
+from mdpr.artifacts import SPLITS, Split
 from mdpr.data.class_list import NAME_FILES, name_labels
 from mdpr.data.intake import Links
 from mdpr.data.sources.source import FileSplit, Place, Source
 from mdpr.errors import DataError, printable
 from mdpr.images.decoding import IMAGE_SUFFIXES, is_image, utf8_name
 
-SPLIT_FOLDERS: tuple[Split, ...] = ("train", "val", "test")
 # How else people call the folders of splits, and trash, previews and metadata that programs leave in folders.
 SPLIT_NAMES = re.compile(
     r"(train|trn|val|valid|validation|dev|eval|evaluation|test|tst)(ing)?([ _-]?(set|data|split))?", re.I
@@ -74,9 +73,9 @@ class Walk:
         """The folder of each split; the root itself is train if there are no splits."""
         self.top = entries = self._entries(self.root)
         names = [entry.name for entry in entries if self._is_folder(entry)]
-        found: dict[Split, Path] = {split: self.root / split for split in SPLIT_FOLDERS if split in names}
+        found: dict[Split, Path] = {split: self.root / split for split in SPLITS if split in names}
         for name in names:
-            if name not in SPLIT_FOLDERS and SPLIT_NAMES.fullmatch(name):
+            if name not in SPLITS and SPLIT_NAMES.fullmatch(name):
                 raise DataError(
                     f"{self.root / name} is no split: rename it to train, val or test; if it is a class, give it "
                     "another name, or list the images in a table (prepare.source = csv)"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdpr.artifacts import ClassName
+from mdpr.artifacts import SPLITS, ClassName
 from mdpr.data.class_list import CLASS_LIST, LabelReader, has_indices, read_class_list, shipped_class_list
 from mdpr.data.intake import read_list
 from mdpr.data.sources.source import FileSplit, ParquetSplit, Place, Source
@@ -22,7 +22,6 @@ from mdpr.params import parse_json
 
 COLUMNS = ("path", "label")
 SPLIT_COLUMN = "split"
-CSV_SPLITS = ("train", "val", "test")
 
 
 def parquet_source(place: Place) -> Source:
@@ -51,7 +50,7 @@ def csv_source(place: Place) -> Source:
     rows = list(_csv_rows(file))
     classes = read_class_list(class_list) if has_indices(class_list) else None
     reader = LabelReader(classes, [row.label for row in rows], file, place.params.class_name_style)
-    splits = {split: listed_split(place, rows, split, reader) for split in CSV_SPLITS}
+    splits = {split: listed_split(place, rows, split, reader) for split in SPLITS}
     has_splits = any(row.split is not None for row in rows)
     return Source(
         classes=reader.classes,
@@ -115,7 +114,7 @@ def _csv_rows(file: Path) -> Iterator[ListedImage]:
                 raise DataError(f"{file} line {reader.line_num}: expected {len(columns)} values, {', '.join(columns)}")
             values = {column: value.strip() for column, value in row.items()}
             split = values.get(SPLIT_COLUMN)
-            if split is not None and split not in CSV_SPLITS:
+            if split is not None and split not in SPLITS:
                 raise DataError(f"{file} line {reader.line_num}: split {split!r} must be train, val or test")
             label = unicodedata.normalize("NFC", values["label"])
             yield ListedImage(reader.line_num, values["path"], label, split)
