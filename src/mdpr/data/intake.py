@@ -63,12 +63,18 @@ class IntakeLog:
         try:
             yield
         except DataError:
-            self._stop_if_bad()
+            self.stop_if_bad()
             raise
-        self._stop_if_bad()
+        self.stop_if_bad()
 
-    def _stop_if_bad(self) -> None:
-        if self._skip_bad or not self.left_out:
+    @property
+    def stops(self) -> bool:
+        """Whether something bad was met, and is not skipped."""
+        return bool(self.left_out) and not self._skip_bad
+
+    def stop_if_bad(self) -> None:
+        """Raises `DataError` if the log `stops`."""
+        if not self.stops:
             return
         count, first = len(self.left_out), "; ".join(self._first)
         if count == 1:

@@ -9,7 +9,7 @@ the pool are read before it; they wait for their split in a file without a name.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -188,6 +188,11 @@ def parts_by_content(
     """
     rows = _used(source.pool)
     pool = Pool(_read(None, source.pool, rows, arranged, params, log), prepared)
+    if log.stops:  # a cut of what is left is for nothing: the other splits are read for their faults
+        for name, split in arranged.source.splits.items():
+            if name != "train":
+                deque(_read(name, split, _used(split), arranged, params, log), maxlen=0)
+        log.stop_if_bad()
     groups = Groups.of(pool.pictures, params.near_duplicate_bits, previous.pictures if previous else None)
     different_C = [len(members) for members in groups.members(source.pool.labels_N[pool.rows_P], len(source.classes))]
     arranged = arrange(source, params, different_C)

@@ -108,12 +108,16 @@ def test_all_bad_pictures_are_counted_at_once_and_the_first_named(
     assert {listed.partition(" ")[0] for listed in card.left_out} == set(bad)
 
 
-def test_bad_pictures_are_named_before_the_class_that_lacks_them(make_folder: MakeSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut_by", ["content", "order"])
+def test_bad_pictures_are_named_before_the_class_that_lacks_them(
+    cut_by: str, make_folder: MakeSource, tmp_path: Path
+) -> None:
     root = make_folder({"train": (9, 9, 9), "test": (4, 2, 4)})
-    for image in (root / "test" / "bee").iterdir():
-        truncated(image)
-    with pytest.raises(DataError, match=r"^2 images or rows cannot be used: .*/test/bee/000\.png"):
-        prepare("folder", root, tmp_path / "prepared")
+    for name in ("test/bee", "train/cat"):
+        for image in (root / name).iterdir():
+            truncated(image)
+    with pytest.raises(DataError, match=r"^11 images or rows cannot be used: .*/train/cat/000\.png"):
+        prepare("folder", root, tmp_path / "prepared", cut_by=cut_by)
 
 
 def test_what_is_left_out_does_not_change_what_else_is_there(make_folder: MakeSource, tmp_path: Path) -> None:
