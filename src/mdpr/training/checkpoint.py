@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,12 @@ def listen_for_sigterm() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inside `set` a second one would wait for the event's own lock
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, note)
     try:
         yield stop
     finally:

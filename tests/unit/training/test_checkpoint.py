@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,29 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_old_one(
     found = checkpoints.read()
     assert found is not None
     assert found.record["epoch"] == 1
+
+
+# Whatever line of the handler runs, another SIGTERM comes: a launcher and the node's agent both send one.
+SIGNALS = """
+import signal, sys
+from mdpr.training.checkpoint import listen_for_sigterm
+
+lines = set()
+
+def send_again(frame, event, argument):
+    if (line := (frame.f_code, frame.f_lineno)) not in lines:
+        lines.add(line)
+        signal.raise_signal(signal.SIGTERM)
+    return send_again
+
+with listen_for_sigterm() as stop:
+    sys.settrace(send_again)
+    signal.raise_signal(signal.SIGTERM)
+    sys.settrace(None)
+    print(stop.is_set(), len(lines) > 1)
+"""
+
+
+def test_a_second_sigterm_inside_the_handler_of_the_first_does_no_harm() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
