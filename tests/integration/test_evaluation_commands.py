@@ -87,7 +87,7 @@ def test_the_folder_its_report_and_its_run(data: Path, tmp_path: Path) -> None:
     assert metrics["chance"]["all"] == pytest.approx(0.1)
     assert all(metrics[name]["all"] > 0.3 for name in ("zero_shot", "nearest_mean", "logistic"))
     assert "Logistic regression" in (evaluation / "report.html").read_text(encoding="utf-8")
-    predictions, seen = read_predictions(evaluation), read_seen(evaluation)
+    predictions, seen = read_predictions(evaluation), read_seen(evaluation, "evaluate")
     assert seen is not None
     assert not set(predictions["image"]) & set(seen.tolist())
     assert set(pd.read_csv(evaluation / "routing.csv")["shot"]) <= {"many", "medium", "few"}

@@ -74,18 +74,18 @@ def write_seen(model: Path, *, train_N: np.ndarray, val_N: np.ndarray) -> None:
     write_tensors(model / SEEN_FILE, arrays, {"format": SEEN_FORMAT})
 
 
-def read_seen(folder: Path) -> np.ndarray:
+def read_seen(folder: Path, stage: str) -> np.ndarray:
     """The digests of all images that the model has seen, int64, sorted; raises `ArtifactError`.
 
-    `folder` is model/, or the evaluation/ of that model.
+    `folder` is the model/ that `stage` tune wrote, or the evaluation/ of evaluate, which copies the file.
     """
     import numpy as np
 
     path = folder / SEEN_FILE
-    arrays, metadata = read_tensors(path, "tune")
+    arrays, metadata = read_tensors(path, stage)
     if metadata.get("format") != SEEN_FORMAT or any(array.dtype != np.int64 for array in arrays.values()):
-        raise ArtifactError(f"{path} does not hold digests of images ({SEEN_FORMAT}): run tune again")
-    check_digest(path, arrays, metadata, "tune")
+        raise ArtifactError(f"{path} does not hold digests of images ({SEEN_FORMAT}): run {stage} again")
+    check_digest(path, arrays, metadata, stage)
     return np.unique(np.concatenate([np.empty(0, np.int64), *arrays.values()]))
 
 

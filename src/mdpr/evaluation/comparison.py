@@ -89,7 +89,7 @@ def read_results(folder: Path, name: str) -> Run:
         classes=[str(name) for name in table["class"]],
         shots=[str(shot) for shot in table["shot"]],
         image_N=predictions["image"].to_numpy(),
-        seen=read_seen(folder),
+        seen=read_seen(folder, "evaluate"),
     )
 
 

@@ -85,7 +85,7 @@ def load_champion(store: Store, champion: Version, test: TestSet, checkpoint: Pa
         if answers is None:
             answers = _answers_of_today(store, champion, test, Path(scratch), checkpoint)
         label = in_order(test.predictions)[["index", "label", "image"]]
-        return Candidate(label.assign(**answers), read_class_names(folder), read_seen(folder))
+        return Candidate(label.assign(**answers), read_class_names(folder), read_seen(folder, "evaluate"))
 
 
 def find_answers(kept: pd.DataFrame, test: TestSet) -> dict[str, np.ndarray] | None:

@@ -75,7 +75,7 @@ def _load_classifier(folders: Folders, names: Sequence[str], fingerprint: str) -
     if list(classifier.class_names) != names:
         raise ArtifactError(f"{folders.model} was tuned for other classes than {folders.prepared} holds: rerun tune")
     classifier.backbone.check_fingerprint(folders.probe, fingerprint)
-    read_seen(folders.model)
+    read_seen(folders.model, "tune")
     return classifier
 
 

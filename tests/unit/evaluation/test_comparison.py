@@ -127,3 +127,6 @@ def test_command_names_what_is_wrong(write: Write, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = CliRunner().invoke(cli, ["compare", folder, str(tmp_path / "empty")])
     assert "predictions.parquet is missing: run evaluate first" in str(result.exception)
+    (write("unseen") / "seen.safetensors").unlink()
+    result = CliRunner().invoke(cli, ["compare", folder, str(tmp_path / "unseen")])
+    assert "seen.safetensors is missing: run evaluate first" in str(result.exception)
