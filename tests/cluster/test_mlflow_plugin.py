@@ -18,8 +18,7 @@ pytestmark = pytest.mark.integration
 FIELDS = [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
 # What `tune` does with its run, without the training.
 PROGRAM = """
-from mdpr.mlops.runs import lineage_tags
-from mdpr.mlops.runs import open_run
+from mdpr.mlops.runs import lineage_tags, open_run
 from mdpr.params import TrackingParams
 with open_run(TrackingParams(system_metrics=False), "ours", {"seed": 0}, lineage_tags()) as run:
     run.log_epoch({"loss": 0.5}, 0)

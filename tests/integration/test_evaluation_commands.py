@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,18 @@ def data(tmp_path: Path, encoded: Mapping[str, Path], small_params: Params, monk
     sections = {"tracking": tracking.model_dump(), "evaluate": {"gallery_images": 4}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     return folder
+
+
+def test_what_is_missing_is_named_before_an_image_is_read(data: Path, small_params: Params) -> None:
+    paths = {name: data / name for name in ("prepared", "probe", "knowledge", "features", "model")}
+    made = {"evaluation": data / "again", "scores": data / "scores-again"}
+    paths["prepared"] = shutil.copytree(data / "prepared", data / "prepared-copy")
+    (paths["prepared"] / "test.parquet").unlink()
+    for port, file in (("knowledge", "audit.json"), ("features", "audit.json"), ("model", "seen.safetensors")):
+        copy = shutil.copytree(data / port, data / f"{port}-copy")
+        (copy / file).unlink()
+        with pytest.raises(ArtifactError, match=f"{port}-copy/{file} is missing: run "):
+            run_stage(load_stage("evaluate"), paths | made | {port: copy}, small_params)
 
 
 def test_what_validation_chose_is_served_as_it_was_evaluated(

@@ -34,7 +34,7 @@ def evaluate(
     """
     from mdpr import artifacts
     from mdpr.artifacts.truth import read_truth
-    from mdpr.evaluation.report.document import Folders, write_report
+    from mdpr.evaluation.report.document import Folders, read_audit, write_report
     from mdpr.evaluation.score_table import write_scores
     from mdpr.evaluation.scoring import evaluate_splits, measure_pictures
     from mdpr.evaluation.tables import Results
@@ -46,6 +46,7 @@ def evaluate(
     frozen = artifacts.read_probe(probe, names)
     classifier = _load_classifier(folders, names, frozen.fingerprint)
     prior_CV = artifacts.read_features(features, names).prior_CV if classifier.config.tune.routing else None
+    read_audit(knowledge, features)  # the report shows it: that it is missing must be known before images are scored
 
     reference = ReferenceRecorder()
     baselines = artifacts.read_baselines(probe, frozen)
