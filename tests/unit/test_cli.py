@@ -165,7 +165,7 @@ def test_a_terminal_that_cannot_show_a_character_gets_another(encoding: str, tmp
 
 # A command as mdpr.commands has them, whose thread goes on computing in a C++ library when a signal comes.
 COMPUTES = """
-import sys, threading, types
+import sys, threading, time, types
 import click
 import pyarrow as pa, pyarrow.compute, torch
 from mdpr import cli
@@ -184,7 +184,8 @@ def stall():
     threading.Thread(target=go_on, daemon=True).start()
     with listen_for_sigterm() as stop:
         print("ready", flush=True)
-        stop.wait()
+        while not stop.is_set():  # as tune does: a handler cannot set an event whose lock `wait` holds
+            time.sleep(0.01)
     raise Interrupted("stopped")
 
 sys.modules["mdpr.commands.stalling"] = types.SimpleNamespace(stall=stall)
