@@ -22,6 +22,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import sys
 import time
 import uuid
@@ -43,7 +44,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mdpr.errors import MdprError, printable
+from mdpr.errors import ConfigError, MdprError, printable
 from mdpr.model.inference import DEADLINE, Classifier, read_prior, read_served_config
 from mdpr.monitoring.recording import REQUEST_ID, AnswerRecorder, LogSettings, check_folder, log_source
 from mdpr.params import MAX_TOP_K
@@ -328,10 +329,25 @@ def parse_arguments() -> tuple[argparse.Namespace, LogSettings | None]:
     return options, settings
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises `ConfigError` if the server could not listen there: found out before a model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a server that ended is no obstacle
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError(
+                f"--host {host} --port {port}: {reason}: end what listens there, or choose another address"
+            ) from None
+
+
 def main() -> None:
     """Start the server: one line and exit code 2 for a user's mistake."""
     options, log = parse_arguments()
     try:  # what only the workers use, so that a mistake ends the command
+        check_address(options.host, options.port)
         if log:
             check_folder(log.folder)
         if options.prior:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
 
-from mdpr.mlops.serving import MAX_JSON_VALUES, Rejected, read_request
+from mdpr.errors import ConfigError
+from mdpr.mlops.serving import MAX_JSON_VALUES, Rejected, check_address, read_request
 
 
 def body(**content: Any) -> bytes:
@@ -65,3 +67,15 @@ def test_what_is_no_request_is_refused_without_repeating_it(content: bytes, word
         read_request(content)
     assert refused.value.status == 400
     assert "\n" not in str(refused.value)
+
+
+def test_an_address_that_cannot_be_listened_at_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"--port {port}: address already in use"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)  # the other has ended
+    with pytest.raises(ConfigError, match=r"--host 192\.0\.2\.1 .*cannot assign"):
+        check_address("192.0.2.1", 8080)
+    with pytest.raises(ConfigError, match=r"--host no\.such\.invalid --port 8080: "):
+        check_address("no.such.invalid", 8080)
