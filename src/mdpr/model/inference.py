@@ -167,6 +167,8 @@ def _opened(
                 yield opened
         return
     folder = Path(model)
+    if not folder.is_dir():
+        raise ArtifactError(f"{model} is not a folder: name one that tune wrote, or an address like models:/NAME@ALIAS")
     if (folder / "MLmodel").is_file():
         parts = _parts(folder)
         shipped: dict[str, Any] = {key: str(parts[key]) for key in ("architecture", "weights") if key in parts}
@@ -205,7 +207,7 @@ def _download(address: str, scratch: str) -> str:
         return str(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
     except mlflow.MlflowException as error:
         hint = "mdpr registry list shows the versions, and why one was not promoted"
-        raise TrackingError(f"{address}: {one_line(error)[:300]} ({hint})") from None
+        raise TrackingError(f"{address}: {one_line(error)[:300].rstrip('.')} ({hint})") from None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mdpr.artifacts import ModelConfig
-from mdpr.errors import ConfigError
-from mdpr.model.inference import DeploymentPrior, assumed_prior, read_prior
+from mdpr.errors import ArtifactError, ConfigError
+from mdpr.model.inference import Classifier, DeploymentPrior, assumed_prior, read_prior
 from mdpr.params import BackboneParams, TuneParams
 
 NAMES = ("boot", "bag", "coat")
@@ -113,3 +113,9 @@ def test_a_prior_that_does_not_fit_is_one_line(
 def test_a_prior_that_is_not_there_is_one_line(config: Callable[..., ModelConfig]) -> None:
     with pytest.raises(ConfigError, match="uniform or a JSON file"):
         read_prior("nowhere.json", config())
+
+
+@pytest.mark.parametrize("model", ["data/nowhere", "runs:/0123456789abcdef", "models:shoes@champion", "model.zip"])
+def test_what_is_no_model_is_named_with_what_would_be_one(model: str) -> None:
+    with pytest.raises(ArtifactError, match=f"^{model} is not a folder: .* models:/NAME@ALIAS"):
+        Classifier.load(model)
