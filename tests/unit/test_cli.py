@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mdpr.artifacts import ClassInfo, write_classes
 from mdpr.cli import stage_command
 from mdpr.launch import COLLECT_AFTER
 from mdpr.params import DIMENSIONS
@@ -133,6 +134,25 @@ def test_verbose_adds_the_traceback_and_keeps_the_line(words: tuple[str, ...], t
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: params.yaml does not exist")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("audit", "nowhere/knowledge.json"),
+        ("new", "new.json", "--prepared", "prepared", "--earlier", "nowhere/knowledge.json"),
+    ],
+)
+def test_a_knowledge_base_that_is_missing_is_named_with_what_makes_one(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    classes = [ClassInfo(index=i, name=name, train_images=1, shot="few") for i, name in enumerate(("boot", "bag"))]
+    (tmp_path / "prepared").mkdir()
+    write_classes(tmp_path / "prepared", classes)
+    done = mdpr("knowledge", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere/knowledge.json is missing: run describe first" in done.stderr
+    assert "mdpr knowledge new FILE" in done.stderr
 
 
 def test_control_characters_never_reach_the_terminal(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class Knowledge(Format):
 
 def parse_knowledge(path: Path) -> Knowledge:
     """A knowledge base as it stands, gaps included. Raises `KnowledgeError` if the file is not one."""
+    if not path.exists():
+        raise KnowledgeError(f"{path} is missing: run describe first, or start one by hand: mdpr knowledge new FILE")
     try:
         knowledge = parse(path, Knowledge, read_json(path), KnowledgeError)
     except ArtifactError as error:
