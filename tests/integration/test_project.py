@@ -255,7 +255,10 @@ def test_update_writes_what_is_untouched_and_shows_the_rest(team: Path, run: Run
 def test_init_refuses_where_something_is(tmp_path: Path, run: Run) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
-    assert "is not empty" in run(tmp_path, "mdpr", "init", "full", code=2)
+    for command in (("init", "full"), ("demo", "--folder", "full")):
+        printed = run(tmp_path, "mdpr", *command, code=2)
+        assert "is not empty" in printed
+        assert "--update" not in printed  # it would refuse a folder that is no project
     assert (tmp_path / "full/notes.txt").read_text() == "mine"
     subprocess.run(["git", "init", "--quiet", tmp_path / "other"], check=True)
     assert "lies in the repository" in run(tmp_path, "mdpr", "init", "other/inner", code=2)
@@ -265,6 +268,7 @@ def test_init_refuses_where_something_is(tmp_path: Path, run: Run) -> None:
     run(tmp_path, "mdpr", "init", "other/build/inner", "--images", "pictures")
     params = yaml.safe_load((tmp_path / "other/build/inner/params.yaml").read_text())
     assert params["prepare"]["root"] == str(tmp_path / "pictures")
+    assert "mdpr init --update" in run(tmp_path, "mdpr", "init", "other/build/inner", code=2)
     printed = run(tmp_path / "other", "mdpr", "init", "../beside it", "--images", "data/later")
     assert "cd '../beside it'; put images into data/later; " in printed
     assert "is a file" in run(tmp_path, "mdpr", "init", "full/notes.txt/new", code=2)

@@ -91,7 +91,8 @@ def create(folder: Path, choices: Choices) -> list[str]:
     if file:
         raise ConfigError(f"{file} is a file: name a new folder")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name a new folder; --update shows what a new version would change")
+        update = "; mdpr init --update brings this project to a new version" if (folder / RECORD).exists() else ""
+        raise ConfigError(f"{folder} is not empty: name a new folder{update}")
     if shutil.which("git") is None:
         raise MdprError("git is not on the path: install it")
     above = next((parent for parent in folder.resolve().parents if (parent / ".git").exists()), None)
