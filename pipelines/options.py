@@ -113,7 +113,10 @@ def _parameter(text: str, variant: str, known: Mapping[str, Any]) -> tuple[str, 
     name, separator, content = text.partition("=")
     offered = [key for key in known if key not in ("recipe", "overrides")]
     if not separator or name not in offered:
-        raise ConfigError(f"--parameter {text}: the pipeline {variant} takes NAME=VALUE of {', '.join(offered)}")
+        raise ConfigError(
+            f"--parameter {text}: the pipeline {variant} takes NAME=VALUE of {', '.join(offered)}; "
+            "any other setting is --set SECTION.KEY=VALUE"
+        )
     if name in CHOICES:
         return name, read_value(CHOICES[name].key, content, f"--parameter {name}")
     kind, value = type(known[name].default), parse_yaml(content, f"--parameter {name}")

@@ -160,6 +160,7 @@ def test_a_parameter_is_read_as_set_reads_its_setting(parameter: str, value: Any
     [
         ("training", "shards=2", "the pipeline training takes NAME=VALUE of source, "),
         ("knowledge", "shards", "takes NAME=VALUE"),
+        ("training", "epoch=3", "any other setting is --set SECTION.KEY=VALUE"),
         ("knowledge", "shards=two", "must be of type int"),
         ("knowledge", "shards=true", "must be of type int"),
         ("knowledge", "shards=[", "is not valid YAML"),
