@@ -104,6 +104,11 @@ def test_from_the_first_model_to_a_rollback(
     assert (outcome.decision, outcome.champion_before, outcome.champion_after) == ("promoted", None, "1")
     again = promote(registered, first, policy)
     assert (again.decision, again.reason) == ("kept", "version 1 is the champion already")
+    seen = run(
+        *("promote", "--dry-run", "--prepared", str(first), "--evaluation", str(first)),
+        *("--registration", str(tmp_path / "registration.json")),
+    )
+    assert seen.strip() == "version 1 of shoes would not be promoted: version 1 is the champion already"  # no table
     version = store.client.get_model_version("shoes", "1")
     assert f"promoted: {outcome.reason}" in version.description
     assert all(f"\n- {describe(check)}" in version.description for check in outcome.checks)

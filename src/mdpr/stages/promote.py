@@ -51,7 +51,8 @@ def preview(prepared: In, evaluation: In, registration: In, *, params: PromotePa
     judgement = promotions.judge(Registration.read(registration), evaluation, prepared, _policy(params))
     outcome = judgement.promotion()
     console = Console()
-    console.print(promotions.checks_table(outcome))
+    if outcome.checks:  # none if there is nothing to compare: the version is the champion already
+        console.print(promotions.checks_table(outcome))
     decision = "would be promoted" if outcome.decision == "promoted" else "would not be promoted"
     console.print(f"version {outcome.version} of {outcome.model_name} {decision}: {outcome.reason}", markup=False)
 
