@@ -16,8 +16,11 @@ from mdpr.params import Params, load_params
 from mdpr.stages.stage import load_stage, run_stage
 
 SMALL = [
-    *("prepare.max_images_per_class=60", "prepare.imbalance_ratio=10", "prepare.val_images_per_class=10"),
-    *("prepare.test_from=share", "prepare.test_share=0.05"),  # 60 test images per class; the archive's own are 1,000
+    "prepare.max_images_per_class=60",
+    "prepare.imbalance_ratio=10",
+    "prepare.val_images_per_class=10",
+    "prepare.test_from=share",
+    "prepare.test_share=0.05",  # 60 test images per class; the archive's own are 1,000
 ]
 
 

@@ -197,7 +197,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _fix(error: Exception, revision: str, repository: str) -> str:
-    """What to do about `error`; `revision` if there is no such one, `repository` is what to check otherwise."""
+    """The fix for `error`: `revision` if the revision does not exist, else to check `repository`."""
     from dvc.scm import CloneError, RevError
 
     if isinstance(error, RevError):

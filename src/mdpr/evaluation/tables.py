@@ -42,10 +42,7 @@ from mdpr.evaluation.score_table import GROUPS, LEAST, MOST, Metrics
 from mdpr.evaluation.uncertainty import RESAMPLINGS, biases, gain_intervals, intervals
 from mdpr.params import DIMENSIONS
 
-VARIANT_COLUMNS = [
-    *("variant", "kind", *GROUPS, "worst_class", "top1", "ece", "nll"),
-    *("gain", "gain_low", "gain_high"),
-]
+VARIANT_COLUMNS = ["variant", "kind", *GROUPS, "worst_class", "top1", "ece", "nll", "gain", "gain_low", "gain_high"]
 SHOWN = "shown"  # the state of a dimension in a drawn picture (`mdpr.artifacts.truth`)
 
 

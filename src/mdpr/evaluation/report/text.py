@@ -206,7 +206,7 @@ def figure_cells(results: Results, branch: str) -> list[Cell]:
 
 
 def bias_rows(biases: Biases, branches: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """Branch -> slope and rank correlation of every bias, in the order of `BIAS_TITLES`; a dash where there is none."""
+    """Branch -> slope and rank correlation of every bias, in the order of `BIAS_TITLES`; a dash for None."""
     rows = []
     for branch in branches:
         cells: list[Cell] = []
